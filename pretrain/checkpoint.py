@@ -1,0 +1,140 @@
+"""Files that survive: atomic writes, checked reads, the run's checkpoint and the exported backbone.
+
+A checkpoint is a plain dict that `torch.load(weights_only=True)` reads. Required keys:
+`format` ("sslight-1"), `method`, `arch` (timm's name), `epoch`, `step`, `model` (state dict), `optimizer`, `rng`,
+`config` (plain dict), `preprocess` (mean, std, color_order, size) and `networks`: a dict of a network's name to the
+prefix of its backbone in `model`, the one to evaluate first, e.g. {"student": "student.backbone.", "teacher": ...}.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pretrain.errors import InputError
+
+FORMAT = "sslight-1"
+REQUIRED = ("format", "method", "arch", "epoch", "step", "model", "optimizer", "rng", "config", "preprocess", "networks")
+
+
+def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
+    """Call `write(temporary)`, flush it to the disk and rename it to `path`: readers see the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path | str, data: object) -> None:
+    """Write `data` as indented JSON, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n"))
+
+
+def sha256(path: Path | str) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_archive(path: Path | str) -> None:
+    """Raise InputError unless `path` is a readable file whose zip records, if it is a zip, all match their CRCs.
+
+    torch does not check them: a flipped bit would load as a silently wrong weight.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"checkpoint not found: {path}")
+    if not path.is_file():
+        raise InputError(f"not a checkpoint file: {path} is a directory; name the file, e.g. {path / 'last.pth'}")
+    if path.stat().st_size == 0:
+        raise InputError(f"checkpoint is empty (0 bytes): {path}; fetch or train it again")
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+            raise InputError(f"checkpoint is corrupt: {path} ({error}); fetch or train it again") from None
+        if broken:
+            raise InputError(f"checkpoint is corrupt: {path} (record '{broken}' fails its checksum); fetch or train it again")
+
+
+def save_checkpoint(path: Path | str, checkpoint: dict) -> None:
+    """Write a run's checkpoint atomically. Raises KeyError if a required key is missing."""
+    for key in REQUIRED:
+        checkpoint[key]
+    write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
+
+
+def load_checkpoint(path: Path | str) -> dict:
+    """Read a run's checkpoint onto the CPU, never executing anything. Raises InputError naming what is wrong."""
+    check_archive(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise InputError(f"not a readable checkpoint: {path} ({reason})") from None
+    missing = [key for key in REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing or checkpoint["format"] != FORMAT:
+        raise InputError(f"not a checkpoint of this project: {path} (lacks {', '.join(missing) or FORMAT}); "
+                         "foreign checkpoints go through `sslight convert`")
+    return checkpoint
+
+
+def backbone_state(checkpoint: dict, network: str | None = None) -> dict[str, Tensor]:
+    """The state dict of one network's backbone in a run's checkpoint, in timm's names.
+
+    `network` is a key of `checkpoint["networks"]`; by default the one the method evaluates.
+    """
+    networks = checkpoint["networks"]
+    network = network or next(iter(networks))
+    if network not in networks:
+        raise InputError(f"no network '{network}' in the checkpoint; it has {', '.join(networks)}")
+    prefix = networks[network]
+    return {key[len(prefix):]: value for key, value in checkpoint["model"].items() if key.startswith(prefix)}
+
+
+def save_backbone(path: Path | str, state: dict[str, Tensor], *, arch: str, method: str, preprocess: dict,
+                  source_sha256: str = "", converted: str = "") -> None:
+    """Write a backbone file: timm's key names, and a header that says what it is and how to feed it.
+
+    `preprocess` holds mean, std, color_order and size; `converted` says how the file came about. `safetensors`
+    metadata is text, so `preprocess` is stored as JSON.
+    """
+    header = {"format": "pt", "arch": arch, "method": method, "preprocess": json.dumps(preprocess),
+              "source_sha256": source_sha256, "converted": converted}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+
+def load_backbone(path: Path | str) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and header of a backbone file, `preprocess` as a dict. Raises InputError if it is not one."""
+    check_archive(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        header["preprocess"] = json.loads(header.get("preprocess", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"not a readable safetensors file: {path} ({error})") from None
+    return tensors, header

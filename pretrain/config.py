@@ -1,0 +1,205 @@
+"""Configuration: YAML files with `_BASE_`, trailing `KEY VALUE` overrides, and errors that name the nearest key.
+
+`load_config` serves every command of the project; the defaults below are pre-training's. Units are in the comments.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from pretrain.errors import InputError, nearest
+
+DEFAULTS = {
+    "METHOD": "dino",  # dino, swav or moco
+    "SEED": 0,
+    "OUTPUT_DIR": "",
+    "MODEL": {
+        "BACKBONE_ARCH": "mobilenet_v2",  # an alias of pretrain.backbones or a timm name
+        "DROP_PATH_RATE": 0.0,  # of the trained network; rises linearly over depth
+    },
+    "DATA": {
+        "PATH_TO_DATA_DIR": "",
+        "MEAN": [0.485, 0.456, 0.406],  # RGB, of images in [0, 1]
+        "STD": [0.229, 0.224, 0.225],
+        "WORKERS": 4,  # loader processes per process
+        "PIPELINE": "fast",  # fast, or reference: the PIL / torchvision definition of the augmentation
+        "COLOR_ON_DEVICE": False,  # colour work batched on the training device instead of in the workers
+        "MAX_CORRUPT": 0.001,  # fraction of unreadable images above which the run stops
+    },
+    "VIEWS": {
+        "GLOBAL_SIZE": 224,  # pixels
+        "GLOBAL_SCALE": [0.3, 1.0],  # of the image's area
+        "LOCAL_NUMBER": 6,  # 0: two-view training
+        "LOCAL_SIZE": 128,
+        "LOCAL_SCALE": [0.05, 0.3],
+        "FLIP_PROB": 0.5,
+        "COLOR_JITTER": [0.4, 0.4, 0.2, 0.1],  # brightness, contrast, saturation, hue
+        "COLOR_JITTER_PROB": 0.8,
+        "GRAYSCALE_PROB": 0.2,
+        "BLUR_PROB": [1.0, 0.1, 0.5],  # global 1, global 2, locals
+        "SOLARIZE_PROB": [0.0, 0.2],  # global 1, global 2
+    },
+    "LOSS": {"WEIGHTS": [0.4, 0.6]},  # of the mean global-global and the mean global-local term
+    "DINO": {
+        "STUDENT_TEMP": 0.1,
+        "TEACHER_TEMP": 0.07,
+        "WARMUP_TEACHER_TEMP": 0.04,
+        "WARMUP_TEACHER_TEMP_EPOCHS": 50,
+        "CENTER_MOMENTUM": 0.9,
+        "MOMENTUM": 0.996,  # of the teacher; cosine to MOMENTUM_END
+        "MOMENTUM_END": 1.0,
+        "FREEZE_LAST_LAYER_EPOCHS": 1,
+        "HIDDEN_SIZE": 2048,
+        "NUM_LAYERS": 3,
+        "BOTTLENECK_DIM": 256,
+        "OUTPUT_DIM": 4096,
+        "HEAD_BN": True,
+        "NORM_LAST_LAYER": True,  # the weight norm's g stays 1
+    },
+    "SWAV": {
+        "TEMPERATURE": 0.1,
+        "EPSILON": 0.05,
+        "SINKHORN_ITERATIONS": 3,
+        "QUEUE_LENGTH": 3840,  # over all processes; rounded down to a multiple of the global batch; 0: none
+        "EPOCH_QUEUE_STARTS": 15,
+        "FREEZE_PROTOTYPES_EPOCHS": 1,
+        "PROTOTYPES": 3000,
+        "HIDDEN_SIZE": 4096,
+        "NUM_LAYERS": 2,
+        "OUTPUT_DIM": 128,
+        "HEAD_BN": True,
+    },
+    "MOCO": {
+        "TEMPERATURE": 0.2,
+        "QUEUE_LENGTH": 65536,
+        "MOMENTUM": 0.999,  # of the key encoder, constant
+        "HIDDEN_SIZE": 2048,
+        "NUM_LAYERS": 2,
+        "OUTPUT_DIM": 128,
+        "HEAD_BN": False,
+    },
+    "SOLVER": {
+        "OPTIMIZER": "LARS",  # LARS or AdamW
+        "BASE_LR": 0.48,  # per 256 images of the global batch
+        "MIN_LR": 0.0048,  # absolute
+        "START_WARMUP": 0.0,  # absolute
+        "WARMUP_EPOCHS": 10,
+        "TOTAL_EPOCHS": 200,
+        "WEIGHT_DECAY": 1e-6,
+        "WEIGHT_DECAY_END": 1e-6,
+        "MOMENTUM": 0.9,  # LARS
+        "CLIP_GRAD": 0.0,  # total norm; 0: no clipping
+    },
+    "TRAIN": {
+        "BATCH_SIZE": 128,  # images per process and forward
+        "ACCUMULATE": 1,  # forwards per optimizer step: global batch = BATCH_SIZE x processes x ACCUMULATE
+        "AMP": "none",  # none, bf16 or fp16
+        "CHANNELS_LAST": True,  # memory layout only: the numbers are FP32's
+        "COMPILE": False,
+        "AUTO_RESUME": True,
+        "CHECKPOINT_FILE_PATH": "",  # start from this checkpoint
+        "CHECKPOINT_PERIOD": 20,  # epochs between kept checkpoints; the last one is always kept
+        "SAVE_SECONDS": 600.0,  # at most this much work is lost in a crash
+        "JOINT_LINEAR_PROBE": False,
+        "LOG_PERIOD": 20,  # steps
+    },
+    "KNN": {
+        "PERIOD": 1,  # epochs; 0: off
+        "MODE": "loo",  # loo: val against val, leaving one out (published); train: val against train
+        "K": 20,
+        "TEMPERATURE": 0.07,
+    },
+}
+
+
+def load_config(defaults: Mapping, file: str | Path | None, overrides: Sequence[str] = (),
+                translate: Callable[[dict], dict] | None = None) -> CfgNode:
+    """Defaults, then the file and its `_BASE_` chain, then `KEY VALUE` pairs. The result is frozen.
+
+    `translate` maps a flat {dotted key: value} dict of another spelling to ours before it is checked.
+    Raises InputError for an unknown key (naming the nearest), a value of the wrong type, or an unreadable file.
+    """
+    cfg = CfgNode(defaults)
+    for settings, where in ((_read_file(file), str(file)), (_read_overrides(overrides), "command line")):
+        if translate:
+            settings = translate(settings)
+        for key, value in settings.items():
+            _set(cfg, key, value, where)
+    cfg.freeze()
+    return cfg
+
+
+def to_dict(cfg: CfgNode) -> dict:
+    """The configuration as plain nested dicts, lists and scalars."""
+    return {key: to_dict(value) if isinstance(value, CfgNode) else value for key, value in cfg.items()}
+
+
+def flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Pairs (dotted key, value) of nested dicts."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def dump(cfg: CfgNode) -> str:
+    """The configuration as YAML."""
+    return yaml.safe_dump(to_dict(cfg), sort_keys=False)
+
+
+def _read_file(file: str | Path | None) -> dict:
+    if not file:
+        return {}
+    if not Path(file).is_file():
+        raise InputError(f"config file not found: {file}")
+    try:
+        tree = CfgNode.load_yaml_with_base(str(file))
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: _BASE_ file not found: {error.filename}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, RecursionError, OSError) as error:
+        raise InputError(f"{file} is not a YAML file of settings: {str(error).splitlines()[0] if str(error) else error!r}") \
+            from None
+    return dict(flatten(tree))
+
+
+def _read_overrides(overrides: Sequence[str]) -> dict:
+    if len(overrides) % 2:
+        raise InputError(f"overrides are KEY VALUE pairs; '{overrides[-1]}' has no value")
+    return {key: _parse(value) for key, value in zip(overrides[::2], overrides[1::2], strict=True)}
+
+
+def _parse(text: object) -> object:
+    try:
+        return ast.literal_eval(text) if isinstance(text, str) else text
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _set(cfg: CfgNode, key: str, value: object, where: str) -> None:
+    known = dict(flatten(cfg))
+    if key not in known:
+        raise InputError(f"unknown config key '{key}' ({where}){nearest(key, known)}")
+    old, value = known[key], _parse(value)  # YAML 1.1 reads 1e-6 as text
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(old, list) and isinstance(value, tuple):
+        value = list(value)
+    if isinstance(old, str) and value is None:
+        value = ""
+    if isinstance(old, list) and isinstance(value, list):
+        kind = {type(item) for item in old}
+        if kind == {float}:
+            value = [float(item) if isinstance(item, int) else item for item in value]
+    if type(value) is not type(old):
+        raise InputError(f"config key '{key}' ({where}) wants {type(old).__name__}, not {value!r}")
+    *parents, leaf = key.split(".")
+    node = cfg
+    for parent in parents:
+        node = node[parent]
+    node[leaf] = value

@@ -1,0 +1,82 @@
+"""One process or many, the same code: every function here degrades to a no-op on one process."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def start(timeout_seconds: float = 600.0) -> torch.device:
+    """Join the process group that `torchrun` describes in the environment, if any; return this process's device."""
+    cuda = torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        # gloo beside nccl: flags of the host travel without touching the device
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
+    return device
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to the person."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over all ranks, in place, without gradient."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """Mean over all ranks, in place, without gradient."""
+    return all_reduce_sum(tensor).div_(world_size()) if world_size() > 1 else tensor
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """Concatenation over all ranks along the first dimension, in rank order, without gradient; equal shapes."""
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank (through host memory: no device synchronisation)."""
+    if world_size() == 1:
+        return flag
+    return bool(all_reduce_sum(torch.tensor(int(flag))).item())
+
+
+def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
+    """SyncBN where torch supports it: several processes on GPUs. Elsewhere the module is returned as it is."""
+    if world_size() > 1 and torch.cuda.is_available():
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return module
