@@ -1,0 +1,1 @@
+"""A checkpoint in, a `result.json` out; and the report over many."""

@@ -1,0 +1,1 @@
+"""A checkpoint of any family in, a verified file for any framework out."""
