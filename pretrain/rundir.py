@@ -1,0 +1,102 @@
+"""A run directory belongs to one recipe and one process at a time; signals end a run after it has saved."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from pretrain import distributed
+from pretrain.checkpoint import write_atomically
+from pretrain.config import dump, flatten, to_dict
+from pretrain.errors import InputError
+
+
+@contextlib.contextmanager
+def open_run(cfg: CfgNode, free: Collection[str] = ()) -> Iterator[Path]:
+    """Create or re-enter `cfg.OUTPUT_DIR`, write `config.yaml` there and hold the directory until the end.
+
+    free: dotted keys, or "SECTION." prefixes, which may differ from the `config.yaml` that is already there because
+    they do not decide the result. Raises InputError if another recipe's run or another process owns the directory.
+    """
+    if not cfg.OUTPUT_DIR:
+        raise InputError("OUTPUT_DIR is not set: add OUTPUT_DIR PATH to say where the run is kept")
+    out_dir = Path(cfg.OUTPUT_DIR)
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError(f"OUTPUT_DIR {out_dir} is a file: name a directory")
+    with contextlib.ExitStack() as stack:
+        if distributed.is_main():
+            try:
+                out_dir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_lock(out_dir))
+                _check_same_run(out_dir, cfg, tuple(free))
+                write_atomically(out_dir / "config.yaml", lambda temporary: temporary.write_text(dump(cfg)))
+            except OSError as error:
+                raise InputError(f"cannot write to OUTPUT_DIR {out_dir}: {error.strerror}") from None
+        yield out_dir
+
+
+def _check_same_run(out_dir: Path, cfg: CfgNode, free: tuple[str, ...]) -> None:
+    try:
+        old = dict(flatten(yaml.safe_load((out_dir / "config.yaml").read_text()) or {}))
+    except FileNotFoundError:
+        foreign = [item.name for item in out_dir.iterdir() if item.suffix in (".pth", ".safetensors", ".json")
+                   or item.name == "checkpoints"]
+        if foreign:
+            raise InputError(f"OUTPUT_DIR {out_dir} holds files of another run ({', '.join(sorted(foreign)[:3])}) and no "
+                             "config.yaml: choose an empty directory") from None
+        return
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        raise InputError(f"{out_dir / 'config.yaml'} is not readable: remove it or choose another OUTPUT_DIR") from None
+    new = dict(flatten(to_dict(cfg)))
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
+               and not any(key == name or (name.endswith(".") and key.startswith(name)) for name in free)]
+    if changed:
+        named = "; ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
+        raise InputError(f"OUTPUT_DIR {out_dir} belongs to a run with another recipe ({named}): "
+                         "choose another directory, or start again with the old values")
+
+
+@contextlib.contextmanager
+def _lock(out_dir: Path) -> Iterator[None]:
+    """Hold `out_dir/.lock`. The system releases it when the process ends, however it ends."""
+    with open(out_dir / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"OUTPUT_DIR {out_dir} is in use by {file.read().strip() or 'another run'}: "
+                             "wait for it or choose another directory") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+class StopSignal:
+    """Notes SIGTERM and SIGUSR1 (what clusters send before they kill) instead of dying from them.
+
+    Use as a context; `requested()` agrees over all ranks, so every rank must call it at the same point.
+    """
+
+    def __enter__(self) -> StopSignal:
+        self.received = False
+        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.received = True
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def requested(self) -> bool:
+        return distributed.any_rank(self.received)
