@@ -41,9 +41,9 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "mmdet", "mmengine", "mmcv"
 def write_result(out_dir: Path | str, *, benchmark: str, protocol: str, checkpoint: Mapping, data: Mapping,
                  metrics: Mapping[str, Mapping], per_seed: Sequence[Mapping], config: Mapping, seconds: float,
                  **extra) -> Path:
-    """Validate and write `out_dir/result.json` atomically; returns its path. Raises ValueError on a malformed result."""
+    """Validate and write `out_dir/result.json` atomically; returns its path. Raises ValueError if it is malformed."""
     result = {"schema": SCHEMA, "benchmark": benchmark, "protocol": protocol, "checkpoint": dict(checkpoint),
-              "data": dict(data), "metrics": {name: dict(metric) for name, metric in metrics.items()},
+              "data": dict(data), "metrics": dict(metrics),
               "per_seed": [dict(run) for run in per_seed], "config": dict(config), "seconds": float(seconds),
               "environment": environment(), "git": git_state(), "command": " ".join(sys.argv), **extra}
     fault = _fault(result)
