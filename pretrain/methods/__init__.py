@@ -1,0 +1,23 @@
+"""The methods by name."""
+
+from __future__ import annotations
+
+from pretrain.errors import InputError, nearest
+from pretrain.methods.base import Method, Progress
+from pretrain.methods.dino import DINO
+from pretrain.methods.swav import SwAV
+
+METHODS = {"dino": DINO, "swav": SwAV}
+
+__all__ = ["METHODS", "Method", "Progress", "build_method"]
+
+
+def build_method(cfg) -> Method:
+    """The method that `cfg.METHOD` names, freshly initialised, on the CPU.
+
+    Call it after the process group is joined: queue lengths depend on the number of processes. Raises InputError for
+    an unknown method or backbone.
+    """
+    if cfg.METHOD not in METHODS:
+        raise InputError(f"unknown METHOD '{cfg.METHOD}'{nearest(cfg.METHOD, METHODS)}: use {', '.join(METHODS)}")
+    return METHODS[cfg.METHOD](cfg)
