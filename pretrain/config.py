@@ -118,16 +118,17 @@ DEFAULTS = {
 
 
 def load_config(defaults: Mapping, file: str | Path | None, overrides: Sequence[str] = (),
-                translate: Callable[[dict], dict] | None = None) -> CfgNode:
+                translate: Callable[[dict, bool], dict] | None = None) -> CfgNode:
     """Defaults, then the file and its `_BASE_` chain, then `KEY VALUE` pairs. The result is frozen.
 
-    `translate` maps a flat {dotted key: value} dict of another spelling to ours before it is checked.
+    `translate(settings, whole_file)` maps a flat {dotted key: value} dict of another spelling to ours before it is
+    checked; `whole_file` tells the file from the overrides.
     Raises InputError for an unknown key (naming the nearest), a value of the wrong type, or an unreadable file.
     """
     cfg = CfgNode(defaults)
     for settings, where in ((_read_file(file), str(file)), (_read_overrides(overrides), "command line")):
         if translate:
-            settings = translate(settings)
+            settings = translate(settings, where != "command line")
         for key, value in settings.items():
             _set(cfg, key, value, where)
     cfg.freeze()
@@ -163,8 +164,8 @@ def _read_file(file: str | Path | None) -> dict:
     except FileNotFoundError as error:
         raise InputError(f"{file}: _BASE_ file not found: {error.filename}") from None
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, RecursionError, OSError) as error:
-        raise InputError(f"{file} is not a YAML file of settings: {str(error).splitlines()[0] if str(error) else error!r}") \
-            from None
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise InputError(f"{file} is not a YAML file of settings: {reason}") from None
     return dict(flatten(tree))
 
 
