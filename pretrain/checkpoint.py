@@ -24,11 +24,12 @@ from torch import Tensor
 from pretrain.errors import InputError
 
 FORMAT = "sslight-1"
-REQUIRED = ("format", "method", "arch", "epoch", "step", "model", "optimizer", "rng", "config", "preprocess", "networks")
+REQUIRED = ("format", "method", "arch", "epoch", "step", "model", "optimizer", "rng", "config", "preprocess",
+            "networks")
 
 
 def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
-    """Call `write(temporary)`, flush it to the disk and rename it to `path`: readers see the old file or the new one."""
+    """Call `write(temporary)`, flush to the disk and rename to `path`: readers see the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -76,7 +77,8 @@ def check_archive(path: Path | str) -> None:
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
             raise InputError(f"checkpoint is corrupt: {path} ({error}); fetch or train it again") from None
         if broken:
-            raise InputError(f"checkpoint is corrupt: {path} (record '{broken}' fails its checksum); fetch or train it again")
+            raise InputError(f"checkpoint is corrupt: {path} (record '{broken}' fails its checksum); "
+                             "fetch or train it again")
 
 
 def save_checkpoint(path: Path | str, checkpoint: dict) -> None:

@@ -26,7 +26,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with the project's exit codes.
 
-    0 done, 2 bad input (one line on stderr), 75 stopped after saving; anything unforeseen keeps its traceback and exits 1.
+    0 done, 2 bad input (one line on stderr), 75 stopped after saving; anything unforeseen keeps its traceback: 1.
     """
     try:
         code = main() or EXIT_DONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -72,6 +73,25 @@ def track(items: Iterable, total: int, label: str, unit: str = "it") -> Iterator
         bar.close()
 
 
+class Meter:
+    """Images per second and the share of time spent waiting for data, over one epoch."""
+
+    def __init__(self) -> None:
+        self.started, self.waited, self.images = time.monotonic(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting(self):
+        begun = time.monotonic()
+        yield
+        self.waited += time.monotonic() - begun
+
+    def rate(self) -> float:
+        return self.images / max(time.monotonic() - self.started, 1e-9)
+
+    def wait_share(self) -> float:
+        return self.waited / max(time.monotonic() - self.started, 1e-9)
+
+
 class MetricsLog:
     """`metrics.jsonl` (one object a line, each with `step`) and the same scalars in `tensorboard/`.
 
@@ -93,7 +113,7 @@ class MetricsLog:
         self.writer = SummaryWriter(str(Path(out_dir) / "tensorboard"), purge_step=step)
 
     def write(self, step: int, *, end: bool = False, **scalars: float) -> None:
-        """One line. `end` marks figures of the state *after* `step` steps (an epoch's end), kept when resuming there."""
+        """One line. `end` marks figures of the state after `step` steps (an epoch's end), kept when resuming there."""
         if self.writer is None:
             return
         with open(self.path, "a") as file:

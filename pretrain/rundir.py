@@ -50,8 +50,8 @@ def _check_same_run(out_dir: Path, cfg: CfgNode, free: tuple[str, ...]) -> None:
         foreign = [item.name for item in out_dir.iterdir() if item.suffix in (".pth", ".safetensors", ".json")
                    or item.name == "checkpoints"]
         if foreign:
-            raise InputError(f"OUTPUT_DIR {out_dir} holds files of another run ({', '.join(sorted(foreign)[:3])}) and no "
-                             "config.yaml: choose an empty directory") from None
+            raise InputError(f"OUTPUT_DIR {out_dir} holds files of another run ({', '.join(sorted(foreign)[:3])}) "
+                             "and no config.yaml: choose an empty directory") from None
         return
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
         raise InputError(f"{out_dir / 'config.yaml'} is not readable: remove it or choose another OUTPUT_DIR") from None

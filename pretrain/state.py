@@ -1,0 +1,110 @@
+"""What a run consists of at a step, and how it is saved and continued bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from pretrain import distributed
+from pretrain.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from pretrain.config import to_dict
+from pretrain.errors import InputError
+from pretrain.logs import RunLog
+from pretrain.monitor import Objective
+
+
+@dataclass
+class State:
+    """Everything a checkpoint holds and a step changes."""
+
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+
+
+def global_batch(cfg: CfgNode) -> int:
+    """Images per optimizer step over all processes."""
+    return cfg.TRAIN.BATCH_SIZE * distributed.world_size() * cfg.TRAIN.ACCUMULATE
+
+
+def save(cfg: CfgNode, state: State, checkpoints: Path, steps_per_epoch: int, keep: bool = False) -> None:
+    """Write `last.pth`; with `keep` also `epoch_NNNN.pth`."""
+    model = state.objective.method.state_dict()
+    if state.objective.classifier is not None:
+        model |= {f"classifier.{key}": value for key, value in state.objective.classifier.state_dict().items()}
+    rng = gather_rng()
+    if not distributed.is_main():
+        return
+    method = state.objective.method
+    epoch = state.step // steps_per_epoch
+    checkpoint = {
+        "format": FORMAT, "method": cfg.METHOD, "arch": method.backbone.arch, "epoch": epoch, "step": state.step,
+        "model": model, "optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict(), "rng": rng,
+        "config": to_dict(cfg), "preprocess": preprocess(cfg), "networks": dict(method.networks),
+        "global_batch": global_batch(cfg), "steps_per_epoch": steps_per_epoch,
+    }
+    save_checkpoint(checkpoints / "last.pth", checkpoint)
+    if keep:
+        save_checkpoint(checkpoints / f"epoch_{epoch:04d}.pth", checkpoint)
+
+
+def gather_rng() -> list[dict[str, Tensor]]:
+    """Every rank's random states, in rank order."""
+    mine = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        mine["cuda"] = torch.cuda.get_rng_state()
+    if distributed.world_size() == 1:
+        return [mine]
+    gathered: list = [None] * distributed.world_size()
+    torch.distributed.all_gather_object(gathered, mine)
+    return gathered
+
+
+def preprocess(cfg: CfgNode) -> dict:
+    """How images must be fed to the network: part of every file that carries its weights."""
+    return {"mean": list(cfg.DATA.MEAN), "std": list(cfg.DATA.STD), "color_order": "RGB", "size": cfg.VIEWS.GLOBAL_SIZE}
+
+
+def resume(cfg: CfgNode, state: State, checkpoints: Path, log: RunLog) -> None:
+    """Load where the run stands: its own `last.pth`, else TRAIN.CHECKPOINT_FILE_PATH, else nothing."""
+    last = checkpoints / "last.pth"
+    if cfg.TRAIN.AUTO_RESUME and last.exists():
+        path = last
+    elif cfg.TRAIN.CHECKPOINT_FILE_PATH:
+        path = Path(cfg.TRAIN.CHECKPOINT_FILE_PATH)
+    else:
+        if last.exists():
+            raise InputError(f"{checkpoints.parent} already holds a run and TRAIN.AUTO_RESUME is off: "
+                             "choose another OUTPUT_DIR or turn it on")
+        return
+    checkpoint = load_checkpoint(path)
+    arch = state.objective.method.backbone.arch
+    if (checkpoint["method"], checkpoint["arch"]) != (cfg.METHOD, arch):
+        raise InputError(f"{path} is of {checkpoint['method']} on {checkpoint['arch']}, this run is {cfg.METHOD} on "
+                         f"{arch}: choose the matching checkpoint or configuration")
+    if checkpoint["global_batch"] != global_batch(cfg):
+        raise InputError(f"{path} was trained with a global batch of {checkpoint['global_batch']}, this start has "
+                         f"{global_batch(cfg)}: set TRAIN.BATCH_SIZE or TRAIN.ACCUMULATE so that processes x batch x "
+                         "accumulation stays the same")
+    model = dict(checkpoint["model"])
+    probe = {key: model.pop(f"classifier.{key}") for key in ("weight", "bias") if f"classifier.{key}" in model}
+    try:
+        state.objective.method.load_state_dict(model, strict=True)
+        if state.objective.classifier is not None:
+            state.objective.classifier.load_state_dict(probe, strict=True)
+        state.optimizer.load_state_dict(checkpoint["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(f"{path} does not fit this configuration: {error}") from None
+    state.scaler.load_state_dict(checkpoint.get("scaler", {})) if state.scaler.is_enabled() else None
+    if distributed.rank() < len(checkpoint["rng"]):
+        rng = checkpoint["rng"][distributed.rank()]
+        torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng and torch.cuda.is_available():
+            torch.cuda.set_rng_state(rng["cuda"])
+    state.step = checkpoint["step"]
+    log(f"continuing from {path} at step {state.step}")

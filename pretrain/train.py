@@ -1,0 +1,282 @@
+"""Pre-training, top to bottom: configuration -> objects -> steps -> `backbone.safetensors`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pretrain import distributed
+from pretrain.checkpoint import backbone_state, load_checkpoint, save_backbone, sha256
+from pretrain.config import DEFAULTS, dump, flatten, load_config, to_dict
+from pretrain.data import CorruptImages, batches_per_epoch, to_device, train_batches
+from pretrain.errors import InputError, Stopped
+from pretrain.logs import Bar, Meter, MetricsLog, RunLog
+from pretrain.methods import build_method
+from pretrain.methods.base import Progress
+from pretrain.monitor import Objective, knn_top1
+from pretrain.optim import build_optimizer, set_hyperparameters
+from pretrain.original import translate
+from pretrain.rundir import StopSignal, open_run
+from pretrain.schedules import cosine, warmup_cosine
+from pretrain.sources import Source, open_source
+from pretrain.state import State, global_batch, resume, save
+from pretrain.views import view_set
+
+# Keys that may change between the starts of one run: where things lie, how often it reports, how fast it goes.
+# Batch size, processes and accumulation may trade places as long as their product, the global batch, stays.
+FREE_KEYS = ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "DATA.MAX_CORRUPT", "KNN.", "TRAIN.COMPILE",
+             "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_FILE_PATH", "TRAIN.CHECKPOINT_PERIOD", "TRAIN.SAVE_SECONDS",
+             "TRAIN.LOG_PERIOD", "TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATE")
+
+EPILOG = """example:
+  python -m pretrain --cfg configs/pretrain/dino_cnn_sslight.yaml MODEL.BACKBONE_ARCH resnet18 \\
+      DATA.PATH_TO_DATA_DIR $IN1K OUTPUT_DIR runs/r18
+The same command started again continues the run. Every key and its default: pretrain/config.py."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pretrain", epilog=EPILOG,
+                                     description="Pre-train a backbone without labels: images in, run directory out.",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", metavar="FILE", help="YAML configuration, e.g. one of configs/pretrain/")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="build everything, take one batch, print the resolved configuration, stop")
+    parser.add_argument("--show-views", metavar="PNG", help="write a picture of one batch of views, and stop")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="trailing overrides")
+    args = parser.parse_args(argv)
+    cfg = load_config(DEFAULTS, args.cfg, args.overrides, translate)
+    if args.show_views:
+        from pretrain.pictures import write_views
+
+        write_views(cfg, args.show_views)
+        return 0
+    device = distributed.start()
+    try:
+        if args.dry_run:
+            dry_run(cfg, device)
+        else:
+            train(cfg, device)
+    finally:
+        distributed.stop()
+    return 0
+
+
+def build(cfg: CfgNode, device: torch.device) -> tuple[State, Source, Source | None, int]:
+    """(state, train source, validation source or None, optimizer steps per epoch), after every check of the input."""
+    check(cfg, device)
+    source = open_source(cfg.DATA.PATH_TO_DATA_DIR, "train", labels=needs_train_labels(cfg))
+    val = open_source(cfg.DATA.PATH_TO_DATA_DIR, "val") if cfg.KNN.PERIOD else None
+    world = distributed.world_size()
+    steps_per_epoch = batches_per_epoch(source, cfg, world) // cfg.TRAIN.ACCUMULATE
+    if steps_per_epoch == 0:
+        raise InputError(f"{len(source)} images in {cfg.DATA.PATH_TO_DATA_DIR} do not fill one global batch of "
+                         f"{global_batch(cfg)}: lower TRAIN.BATCH_SIZE")
+    torch.manual_seed(cfg.SEED)  # the same initial weights on every rank
+    method = build_method(cfg)
+    classes = len(source.classes) if cfg.TRAIN.JOINT_LINEAR_PROBE else 0
+    layout = torch.channels_last if cfg.TRAIN.CHANNELS_LAST else torch.preserve_format
+    objective = Objective(method, classes).to(device, memory_format=layout)
+    objective = distributed.convert_sync_batchnorm(objective)
+    optimizer = build_optimizer(cfg, objective)
+    scaler = torch.amp.GradScaler(device.type, enabled=cfg.TRAIN.AMP == "fp16")
+    torch.manual_seed(cfg.SEED + distributed.rank())
+    return State(objective, optimizer, scaler), source, val, steps_per_epoch
+
+
+def check(cfg: CfgNode, device: torch.device) -> None:
+    """Raise InputError for values that cannot work."""
+    if not cfg.DATA.PATH_TO_DATA_DIR:
+        raise InputError("DATA.PATH_TO_DATA_DIR is not set: add DATA.PATH_TO_DATA_DIR DIR, a directory with train/ "
+                         "(and val/ for k-NN)")
+    if cfg.TRAIN.AMP not in ("none", "bf16", "fp16"):
+        raise InputError(f"TRAIN.AMP '{cfg.TRAIN.AMP}': use none, bf16 or fp16")
+    if cfg.TRAIN.AMP == "fp16" and device.type != "cuda":
+        raise InputError("TRAIN.AMP fp16 needs a GPU: use bf16 or none")
+    if cfg.KNN.MODE not in ("loo", "train"):
+        raise InputError(f"KNN.MODE '{cfg.KNN.MODE}': use loo (val against val) or train (val against train)")
+    settings = dict(flatten(to_dict(cfg)))
+    for key in ("TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATE", "TRAIN.LOG_PERIOD", "TRAIN.CHECKPOINT_PERIOD",
+                "SOLVER.TOTAL_EPOCHS"):
+        if settings[key] < 1:
+            raise InputError(f"{key} must be at least 1")
+    if not 0 <= cfg.SOLVER.WARMUP_EPOCHS <= cfg.SOLVER.TOTAL_EPOCHS:
+        raise InputError(f"SOLVER.WARMUP_EPOCHS {cfg.SOLVER.WARMUP_EPOCHS} must lie between 0 and SOLVER.TOTAL_EPOCHS "
+                         f"{cfg.SOLVER.TOTAL_EPOCHS}")
+
+
+def needs_train_labels(cfg: CfgNode) -> bool:
+    return cfg.TRAIN.JOINT_LINEAR_PROBE or bool(cfg.KNN.PERIOD and cfg.KNN.MODE == "train")
+
+
+def train(cfg: CfgNode, device: torch.device) -> None:
+    """Run, or go on with, the whole recipe. Raises Stopped after saving when a signal asks for it."""
+    state, source, val, steps_per_epoch = build(cfg, device)
+    knn_bank = source if cfg.KNN.MODE == "train" else None
+    with open_run(cfg, FREE_KEYS) as out_dir, StopSignal() as stop:
+        log = RunLog(out_dir)
+        checkpoints = out_dir / "checkpoints"
+        resume(cfg, state, checkpoints, log)
+        metrics = MetricsLog(out_dir, state.step)
+        method = state.objective.method
+        model = parallel(state.objective, device)
+        if cfg.TRAIN.COMPILE:
+            for prefix in method.networks.values():
+                method.get_submodule(prefix.rstrip(".")).compile()
+        views = view_set(cfg)
+        total = cfg.SOLVER.TOTAL_EPOCHS * steps_per_epoch
+        log(f"{cfg.METHOD} on {method.backbone.arch}: {len(source)} images ({source.kind}), {len(views)} views, "
+            f"global batch {global_batch(cfg)}, steps {state.step} to {total}, {distributed.world_size()} process(es) "
+            f"on {device.type}")
+        bar = Bar(total, "pretrain", "step", initial=state.step)
+        corrupt = CorruptImages(cfg.DATA.MAX_CORRUPT, log)
+        saved_at = time.monotonic()
+        while state.step < total:
+            epoch, in_epoch = divmod(state.step, steps_per_epoch)
+            batches = train_batches(source, views, cfg, epoch=epoch, first_batch=in_epoch * cfg.TRAIN.ACCUMULATE,
+                                    rank=distributed.rank(), world=distributed.world_size())
+            meter, figures = Meter(), {"loss": 0.0}
+            with contextlib.closing(batches):
+                for _ in range(in_epoch, steps_per_epoch):
+                    statistics = one_step(cfg, state, model, batches, source, steps_per_epoch, device, corrupt, meter)
+                    state.step += 1
+                    stopping = stop.requested()
+                    due = distributed.any_rank(time.monotonic() - saved_at > cfg.TRAIN.SAVE_SECONDS)
+                    at_end = state.step % steps_per_epoch == 0
+                    logging = state.step % cfg.TRAIN.LOG_PERIOD == 0 or at_end
+                    if device.type == "cpu" or logging or due or stopping:  # reading a figure makes a GPU wait
+                        figures = {key: float(value) for key, value in statistics.items()}
+                        check_finite(figures, state.step - 1, checkpoints / "last.pth")
+                    bar.update(1, loss=figures["loss"], images=meter.rate(), wait=meter.wait_share())
+                    if logging:
+                        metrics.write(state.step - 1, **figures,
+                                      **hyperparameters(cfg, state.step - 1, steps_per_epoch),
+                                      images_per_second=meter.rate(), data_wait=meter.wait_share())
+                    if stopping or (due and not at_end):
+                        save(cfg, state, checkpoints, steps_per_epoch)
+                        saved_at = time.monotonic()
+                    if stopping:
+                        raise Stopped(f"saved {checkpoints / 'last.pth'} at step {state.step} of {total}; "
+                                      "start the same command again to go on")
+            epoch += 1
+            knn = None
+            if val is not None and (epoch % cfg.KNN.PERIOD == 0 or epoch == cfg.SOLVER.TOTAL_EPOCHS):
+                knn = knn_top1(method.backbone, val, knn_bank, cfg, device)
+                metrics.write(state.step, end=True, epoch=epoch, knn_top1=knn)
+            save(cfg, state, checkpoints, steps_per_epoch,
+                 keep=epoch % cfg.TRAIN.CHECKPOINT_PERIOD == 0 or epoch == cfg.SOLVER.TOTAL_EPOCHS)
+            saved_at = time.monotonic()
+            log(f"epoch {epoch}/{cfg.SOLVER.TOTAL_EPOCHS}: {describe(figures)}, {meter.rate():.0f} images/s, waited "
+                f"{meter.wait_share():.0%} for data" + (f", k-NN {knn:.2%}" if knn is not None else ""))
+        bar.close()
+        metrics.close()
+        export(out_dir, log)
+
+
+def one_step(cfg: CfgNode, state: State, model: nn.Module, batches, source, steps_per_epoch: int, device: torch.device,
+             corrupt: CorruptImages, meter: Meter) -> dict[str, Tensor]:
+    """One optimizer step: ACCUMULATE forwards and backwards, then the update. Returns the logged statistics."""
+    method, accumulate = state.objective.method, cfg.TRAIN.ACCUMULATE
+    values = hyperparameters(cfg, state.step, steps_per_epoch)
+    set_hyperparameters(state.optimizer, values["lr"], values["weight_decay"])
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.TRAIN.AMP)
+    sums: dict[str, Tensor] = {}
+    for micro in range(accumulate):
+        progress = Progress(state.step, steps_per_epoch, cfg.SOLVER.TOTAL_EPOCHS, micro)
+        with meter.waiting():
+            batch = next(batches)
+        corrupt.add(batch.corrupt, len(batch.indices))
+        views = to_device(batch, cfg, device)
+        labels = None
+        if state.objective.classifier is not None:
+            labels = torch.as_tensor(source.labels[batch.indices.numpy()], device=device)
+        last = micro == accumulate - 1
+        with contextlib.nullcontext() if last or model is state.objective else model.no_sync():
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                result = model(views, labels, progress)
+            state.scaler.scale(result["loss"] / accumulate).backward()
+        for key, value in result.items():
+            if value.ndim == 0:
+                sums[key] = sums.get(key, 0) + value.detach() / accumulate
+        meter.images += len(batch.indices) * distributed.world_size()
+    method.after_backward(progress)
+    if cfg.SOLVER.CLIP_GRAD:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_([p for p in state.objective.parameters() if p.grad is not None], cfg.SOLVER.CLIP_GRAD)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    method.after_step(progress)
+    return sums
+
+
+def hyperparameters(cfg: CfgNode, step: int, steps_per_epoch: int) -> dict[str, float]:
+    """Learning rate (linear rule on the global batch) and weight decay at an optimizer step."""
+    solver, total = cfg.SOLVER, cfg.SOLVER.TOTAL_EPOCHS * steps_per_epoch
+    warmup, peak = solver.WARMUP_EPOCHS * steps_per_epoch, solver.BASE_LR * global_batch(cfg) / 256
+    return {"lr": warmup_cosine(step, total, warmup, solver.START_WARMUP, peak, solver.MIN_LR),
+            "weight_decay": cosine(step, total, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_END)}
+
+
+def parallel(objective: Objective, device: torch.device) -> nn.Module:
+    """The objective under DDP where there are several processes."""
+    if distributed.world_size() == 1:
+        return objective
+    # Buffers stay each rank's own: norms follow SyncBN where it exists, centres and queues are equal by construction.
+    return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None,
+                                   broadcast_buffers=False)
+
+
+def export(out_dir: Path, log: RunLog) -> None:
+    """Write `backbone.safetensors` from `last.pth` and say what to do with it."""
+    if not distributed.is_main():
+        return
+    last = out_dir / "checkpoints" / "last.pth"
+    checkpoint = load_checkpoint(last)
+    target = out_dir / "backbone.safetensors"
+    save_backbone(target, backbone_state(checkpoint), arch=checkpoint["arch"], method=checkpoint["method"],
+                  preprocess=checkpoint["preprocess"], source_sha256=sha256(last), converted="exported by pretrain")
+    data = checkpoint["config"]["DATA"]["PATH_TO_DATA_DIR"]
+    log(f"done: {target}\nnext:\n"
+        f"  sslight bench knn --cfg configs/classification/knn.yaml WEIGHTS {last} DATA.PATH_TO_DATA_DIR {data} "
+        f"OUTPUT_DIR {out_dir / 'knn'}\n"
+        f"  sslight convert {last} --to mmdet -o {out_dir / 'mmdet.pth'}")
+
+
+def dry_run(cfg: CfgNode, device: torch.device) -> None:
+    """Build everything, take one batch, print the resolved configuration."""
+    state, source, _, steps_per_epoch = build(cfg, device)
+    with contextlib.closing(train_batches(source, view_set(cfg), cfg, epoch=0)) as batches:
+        views = to_device(next(batches), cfg, device)
+    if distributed.is_main():
+        print(dump(cfg))
+        parameters = sum(parameter.numel() for parameter in state.objective.parameters())
+        print(f"# {len(source)} images ({source.kind}), {steps_per_epoch} steps an epoch, views "
+              f"{[tuple(view.shape) for view in views]}, {parameters:,} parameters")
+
+
+def check_finite(figures: dict[str, float], step: int, last: Path) -> None:
+    """Raise InputError if the loss is not a finite number."""
+    if not math.isfinite(figures["loss"]):
+        good = last if last.exists() else "none yet"
+        raise InputError(f"the loss is {figures['loss']} at step {step} ({describe(figures)}); the last good checkpoint "
+                         f"is {good}: lower SOLVER.BASE_LR, lengthen the warm-up, clip gradients (SOLVER.CLIP_GRAD) "
+                         "or train without AMP")
+
+
+def describe(figures: dict[str, float]) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+
+
+if __name__ == "__main__":
+    from pretrain.errors import run_command
+
+    run_command(main)
