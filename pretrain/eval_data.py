@@ -1,0 +1,99 @@
+"""Images for evaluation: deterministic resizing and cropping, and the plain training crop of linear probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from pretrain.decode import CorruptImage, decode_reference
+from pretrain.errors import InputError
+from pretrain.loader import batch_loader, empty_images
+from pretrain.sources import Source
+from pretrain.views import CROP_TRIES, draw_crop, uniforms
+
+Transform = Callable[[Image.Image, int], np.ndarray]  # (RGB image, its index) -> uint8 [size, size, 3]
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """torchvision's Resize(resize, bicubic) and CenterCrop(size)."""
+
+    resize: int
+    size: int
+
+    def __call__(self, image: Image.Image, index: int) -> np.ndarray:
+        image = F.resize(image, self.resize, InterpolationMode.BICUBIC, antialias=True)
+        return np.asarray(F.center_crop(image, [self.size, self.size]))
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """torchvision's RandomResizedCrop(size, scale, bicubic) and flip, a pure function of (seed, epoch, index)."""
+
+    size: int
+    seed: int
+    epoch: int
+    scale: tuple[float, float] = (0.08, 1.0)
+
+    def __call__(self, image: Image.Image, index: int) -> np.ndarray:
+        u = uniforms(self.seed, self.epoch, index, 1, 4 * CROP_TRIES + 4)[0].tolist()
+        top, left, height, width = draw_crop(self.scale, u, image.height, image.width)
+        size = [self.size, self.size]
+        image = F.resized_crop(image, top, left, height, width, size, InterpolationMode.BICUBIC, antialias=True)
+        return np.asarray(F.hflip(image) if u[-1] < 0.5 else image)
+
+
+def center_crop(resize: int, size: int) -> CenterCrop:
+    """The evaluation transform: shorter side to `resize` pixels, central `size` x `size`; `size` <= `resize`."""
+    if not 0 < size <= resize:
+        raise InputError(f"a central crop of {size} pixels does not fit into {resize}: size must be at most resize")
+    return CenterCrop(resize, size)
+
+
+def random_resized_crop(size: int, seed: int, epoch: int) -> RandomResizedCrop:
+    """The training transform of linear and semi-supervised evaluation, anew for every epoch."""
+    return RandomResizedCrop(size, seed, epoch)
+
+
+def eval_batches(source: Source, indices: Sequence[int] | np.ndarray, transform: Transform, *, batch_size: int,
+                 workers: int, corrupt: list[tuple[str, str]] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of uint8 images [B, 3, size, size] and their indices [B], in the order of `indices`, the last batch short.
+
+    A corrupt image is left out of its batch and, if `corrupt` is given, appended to it as (name, reason); otherwise
+    it is an InputError. A batch that would be empty is not yielded.
+    """
+    indices = np.asarray(indices, dtype=np.int64)
+    requests = [indices[k:k + batch_size] for k in range(0, len(indices), batch_size)]
+    for images, used, found in batch_loader(_EvalBatches(source, transform), requests, workers):
+        if found and corrupt is None:
+            name, reason = found[0]
+            raise InputError(f"corrupt image in {source.where}: {name} ({reason}); mend or remove it")
+        if found:
+            corrupt.extend(found)
+        if len(used):
+            yield images, used
+
+
+class _EvalBatches(Dataset):
+    def __init__(self, source: Source, transform: Transform):
+        self.source, self.transform = source, transform
+
+    def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+        out, used, corrupt = empty_images(len(indices), self.transform.size), [], []
+        for index in indices.tolist():
+            try:
+                image = decode_reference(self.source.read(index))
+            except (CorruptImage, OSError) as error:
+                corrupt.append((self.source.name(index), str(error)))
+                continue
+            out[len(used)].numpy()[:] = self.transform(image, index)
+            used.append(index)
+        return out[:len(used)].permute(0, 3, 1, 2), torch.tensor(used, dtype=torch.int64), corrupt

@@ -1,0 +1,43 @@
+"""What training and evaluation share: workers, the memory that they fill, and normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+PREFETCH = 2  # batches per worker
+
+
+def batch_loader(dataset: Dataset, requests: Sequence, workers: int, persistent: bool = False) -> DataLoader:
+    """A loader whose items are whole batches: `dataset[request]` for each of `requests`, in order."""
+    options = {"prefetch_factor": PREFETCH, "persistent_workers": persistent} if workers else {}
+    return DataLoader(dataset, sampler=requests, batch_size=None, num_workers=workers, worker_init_fn=_start_worker,
+                      pin_memory=torch.cuda.is_available(), **options)
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def empty_images(count: int, size: int) -> Tensor:
+    """Uninitialised uint8 [count, size, size, 3]; in a worker in shared memory, which saves the copy on its way out."""
+    shape = (count, size, size, 3)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(count * size * size * 3)
+    return torch.tensor([], dtype=torch.uint8).set_(storage, 0, shape)
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu", *,
+              channels_last: bool = False) -> Tensor:
+    """uint8 [N, 3, H, W] -> (images / 255 - mean) / std, float32 on the device."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = images.to(device, non_blocking=True)
+    scale = torch.tensor(std, dtype=torch.float32).mul_(255).reciprocal_().to(device).view(1, 3, 1, 1)
+    shift = torch.tensor(mean, dtype=torch.float32).div_(torch.tensor(std)).to(device).view(1, 3, 1, 1)
+    return images.to(torch.float32, memory_format=layout).mul_(scale).sub_(shift)

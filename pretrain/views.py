@@ -1,0 +1,166 @@
+"""What a view is, how its parameters are drawn, and the PIL / torchvision pipeline that defines the augmentation.
+
+A view set is a list of `View`s; nothing else knows about crops. Drawing the parameters is separate from rendering, so
+that the fast paths (`fast_views`, `device_color`) can be held against this one given the same draw. The augmentation
+is that of SwAV, MoCo-v2 and DINO: random resized crop, flip, colour jitter, grayscale, Gaussian blur, solarize.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from fvcore.common.config import CfgNode
+from PIL import Image, ImageFilter, ImageOps
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from pretrain.errors import InputError
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+BLUR_RADIUS = (0.1, 2.0)  # pixels: PIL's radius, the standard deviation of the Gaussian
+SOLARIZE_THRESHOLD = 128
+CROP_TRIES = 10
+LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
+# Uniform numbers of one view: 4 per try of the crop, then one each as `draw` consumes them. A multiple of 4, so that a
+# counter-based generator can jump to any sample.
+UNIFORMS = 4 * CROP_TRIES + 16
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of an image: `size` pixels square, cropped from `scale` of the area, then recoloured."""
+
+    size: int
+    scale: tuple[float, float]
+    is_global: bool
+    flip_prob: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    jitter_prob: float = 0.8
+    grayscale_prob: float = 0.2
+    blur_prob: float = 0.5
+    solarize_prob: float = 0.0
+
+
+class Color(NamedTuple):
+    """The drawn point operations and blur of one view, in the order in which they apply."""
+
+    order: tuple[int, ...]  # of the four jitter operations; empty: no jitter
+    factors: tuple[float, float, float, float]  # brightness, contrast, saturation; hue in turns
+    gray: bool
+    sigma: float  # pixels; 0: no blur
+    solarize: bool
+
+
+class Draw(NamedTuple):
+    """Everything random about one view."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+    color: Color
+
+
+def view_set(cfg: CfgNode) -> list[View]:
+    """The views of `cfg.VIEWS`: two global ones, then the local ones. Raises InputError for values out of range."""
+    v = cfg.VIEWS
+    lengths = {"GLOBAL_SCALE": 2, "LOCAL_SCALE": 2, "COLOR_JITTER": 4, "BLUR_PROB": 3, "SOLARIZE_PROB": 2}
+    for key, length in lengths.items():
+        if len(v[key]) != length:
+            raise InputError(f"config key 'VIEWS.{key}' wants {length} numbers, not {v[key]}")
+    for key in ("GLOBAL_SCALE", "LOCAL_SCALE"):
+        low, high = v[key]
+        if not 0 < low <= high <= 1:
+            raise InputError(f"config key 'VIEWS.{key}' wants 0 < low <= high <= 1, not {v[key]}")
+    for key in ("FLIP_PROB", "COLOR_JITTER_PROB", "GRAYSCALE_PROB", "BLUR_PROB", "SOLARIZE_PROB"):
+        values = v[key] if isinstance(v[key], list) else [v[key]]
+        if not all(0 <= p <= 1 for p in values):
+            raise InputError(f"config key 'VIEWS.{key}' wants probabilities between 0 and 1, not {v[key]}")
+    if min(v.COLOR_JITTER) < 0 or v.COLOR_JITTER[HUE] > 0.5:
+        raise InputError("config key 'VIEWS.COLOR_JITTER' wants strengths >= 0, the hue's at most 0.5, "
+                         f"not {v.COLOR_JITTER}")
+    if v.GLOBAL_SIZE < 1 or v.LOCAL_SIZE < 1 or v.LOCAL_NUMBER < 0:
+        raise InputError("config keys 'VIEWS.GLOBAL_SIZE' and 'VIEWS.LOCAL_SIZE' want pixels >= 1, "
+                         "'VIEWS.LOCAL_NUMBER' wants 0 or more")
+    common = {"flip_prob": v.FLIP_PROB, "jitter": tuple(v.COLOR_JITTER), "jitter_prob": v.COLOR_JITTER_PROB,
+              "grayscale_prob": v.GRAYSCALE_PROB}
+    views = [View(v.GLOBAL_SIZE, tuple(v.GLOBAL_SCALE), True, blur_prob=v.BLUR_PROB[i],
+                  solarize_prob=v.SOLARIZE_PROB[i], **common) for i in range(2)]
+    local = View(v.LOCAL_SIZE, tuple(v.LOCAL_SCALE), False, blur_prob=v.BLUR_PROB[2], **common)
+    return views + [local] * v.LOCAL_NUMBER
+
+
+def uniforms(seed: int, epoch: int, first: int, count: int, width: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) for `count` samples from position `first` of an epoch, [count, width] float64.
+
+    A pure function of (seed, epoch, position): a counter-based generator jumps to the position. `width` is a
+    multiple of 4, the generator's block.
+    """
+    assert width % 4 == 0
+    bits = np.random.Philox(key=(seed & (2**64 - 1)) | (epoch & (2**64 - 1)) << 64)
+    bits.advance(first * (width // 4))
+    return np.random.Generator(bits).random((count, width))
+
+
+def draw_crop(scale: Sequence[float], u: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random resized crop, as torchvision draws it, from 4 * CROP_TRIES uniforms."""
+    for k in range(0, 4 * CROP_TRIES, 4):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * u[k])
+        ratio = math.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * u[k + 1])
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(u[k + 2] * (height - h + 1)), int(u[k + 3] * (width - w + 1)), h, w
+    ratio = width / height  # no try fitted: the largest central crop of an allowed aspect ratio
+    w = width if ratio <= 4 / 3 else max(1, round(height * 4 / 3))
+    h = height if ratio >= 3 / 4 else max(1, round(width * 4 / 3))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def draw_color(view: View, u: Sequence[float]) -> Color:
+    """Point operations and blur of one view from 16 uniforms."""
+    order: tuple[int, ...] = ()
+    if u[0] < view.jitter_prob and any(view.jitter):
+        keys = u[1:5]
+        order = tuple(op for op in sorted(range(4), key=keys.__getitem__) if view.jitter[op])
+    b, c, s, h = view.jitter
+    factors = tuple(max(0.0, 1 - a) + (1 + a - max(0.0, 1 - a)) * x for a, x in ((b, u[5]), (c, u[6]), (s, u[7])))
+    low, high = BLUR_RADIUS
+    return Color(order, (*factors, h * (2 * u[8] - 1)), u[9] < view.grayscale_prob,
+                 low + (high - low) * u[11] if u[10] < view.blur_prob else 0.0, u[12] < view.solarize_prob)
+
+
+def draw(view: View, u: Sequence[float], height: int, width: int) -> Draw:
+    """The parameters of one view of a `height` x `width` image from `UNIFORMS` uniform numbers."""
+    tail = u[4 * CROP_TRIES:]
+    return Draw(*draw_crop(view.scale, u, height, width), tail[13] < view.flip_prob, draw_color(view, tail))
+
+
+def crop(image: Image.Image, view: View, d: Draw) -> Image.Image:
+    """The reference's crop and flip: antialiased bicubic resizing of the crop."""
+    size = [view.size, view.size]
+    image = F.resized_crop(image, d.top, d.left, d.height, d.width, size, InterpolationMode.BICUBIC, antialias=True)
+    return F.hflip(image) if d.flip else image
+
+
+def recolor(image: Image.Image, color: Color) -> Image.Image:
+    """The reference's colour work: torchvision's jitter on PIL images, PIL's grayscale, blur and solarize."""
+    adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    for op in color.order:
+        image = adjust[op](image, color.factors[op])
+    if color.gray:
+        image = F.rgb_to_grayscale(image, num_output_channels=3)
+    if color.sigma:
+        image = image.filter(ImageFilter.GaussianBlur(radius=color.sigma))
+    if color.solarize:
+        image = ImageOps.solarize(image, SOLARIZE_THRESHOLD)
+    return image
+
+
+def render(image: Image.Image, view: View, d: Draw) -> np.ndarray:
+    """The reference view of an RGB image, uint8 [size, size, 3]."""
+    return np.asarray(recolor(crop(image, view, d), d.color))
