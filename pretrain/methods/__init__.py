@@ -5,9 +5,10 @@ from __future__ import annotations
 from pretrain.errors import InputError, nearest
 from pretrain.methods.base import Method, Progress
 from pretrain.methods.dino import DINO
+from pretrain.methods.moco import MoCo
 from pretrain.methods.swav import SwAV
 
-METHODS = {"dino": DINO, "swav": SwAV}
+METHODS = {"dino": DINO, "swav": SwAV, "moco": MoCo}
 
 __all__ = ["METHODS", "Method", "Progress", "build_method"]
 

@@ -81,6 +81,10 @@ class SwAV(Method):
         used = targets.mean((0, 1))
         return {"loss": loss, "used_prototypes": torch.special.entr(used).sum().exp()}
 
+    def after_backward(self, progress: Progress) -> None:
+        if progress.epoch < self.settings.FREEZE_PROTOTYPES_EPOCHS:
+            self.network.head.prototypes.weight.grad = None
+
     @torch.no_grad()
     def assign(self, logits: Tensor, use_queue: bool) -> Tensor:
         """Assignments of the global crops, [2, N, K]; each crop is balanced on its own, with its queue once full."""
