@@ -24,6 +24,8 @@ from torch import Tensor
 from pretrain.errors import InputError
 
 FORMAT = "sslight-1"
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
 REQUIRED = ("format", "method", "arch", "epoch", "step", "model", "optimizer", "rng", "config", "preprocess",
             "networks")
 
@@ -35,6 +37,7 @@ def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        temporary.chmod(0o666 & ~_UMASK)  # safetensors writes files that only their owner reads
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

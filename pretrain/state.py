@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from pretrain import distributed
-from pretrain.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from pretrain.checkpoint import FORMAT, load_checkpoint, save_checkpoint, write_atomically
 from pretrain.config import to_dict
 from pretrain.errors import InputError
 from pretrain.logs import RunLog
@@ -50,7 +51,8 @@ def save(cfg: CfgNode, state: State, checkpoints: Path, steps_per_epoch: int, ke
     }
     save_checkpoint(checkpoints / "last.pth", checkpoint)
     if keep:
-        save_checkpoint(checkpoints / f"epoch_{epoch:04d}.pth", checkpoint)
+        write_atomically(checkpoints / f"epoch_{epoch:04d}.pth",
+                         lambda temporary: shutil.copyfile(checkpoints / "last.pth", temporary))
 
 
 def gather_rng() -> list[dict[str, Tensor]]:

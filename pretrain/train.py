@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pretrain import distributed
 from pretrain.checkpoint import backbone_state, load_checkpoint, save_backbone, sha256
 from pretrain.config import DEFAULTS, dump, flatten, load_config, to_dict
-from pretrain.data import CorruptImages, batches_per_epoch, to_device, train_batches
+from pretrain.data import Batch, CorruptCounter, TrainLoader, batches_per_epoch, to_device
 from pretrain.errors import InputError, Stopped
 from pretrain.logs import Bar, Meter, MetricsLog, RunLog
 from pretrain.methods import build_method
@@ -25,8 +25,9 @@ from pretrain.methods.base import Progress
 from pretrain.monitor import Objective, knn_top1
 from pretrain.optim import build_optimizer, set_hyperparameters
 from pretrain.original import translate
+from pretrain.pictures import first_views, write_views
 from pretrain.rundir import StopSignal, open_run
-from pretrain.schedules import cosine, warmup_cosine
+from pretrain.schedules import cosine, scaled_learning_rate, warmup_cosine
 from pretrain.sources import Source, open_source
 from pretrain.state import State, global_batch, resume, save
 from pretrain.views import view_set
@@ -37,7 +38,9 @@ FREE_KEYS = ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "DATA.MAX_CO
              "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_FILE_PATH", "TRAIN.CHECKPOINT_PERIOD", "TRAIN.SAVE_SECONDS",
              "TRAIN.LOG_PERIOD", "TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATE")
 
-EPILOG = """example:
+COLLAPSED = 0.01  # std of unit-length outputs times sqrt(width): 1 spread over the sphere, 0 constant
+
+EPILOG = """""example:
   python -m pretrain --cfg configs/pretrain/dino_cnn_sslight.yaml MODEL.BACKBONE_ARCH resnet18 \\
       DATA.PATH_TO_DATA_DIR $IN1K OUTPUT_DIR runs/r18
 The same command started again continues the run. Every key and its default: pretrain/config.py."""
@@ -55,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     cfg = load_config(DEFAULTS, args.cfg, args.overrides, translate)
     if args.show_views:
-        from pretrain.pictures import write_views
-
         write_views(cfg, args.show_views)
         return 0
     device = distributed.start()
@@ -126,6 +127,8 @@ def train(cfg: CfgNode, device: torch.device) -> None:
         checkpoints = out_dir / "checkpoints"
         resume(cfg, state, checkpoints, log)
         metrics = MetricsLog(out_dir, state.step)
+        if state.step == 0 and distributed.is_main():
+            metrics.image("views", first_views(cfg, source), 0)
         method = state.objective.method
         model = parallel(state.objective, device)
         if cfg.TRAIN.COMPILE:
@@ -137,16 +140,16 @@ def train(cfg: CfgNode, device: torch.device) -> None:
             f"global batch {global_batch(cfg)}, steps {state.step} to {total}, {distributed.world_size()} process(es) "
             f"on {device.type}")
         bar = Bar(total, "pretrain", "step", initial=state.step)
-        corrupt = CorruptImages(cfg.DATA.MAX_CORRUPT, log)
+        corrupt = CorruptCounter(len(source), cfg.DATA.MAX_CORRUPT)
+        loader = TrainLoader(source, views, cfg, rank=distributed.rank(), world=distributed.world_size())
         saved_at = time.monotonic()
         while state.step < total:
             epoch, in_epoch = divmod(state.step, steps_per_epoch)
-            batches = train_batches(source, views, cfg, epoch=epoch, first_batch=in_epoch * cfg.TRAIN.ACCUMULATE,
-                                    rank=distributed.rank(), world=distributed.world_size())
             meter, figures = Meter(), {"loss": 0.0}
+            batches = read(loader.epoch(epoch, in_epoch * cfg.TRAIN.ACCUMULATE), corrupt, meter, log)
             with contextlib.closing(batches):
                 for _ in range(in_epoch, steps_per_epoch):
-                    statistics = one_step(cfg, state, model, batches, source, steps_per_epoch, device, corrupt, meter)
+                    statistics = one_step(cfg, state, model, batches, source, steps_per_epoch, device)
                     state.step += 1
                     stopping = stop.requested()
                     due = distributed.any_rank(time.monotonic() - saved_at > cfg.TRAIN.SAVE_SECONDS)
@@ -166,6 +169,7 @@ def train(cfg: CfgNode, device: torch.device) -> None:
                     if stopping:
                         raise Stopped(f"saved {checkpoints / 'last.pth'} at step {state.step} of {total}; "
                                       "start the same command again to go on")
+            corrupt.gather()
             epoch += 1
             knn = None
             if val is not None and (epoch % cfg.KNN.PERIOD == 0 or epoch == cfg.SOLVER.TOTAL_EPOCHS):
@@ -174,6 +178,9 @@ def train(cfg: CfgNode, device: torch.device) -> None:
             save(cfg, state, checkpoints, steps_per_epoch,
                  keep=epoch % cfg.TRAIN.CHECKPOINT_PERIOD == 0 or epoch == cfg.SOLVER.TOTAL_EPOCHS)
             saved_at = time.monotonic()
+            if figures["feature_std"] < COLLAPSED:
+                log(f"warning: the outputs have nearly collapsed (feature_std {figures['feature_std']:.2g}; it is 1 "
+                    "over the whole sphere): lower SOLVER.BASE_LR, or check the views and the temperatures")
             log(f"epoch {epoch}/{cfg.SOLVER.TOTAL_EPOCHS}: {describe(figures)}, {meter.rate():.0f} images/s, waited "
                 f"{meter.wait_share():.0%} for data" + (f", k-NN {knn:.2%}" if knn is not None else ""))
         bar.close()
@@ -181,8 +188,21 @@ def train(cfg: CfgNode, device: torch.device) -> None:
         export(out_dir, log)
 
 
-def one_step(cfg: CfgNode, state: State, model: nn.Module, batches, source, steps_per_epoch: int, device: torch.device,
-             corrupt: CorruptImages, meter: Meter) -> dict[str, Tensor]:
+def read(batches: Iterator[Batch], corrupt: CorruptCounter, meter: Meter, log: RunLog) -> Iterator[Batch]:
+    """The loader's batches, with the time waited for them metered and the images that could not be read named."""
+    while True:
+        with meter.waiting():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        for name, reason in corrupt.update(batch):
+            log(f"unreadable image replaced by another: {name} ({reason})")
+        meter.images += len(batch.indices) * distributed.world_size()
+        yield batch
+
+
+def one_step(cfg: CfgNode, state: State, model: nn.Module, batches: Iterator[Batch], source: Source,
+             steps_per_epoch: int, device: torch.device) -> dict[str, Tensor]:
     """One optimizer step: ACCUMULATE forwards and backwards, then the update. Returns the logged statistics."""
     method, accumulate = state.objective.method, cfg.TRAIN.ACCUMULATE
     values = hyperparameters(cfg, state.step, steps_per_epoch)
@@ -191,9 +211,7 @@ def one_step(cfg: CfgNode, state: State, model: nn.Module, batches, source, step
     sums: dict[str, Tensor] = {}
     for micro in range(accumulate):
         progress = Progress(state.step, steps_per_epoch, cfg.SOLVER.TOTAL_EPOCHS, micro)
-        with meter.waiting():
-            batch = next(batches)
-        corrupt.add(batch.corrupt, len(batch.indices))
+        batch = next(batches)
         views = to_device(batch, cfg, device)
         labels = None
         if state.objective.classifier is not None:
@@ -206,7 +224,6 @@ def one_step(cfg: CfgNode, state: State, model: nn.Module, batches, source, step
         for key, value in result.items():
             if value.ndim == 0:
                 sums[key] = sums.get(key, 0) + value.detach() / accumulate
-        meter.images += len(batch.indices) * distributed.world_size()
     method.after_backward(progress)
     if cfg.SOLVER.CLIP_GRAD:
         state.scaler.unscale_(state.optimizer)
@@ -221,7 +238,7 @@ def one_step(cfg: CfgNode, state: State, model: nn.Module, batches, source, step
 def hyperparameters(cfg: CfgNode, step: int, steps_per_epoch: int) -> dict[str, float]:
     """Learning rate (linear rule on the global batch) and weight decay at an optimizer step."""
     solver, total = cfg.SOLVER, cfg.SOLVER.TOTAL_EPOCHS * steps_per_epoch
-    warmup, peak = solver.WARMUP_EPOCHS * steps_per_epoch, solver.BASE_LR * global_batch(cfg) / 256
+    warmup, peak = solver.WARMUP_EPOCHS * steps_per_epoch, scaled_learning_rate(solver.BASE_LR, global_batch(cfg))
     return {"lr": warmup_cosine(step, total, warmup, solver.START_WARMUP, peak, solver.MIN_LR),
             "weight_decay": cosine(step, total, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_END)}
 
@@ -254,7 +271,7 @@ def export(out_dir: Path, log: RunLog) -> None:
 def dry_run(cfg: CfgNode, device: torch.device) -> None:
     """Build everything, take one batch, print the resolved configuration."""
     state, source, _, steps_per_epoch = build(cfg, device)
-    with contextlib.closing(train_batches(source, view_set(cfg), cfg, epoch=0)) as batches:
+    with contextlib.closing(TrainLoader(source, view_set(cfg), cfg).epoch(0)) as batches:
         views = to_device(next(batches), cfg, device)
     if distributed.is_main():
         print(dump(cfg))
@@ -267,9 +284,9 @@ def check_finite(figures: dict[str, float], step: int, last: Path) -> None:
     """Raise InputError if the loss is not a finite number."""
     if not math.isfinite(figures["loss"]):
         good = last if last.exists() else "none yet"
-        raise InputError(f"the loss is {figures['loss']} at step {step} ({describe(figures)}); the last good checkpoint "
-                         f"is {good}: lower SOLVER.BASE_LR, lengthen the warm-up, clip gradients (SOLVER.CLIP_GRAD) "
-                         "or train without AMP")
+        raise InputError(f"the loss is {figures['loss']} at step {step} ({describe(figures)}); the last good "
+                         f"checkpoint is {good}: lower SOLVER.BASE_LR, lengthen the warm-up, clip gradients "
+                         "(SOLVER.CLIP_GRAD) or train without AMP")
 
 
 def describe(figures: dict[str, float]) -> str:
