@@ -1,0 +1,70 @@
+"""A checkpoint as one flat dict: dotted key -> value, wrappers removed.
+
+`module.` (DataParallel, DDP) and `_orig_mod.` (torch.compile) may sit anywhere in a key; `model.` is a wrapper where a
+container starts. Families are recognised on what is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pretrain.errors import InputError
+
+_MOST_LEAVES, _DEEPEST = 500_000, 24
+_ANYWHERE = {"module", "_orig_mod"}
+_CONTAINERS = {"state_dict", "state_dict_ema", "model_ema"}
+
+
+@dataclass(frozen=True)
+class Flat:
+    """`values`: dotted key without wrappers -> leaf; `raw`: the same key -> the key as it stands in the file."""
+
+    values: dict[str, object]
+    raw: dict[str, str]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The leaves that are tensors."""
+        return {key: value for key, value in self.values.items() if isinstance(value, Tensor)}
+
+
+def flatten(data: object, path: str) -> Flat:
+    """Flatten nested dicts and lists. Raises InputError if the file `path` holds no tensors or is nested absurdly."""
+    leaves: list[tuple[str, object]] = []
+    _walk(data, "", 0, leaves, path)
+    values: dict[str, object] = {}
+    raw: dict[str, str] = {}
+    clashes = []
+    for key, value in leaves:
+        plain = unwrap(key)
+        if plain in raw and (isinstance(value, Tensor) or isinstance(values[plain], Tensor)):
+            clashes.append(f"'{raw[plain]}' and '{key}'")
+        values[plain], raw[plain] = value, key
+    if clashes:
+        raise InputError(f"{path}: keys that differ only in wrappers: {'; '.join(clashes)}")
+    if not any(isinstance(value, Tensor) for value in values.values()):
+        raise InputError(f"not a checkpoint: {path} holds no tensors")
+    return Flat(values, raw)
+
+
+def unwrap(key: str) -> str:
+    """A dotted key without the wrappers that DDP, torch.compile and outer modules put around it."""
+    kept: list[str] = []
+    for part in key.split("."):
+        if part in _ANYWHERE or (part == "model" and (not kept or kept[-1] in _CONTAINERS)):
+            continue
+        kept.append(part)
+    return ".".join(kept) if kept else key
+
+
+def _walk(value: object, key: str, depth: int, leaves: list, path: str) -> None:
+    if depth > _DEEPEST or len(leaves) > _MOST_LEAVES:
+        raise InputError(f"not a checkpoint: {path} is nested too deeply or holds too many entries")
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    if isinstance(value, dict | list | tuple) and value:
+        for name, item in children:
+            _walk(item, f"{key}.{name}" if key else str(name), depth + 1, leaves, path)
+    else:
+        leaves.append((key, value))

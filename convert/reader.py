@@ -1,0 +1,303 @@
+"""Read any checkpoint's backbone in timm's names: `read_checkpoint`, and `load_network` for a ready module."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convert import architectures
+from convert.families import ALWAYS_DROPPED, FAMILIES, Family, by_name, compiled, recognise
+from convert.flat import Flat, flatten
+from convert.layouts import DINOV2_LAYOUT, LAYOUTS, TIMM_LAYOUT, Layout
+from convert.rename import apply_table
+from convert.safe_files import read_file
+from convert.vit_states import fold_class_position, unchunk
+from pretrain.backbones import build_backbone, canonical_arch
+from pretrain.checkpoint import FORMAT, sha256
+from pretrain.errors import InputError
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB"}
+
+
+@dataclass
+class Checkpoint:
+    """One network's backbone out of a checkpoint file, and all that is known of where it came from.
+
+    `state` has timm's names; `body` the same tensors in the file's own naming, called `layout`; `options` are
+    `build_backbone` arguments beside `arch`; `head` holds DINO's projection head (`mlp.N.*`) or None; `dropped` maps a
+    reason to the file's keys; `counts` says how many keys each renaming rule took.
+    """
+
+    state: dict[str, Tensor]
+    arch: str
+    family: str
+    rule: str
+    method: str
+    network: str
+    preprocess: dict
+    sha256: str
+    head: dict[str, Tensor] | None
+    dropped: dict[str, list[str]]
+    options: dict = field(default_factory=dict)
+    layout: str = "timm"
+    body: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def load_network(path: Path | str, *, family: str | None = None, arch: str | None = None, network: str | None = None,
+                 from_detector: bool = False, **build_options) -> tuple[nn.Module, Checkpoint]:
+    """The timm network of a checkpoint, loaded strictly, in train mode, and what was read.
+
+    `build_options` go to `build_backbone`. Raises InputError as `read_checkpoint` does.
+    """
+    checkpoint = read_checkpoint(path, family=family, arch=arch, network=network, from_detector=from_detector)
+    return network_of(checkpoint, **build_options), checkpoint
+
+
+def network_of(checkpoint: Checkpoint, **build_options) -> nn.Module:
+    """The timm network holding a checkpoint's tensors."""
+    module = build_backbone(checkpoint.arch, **{**checkpoint.options, **build_options})
+    module.load_state_dict(checkpoint.state, strict=True)
+    return module
+
+
+def read_checkpoint(path: Path | str, *, family: str | None = None, arch: str | None = None,
+                    network: str | None = None, from_detector: bool = False) -> Checkpoint:
+    """Read one network's backbone from a checkpoint of any family.
+
+    Parameters
+    ----------
+    path: the file. `family`, `arch`, `network` override what is recognised from the keys.
+    from_detector: take the backbone out of a trained detector, which is otherwise refused.
+
+    Raises InputError if the file is unsafe, unreadable, of no known layout, or if any tensor is missing, unexpected
+    or mis-shaped, naming every one.
+    """
+    content, header = read_file(path)
+    flat = flatten(content, str(path))
+    if family is None and "arch" in header and "preprocess" in header:
+        return _from_backbone_file(path, flat, header, arch)
+    entry = by_name(family) if family else recognise(flat.values)
+    if entry.detector and not from_detector:
+        raise InputError(f"{path} is a trained detector ({entry.rule}); to take its fine-tuned backbone, "
+                         "add --from-detector")
+    if entry.name == "sslight":
+        picked = _pick_sslight(content, flat, network, path)
+    else:
+        picked = _pick(entry, flat, network, path)
+    recorded = arch or picked.arch
+    layout, body, drops = _layout(picked.body, flat, entry, recorded, str(path))
+    for reason, keys in drops.items():
+        picked.dropped.setdefault(reason, []).extend(keys)
+    where = f"{path} as {layout.name}"
+    renamed = apply_table(layout.table, body, to_timm=True, where=where)
+    state = {timm: body[key] for key, timm in renamed.keys.items()}
+    notes = []
+    if layout is DINOV2_LAYOUT:
+        state, folded = fold_class_position(state)
+        notes += folded
+    name, options = _architecture(layout, state, recorded, arch is not None, entry, str(path))
+    filled = _fill_counters(state, name, options)
+    if filled:
+        renamed.counts["(none) -> num_batches_tracked = 0, absent from the file"] = filled
+        notes.append(f"{filled} num_batches_tracked counters were absent and set to 0")
+    architectures.check_complete(state, name, options, str(path))
+    state = {key: state[key].detach().contiguous() for key in architectures.expected_shapes(name, **options)}
+    if picked.preprocess is None:
+        notes.append("the file does not record its preprocessing: ImageNet mean and std, RGB assumed")
+    preprocess = picked.preprocess or {**IMAGENET, "size": _image_size(name, options, state)}
+    return Checkpoint(state, name, entry.name, entry.rule, picked.method, picked.network, preprocess, sha256(path),
+                      picked.head, picked.dropped, options, layout.name, body, renamed.counts, notes)
+
+
+@dataclass
+class _Picked:
+    """One network's tensors as the file names them."""
+
+    body: dict[str, Tensor]
+    network: str
+    method: str
+    head: dict[str, Tensor] | None
+    dropped: dict[str, list[str]]
+    arch: str | None = None
+    preprocess: dict | None = None
+
+
+def _pick(family: Family, flat: Flat, network: str | None, path: Path | str) -> _Picked:
+    """The chosen network's tensors; every other key is dropped by a named rule or an error."""
+    tensors = flat.tensors
+    present = {name: pattern for name, pattern in family.networks
+               if any(compiled(pattern + "(?=.)").match(key) and not _reason(family, key) for key in tensors)}
+    chosen = network or next(iter(present), None)
+    if chosen not in present:
+        names = ", ".join(present) or "none"
+        raise InputError(f"{path} ({family.name}) has no network '{chosen}'; it has {names}")
+    prefix = compiled(present.pop(chosen))
+    body, dropped, unknown = {}, {}, []
+    for key, value in flat.values.items():
+        reason = _reason(family, key)
+        found = prefix.match(key)
+        if not isinstance(value, Tensor):
+            reason = "not a tensor (settings and counters)"
+        elif reason is None and found:
+            body[key[found.end():]] = value
+            continue
+        elif reason is None:
+            other = [name for name, pattern in present.items() if compiled(pattern).match(key)]
+            reason = f"other network '{other[0]}'" if other else None
+        if reason is None:
+            unknown.append(flat.raw[key])
+        else:
+            dropped.setdefault(reason, []).append(flat.raw[key])
+    if unknown:
+        raise InputError(f"{path} ({family.name}): {len(unknown)} keys belong to no rule of the family: "
+                         f"{', '.join(unknown)}")
+    recorded = flat.values.get("arch")
+    return _Picked(body, chosen, family.method_of(chosen) or "unknown", _head(family, chosen, tensors), dropped,
+                   recorded if isinstance(recorded, str) else None)
+
+
+def _reason(family: Family, key: str) -> str | None:
+    return next((reason for reason, pattern in (*family.drops, *ALWAYS_DROPPED) if compiled(pattern).fullmatch(key)),
+                None)
+
+
+def _head(family: Family, network: str, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    prefix = dict(family.heads).get(network)
+    found = {key[match.end():]: value for key, value in tensors.items()
+             if prefix and (match := compiled(prefix).match(key))}
+    return _only_mlp(found)
+
+
+def _only_mlp(head: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    return {key: value for key, value in head.items() if key.startswith("mlp.")} or None
+
+
+def _pick_sslight(content: object, flat: Flat, network: str | None, path: Path | str) -> _Picked:
+    """A run checkpoint says itself where its networks are."""
+    if content.get("format") != FORMAT:
+        raise InputError(f"{path} has format '{content.get('format')}'; this version reads '{FORMAT}'")
+    model, networks = content.get("model"), content.get("networks")
+    if not isinstance(model, dict) or not isinstance(networks, dict) or not networks:
+        raise InputError(f"not a readable checkpoint: {path} lacks 'model' or 'networks'")
+    chosen = network or next(iter(networks))
+    if chosen not in networks:
+        raise InputError(f"{path} has no network '{chosen}'; it has {', '.join(networks)}")
+    prefix = networks[chosen]
+    head_prefix = prefix.removesuffix("backbone.") + "head."
+    body, head, dropped = {}, {}, {}
+    for key, value in model.items():
+        other = next((name for name, start in networks.items() if name != chosen and key.startswith(start)), None)
+        if key.startswith(prefix):
+            body[key[len(prefix):]] = value
+            continue
+        if key.startswith(head_prefix):
+            head[key[len(head_prefix):]] = value
+        reason = f"other network '{other}'" if other else "heads, prototypes, queues and centres of the method"
+        dropped.setdefault(reason, []).append(f"model.{key}")
+    method = str(content["method"])
+    for key in flat.values:
+        if not flat.raw[key].startswith("model."):
+            dropped.setdefault("settings and trainer state", []).append(flat.raw[key])
+    if not body or not all(isinstance(value, Tensor) for value in body.values()):
+        raise InputError(f"not a readable checkpoint: {path} has no tensors under '{prefix}'")
+    return _Picked(body, chosen, method, _only_mlp(head) if method.startswith("dino") else None, dropped,
+                   str(content["arch"]), content.get("preprocess"))
+
+
+def _layout(body: dict[str, Tensor], flat: Flat, family: Family, arch: str | None, source: str
+            ) -> tuple[Layout, dict[str, Tensor], dict[str, list[str]]]:
+    """The naming of the body, the body without what that naming drops, and the dropped keys by reason."""
+    body = unchunk(body)
+    keys = list(body)
+    found = [layout for layout in LAYOUTS if layout.recognised(keys)]
+    if DINOV2_LAYOUT.recognised(keys) and found and found[0].kind == "vit":
+        found = [DINOV2_LAYOUT]
+    if family.name == "sslight" and not _table_kind(arch):
+        found = [TIMM_LAYOUT]
+    elif arch and (not found or _foreign_arch(arch, found[0].kind)):
+        found = [TIMM_LAYOUT]
+    if len(found) != 1:
+        shown = ", ".join(keys[:5])
+        why = f"mixes namings ({', '.join(layout.name for layout in found)})" if found else "is in no known naming"
+        raise InputError(f"{source}: the network {why}; its first keys are {shown}; if it is a timm network, "
+                         "name it with --arch")
+    layout = found[0]
+    dropped: dict[str, list[str]] = {}
+    kept = {}
+    for key, value in body.items():
+        reason = next((reason for reason, pattern in layout.drops if compiled(pattern).fullmatch(key)), None)
+        if reason:
+            dropped.setdefault(reason, []).append(key)
+        else:
+            kept[key] = value
+    return layout, kept, dropped
+
+
+_TABLED = ((r"resnet(18|26|34|50|101|152)", "resnet"), (r"mobilenetv2_\d+d?", "mobilenetv2"),
+           (r"vit_\w+_patch\d+(_\d+|_(reg\d_)?dinov2)|deit_\w+", "vit"))
+
+
+def _table_kind(arch: str | None) -> str | None:
+    """The kind of layout whose tables hold an architecture's names, or None for timm's other networks."""
+    name = canonical_arch(arch) if arch else ""
+    return next((kind for pattern, kind in _TABLED if compiled(pattern).fullmatch(name)), None)
+
+
+def _foreign_arch(arch: str, kind: str) -> bool:
+    return _table_kind(arch) != kind
+
+
+def _architecture(layout: Layout, state: dict, arch: str | None, asked: bool, family: Family, source: str
+                  ) -> tuple[str, dict]:
+    """timm's name and options: as recorded or asked for, else from the shapes."""
+    if arch:
+        name = canonical_arch(arch)
+        options = architectures.vit_options(name, state, source) if layout.kind == "vit" else {}
+    else:
+        name, options = architectures.infer(layout.kind, state, source)
+    if family.name == "mocov3" and layout.kind == "vit" and state["norm.weight"].shape[0] == 384:
+        options["num_heads"] = 12  # MoCo v3's ViT-S has 12 heads of 32; timm's has 6 of 64, with equal shapes
+    return name, options
+
+
+def _fill_counters(state: dict[str, Tensor], arch: str, options: dict) -> int:
+    """Old files and frozen norms lack every num_batches_tracked, which no feature depends on: set them to 0."""
+    if any(key.endswith("num_batches_tracked") for key in state):
+        return 0
+    counters = [key for key in architectures.expected_shapes(arch, **options) if key.endswith("num_batches_tracked")]
+    state.update({key: torch.zeros((), dtype=torch.int64) for key in counters})
+    return len(counters)
+
+
+def _image_size(arch: str, options: dict, state: dict[str, Tensor]) -> int:
+    if "img_size" in options:
+        return options["img_size"]
+    if "pos_embed" in state and arch.startswith(("vit_", "deit_")):
+        patch = state["patch_embed.proj.weight"].shape[-1]
+        return int(state["pos_embed"].shape[1] ** 0.5) * patch
+    return 224
+
+
+def _from_backbone_file(path: Path | str, flat: Flat, header: dict, arch: str | None) -> Checkpoint:
+    """A backbone file of this project: timm's names, with a header that says the rest."""
+    name = canonical_arch(arch or header["arch"])
+    try:
+        preprocess, options = json.loads(header["preprocess"]), json.loads(header.get("options", "{}"))
+    except ValueError as error:
+        raise InputError(f"{path}: its header is damaged ({error})") from None
+    state = {flat.raw[key]: value for key, value in flat.tensors.items()}
+    architectures.check_complete(state, name, options, str(path))
+    rule = "a backbone file of this project: header with 'arch', 'preprocess'"
+    return Checkpoint(state, name, "sslight-backbone", rule, header.get("method", "unknown"), "backbone", preprocess, sha256(path), None, {}, options,
+                      "timm", state, {"{rest} -> {rest}": len(state)})
+
+
+def family_names() -> list[str]:
+    """Names that --family takes."""
+    return [family.name for family in FAMILIES]

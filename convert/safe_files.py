@@ -1,0 +1,100 @@
+"""Checkpoint files from strangers, read as plain data without executing anything.
+
+The kind of file is seen from its first bytes, never from its name: a zip or legacy file of torch, safetensors, or a
+pickle of arrays. Every failure is one InputError.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from convert.array_pickle import load_array_pickle
+from convert.inert import allow_list
+from pretrain.checkpoint import check_archive
+from pretrain.errors import InputError
+
+_TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch's old format, as pickled
+
+
+def read_file(path: Path | str) -> tuple[object, dict]:
+    """The content of a checkpoint file (nested dicts of CPU tensors and plain values) and its safetensors header.
+
+    Raises InputError if the file is missing, empty, a directory, corrupt, truncated, no checkpoint, or holds objects
+    that are not data.
+    """
+    path = Path(path)
+    try:
+        check_archive(path)
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    if start.startswith(b"PK"):
+        _check_records(path)
+        return _load_torch(path), {}
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
+        return _load_safetensors(path)
+    if _TORCH_LEGACY in start[:16]:
+        return _load_torch(path), {}
+    if start[:1] == b"\x80":
+        return load_array_pickle(path), {}
+    raise InputError(f"not a checkpoint: {path} ({_looks_like(start)}); "
+                     "expected a .pth, .pth.tar, .pt, .ckpt, .pkl or .safetensors file")
+
+
+def _looks_like(start: bytes) -> str:
+    text = start.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
+        return "it is a web page, probably an error page saved by a download; fetch it again"
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
+    if start.isascii():
+        return "it is text"
+    return "unknown kind of file"
+
+
+def _check_records(path: Path) -> None:
+    """Refuse zip files that torch could read otherwise than the checksums saw: repeated or compressed records."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError(f"checkpoint is corrupt or truncated: {path} ({error}); fetch or train it again") from None
+    names = [record.filename for record in records]
+    if len(set(names)) != len(names):
+        raise InputError(f"checkpoint is corrupt: {path} (records of its archive repeat); fetch or train it again")
+    packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise InputError(f"not a checkpoint written by torch: {path} (compressed record '{packed[0]}')")
+
+
+def _load_torch(path: Path) -> object:
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(allow_list()):
+            warnings.simplefilter("ignore")  # old files warn of typed storages; nothing a user can act on
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a parser of untrusted bytes: any failure means a bad file
+        raise InputError(f"not a readable checkpoint: {path} ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    """The telling part of torch's many-line messages."""
+    text = " ".join(str(error).split())
+    marker = "Unsupported global: GLOBAL "
+    if marker in text:
+        name = text.split(marker, 1)[1].split()[0]
+        return f"it holds an object of {name}, which is code and not data; re-save it as tensors only"
+    return text[:160] or type(error).__name__
+
+
+def _load_safetensors(path: Path) -> tuple[dict, dict]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+    except Exception as error:  # noqa: BLE001 - as above
+        raise InputError(f"not a readable safetensors file: {path} ({' '.join(str(error).split())[:160]})") from None
