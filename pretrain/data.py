@@ -19,8 +19,8 @@ from pretrain import distributed
 from pretrain.decode import CorruptImage, decode_reference
 from pretrain.errors import InputError
 from pretrain.eval_data import center_crop, eval_batches, random_resized_crop
+from pretrain.index import Source
 from pretrain.loader import batch_loader, empty_images, normalize
-from pretrain.sources import Source
 from pretrain.views import UNIFORMS, View, draw, render, uniforms
 
 REPLACEMENT_TRIES = 32  # other samples tried for a corrupt one
@@ -114,7 +114,8 @@ class TrainLoader:
         self.seed, self.batch_size = cfg.SEED, cfg.TRAIN.BATCH_SIZE
         self.batches = batches_per_epoch(source, cfg, world)
         self._requests: list[Request] = []
-        self._loader = batch_loader(_TrainBatches(source, views, cfg), self._requests, cfg.DATA.WORKERS, persistent=True)
+        dataset = _TrainBatches(source, views, cfg)
+        self._loader = batch_loader(dataset, self._requests, cfg.DATA.WORKERS, persistent=True)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from number `first_batch` on."""
@@ -168,7 +169,7 @@ class _TrainBatches(Dataset):
 
 
 def to_device(batch: Batch, cfg: CfgNode, device: torch.device) -> list[Tensor]:
-    """The views as normalised float32 tensors [B, 3, size, size] on the device; colour work left for it is done there."""
+    """The views as normalised float32 tensors [B, 3, size, size] on the device, colour work left for it done."""
     views = []
     for images in batch.views:
         views.append(normalize(images, cfg.DATA.MEAN, cfg.DATA.STD, device, channels_last=cfg.TRAIN.CHANNELS_LAST))

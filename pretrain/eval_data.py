@@ -15,8 +15,8 @@ from torchvision.transforms import functional as F
 
 from pretrain.decode import CorruptImage, decode_reference
 from pretrain.errors import InputError
+from pretrain.index import Source
 from pretrain.loader import batch_loader, empty_images
-from pretrain.sources import Source
 from pretrain.views import CROP_TRIES, draw_crop, uniforms
 
 Transform = Callable[[Image.Image, int], np.ndarray]  # (RGB image, its index) -> uint8 [size, size, 3]

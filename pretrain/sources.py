@@ -1,110 +1,19 @@
-"""Where images come from: class folders, HDF5 files or WebDataset shards, recognised by looking.
-
-A source is an index and a way to read the encoded bytes of image i. The index is a few flat arrays in shared memory:
-workers, forked or spawned, map it and never copy it, and nothing else grows with the number of images.
-"""
+"""Where images come from: class folders, HDF5 files or WebDataset shards, recognised by looking."""
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pretrain.errors import InputError
+from pretrain.index import Names, Source, is_image
+from pretrain.shards import ShardSource, is_url, remote_shards
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
-FINGERPRINT_SAMPLES = 1000  # images whose sizes are looked at
-
-
-def is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def shared(array: np.ndarray) -> torch.Tensor:
-    """The array as a tensor in shared memory: sending it to another process sends a handle."""
-    return torch.from_numpy(array).share_memory_()
-
-
-class Names:
-    """A list of strings as one block of bytes and the end of each."""
-
-    def __init__(self, names: Iterable[str]):
-        data, ends = bytearray(), []
-        ends = np.fromiter(self._fill(data, names), dtype=np.int64)
-        self._data = shared(np.frombuffer(bytes(data), dtype=np.uint8).copy())
-        self._ends = shared(ends)
-
-    @staticmethod
-    def _fill(data: bytearray, names: Iterable[str]) -> Iterator[int]:
-        for name in names:
-            data += os.fsencode(name)
-            yield len(data)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, i: int) -> str:
-        ends = self._ends.numpy()
-        start = ends[i - 1] if i else 0
-        return os.fsdecode(self._data.numpy()[start:ends[i]].tobytes())
-
-    def hash(self) -> hashlib._Hash:
-        """SHA-256 over all names so far, open for more."""
-        digest = hashlib.sha256(self._data.numpy().data)
-        digest.update(self._ends.numpy().data)
-        return digest
-
-
-class Source:
-    """Encoded images by number. Subclasses fill `names` and, where asked for, know the labels."""
-
-    kind = ""
-
-    def __init__(self, where: str, names: Names, labelled: bool):
-        self.where, self.names, self.labelled = where, names, labelled
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, i: int) -> str:
-        """The image's name inside its split, `class/file` where there are classes."""
-        return self.names[i]
-
-    def read(self, i: int) -> bytes:
-        """The encoded image. Raises OSError if it cannot be read."""
-        raise NotImplementedError
-
-    def size(self, i: int) -> int:
-        """Length of `read(i)` in bytes."""
-        raise NotImplementedError
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Class numbers, int64 [len(self)], indices into `classes`."""
-        raise NotImplementedError
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names, in the order of their numbers."""
-        raise NotImplementedError
-
-    def fingerprint(self) -> str:
-        """A short hash of all names and the sizes of up to 1,000 evenly spread images: cheap, equal across formats."""
-        digest = self.names.hash()
-        for i in np.linspace(0, len(self) - 1, min(len(self), FINGERPRINT_SAMPLES)).astype(int):
-            try:
-                digest.update(b"%d," % self.size(int(i)))
-            except OSError:
-                digest.update(b"unreadable,")
-        return digest.hexdigest()[:16]
-
-    def _require_labels(self) -> None:
-        if not self.labelled:
-            raise RuntimeError(f"{self.where} was opened without labels")
+__all__ = ["FolderSource", "HDF5Source", "ShardSource", "Source", "open_source"]
 
 
 class FolderSource(Source):
@@ -114,35 +23,19 @@ class FolderSource(Source):
 
     def __init__(self, root: Path, labels: bool):
         self.root = root
-        self._classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
-        if labels and not self._classes:
+        classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+        if labels and not classes:
             raise InputError(f"no class folders in {root}: put the images of each class into a folder of its own there")
         names = Names(_walk(root))
         if not len(names):
             raise InputError(f"no images in {root}: it needs files such as {root}/CLASS/NAME.jpg")
-        super().__init__(str(root), names, labels)
+        super().__init__(str(root), names, labels, classes)
 
     def read(self, i: int) -> bytes:
         return (self.root / self.name(i)).read_bytes()
 
     def size(self, i: int) -> int:
         return (self.root / self.name(i)).stat().st_size
-
-    @property
-    def labels(self) -> np.ndarray:
-        self._require_labels()
-        number = {name: k for k, name in enumerate(self._classes)}
-        tops = (self.name(i).split("/", 1) for i in range(len(self)))
-        found = (number[top[0]] if len(top) > 1 else self._stray(top[0]) for top in tops)
-        return np.fromiter(found, np.int64, len(self))
-
-    @property
-    def classes(self) -> list[str]:
-        self._require_labels()
-        return list(self._classes)
-
-    def _stray(self, name: str) -> int:
-        raise InputError(f"image outside the class folders: {self.root / name}: move it into its class's folder")
 
 
 def _walk(root: Path, inside: str = "") -> Iterator[str]:
@@ -157,6 +50,69 @@ def _walk(root: Path, inside: str = "") -> Iterator[str]:
             yield path
 
 
+class HDF5Source(Source):
+    """The published layout: a group per class, one encoded image per dataset; without labels also loose datasets."""
+
+    kind = "h5"
+
+    def __init__(self, file: Path, labels: bool):
+        self.file, self._handle, self._pid = file, None, None
+        classes: list[str] = []
+        try:
+            names = Names(self._list(classes))
+        except OSError as error:
+            raise InputError(f"not a readable HDF5 file: {file} ({error})") from None
+        if not len(names):
+            raise InputError(f"no images in {file}: it needs a group per class with one encoded image per dataset")
+        if labels and not classes:
+            raise InputError(f"no class groups in {file}: put the images of each class into a group of its own")
+        super().__init__(str(file), names, labels, classes)
+
+    def _list(self, classes: list[str]) -> Iterator[str]:
+        import h5py
+
+        with self._open() as file:
+            for top in sorted(file):
+                if file.get(top, getclass=True) is h5py.Group:
+                    classes.append(top)
+                    yield from (f"{top}/{name}" for name in sorted(file[top]))
+                else:
+                    yield top
+
+    def _open(self):
+        import h5py
+
+        return h5py.File(self.file, "r", locking="best-effort")
+
+    def _dataset(self, i: int):
+        if self._pid != os.getpid():  # a forked worker must not read through its parent's handle
+            self._handle, self._pid = self._open(), os.getpid()
+        try:
+            return self._handle[self.name(i)]
+        except KeyError as error:
+            raise OSError(str(error)) from None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_handle": None, "_pid": None}
+
+    def close(self) -> None:
+        if self._pid == os.getpid():
+            self._handle.close()
+        self._handle = self._pid = None
+
+    def read(self, i: int) -> bytes:
+        try:
+            value = self._dataset(i)[()]
+        except (TypeError, RuntimeError) as error:
+            raise OSError(f"not a dataset that holds an image ({error})") from None
+        return value if isinstance(value, bytes) else np.asarray(value).tobytes()
+
+    def size(self, i: int) -> int:
+        dataset = self._dataset(i)
+        kind = getattr(dataset, "dtype", np.dtype("O")).kind
+        return len(self.read(i)) if kind == "O" else dataset.nbytes  # O: of variable length, or no dataset at all
+
+
 def open_source(path: str | Path, split: str, labels: bool = True) -> Source:
     """The images of one split of a data directory.
 
@@ -168,11 +124,23 @@ def open_source(path: str | Path, split: str, labels: bool = True) -> Source:
 
     Raises InputError if there is nothing, nothing of this split, or more than one form of it.
     """
-    root = Path(path)
     if not str(path):
         raise InputError("no data directory given: set DATA.PATH_TO_DATA_DIR to one that holds train/ and val/")
+    if is_url(path):
+        return ShardSource(remote_shards(str(path), split), split, labels)
+    root = Path(path)
     if not root.is_dir():
         raise InputError(f"data directory not found: {path}")
-    if not (root / split).is_dir():
-        raise InputError(f"no split '{split}' in {path}: it needs {split}/, {split}.h5 or {split}-*.tar")
-    return FolderSource(root / split, labels)
+    shards = sorted(root.glob(f"{glob.escape(split)}-*.tar"))
+    forms = {f"{split}/": (root / split).is_dir(), f"{split}.h5": (root / f"{split}.h5").is_file(),
+             f"{split}-*.tar": bool(shards)}
+    forms = [form for form, there in forms.items() if there]
+    if not forms:
+        there = ", ".join(sorted(entry.name for entry in os.scandir(root))[:8]) or "nothing"
+        raise InputError(f"no split '{split}' in {path}: it needs {split}/, {split}.h5 or {split}-*.tar; "
+                         f"it holds {there}")
+    if len(forms) > 1:
+        raise InputError(f"split '{split}' is there more than once in {path} ({' and '.join(forms)}): keep one")
+    if forms[0] == f"{split}/":
+        return FolderSource(root / split, labels)
+    return HDF5Source(root / f"{split}.h5", labels) if forms[0].endswith(".h5") else ShardSource(shards, split, labels)
