@@ -129,7 +129,24 @@ def save_backbone(path: Path | str, state: dict[str, Tensor], *, arch: str, meth
     header = {"format": "pt", "arch": arch, "method": method, "preprocess": json.dumps(preprocess),
               "source_sha256": source_sha256, "converted": converted}
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+    def write(temporary: Path) -> None:
+        save_file(tensors, temporary, metadata=header)
+        _sort_metadata(temporary)
+
+    write_atomically(path, write)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the header's metadata in order: safetensors shuffles it, and equal backbones should have equal hashes."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(text) == length:  # only the order changed
+            file.seek(8)
+            file.write(text)
 
 
 def load_backbone(path: Path | str) -> tuple[dict[str, Tensor], dict]:

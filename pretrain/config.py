@@ -166,7 +166,9 @@ def _read_file(file: str | Path | None) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, RecursionError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise InputError(f"{file} is not a YAML file of settings: {reason}") from None
-    return dict(flatten(tree))
+    if not isinstance(tree or {}, Mapping):
+        raise InputError(f"{file} is not a YAML file of settings: it holds a {type(tree).__name__}, not KEY: VALUE lines")
+    return dict(flatten(tree or {}))
 
 
 def _read_overrides(overrides: Sequence[str]) -> dict:
