@@ -29,10 +29,15 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=-1)
 
 
-def _init_linear(module: nn.Module, std: float, truncated: bool) -> None:
+def _init_linear(module: nn.Module, std: float) -> None:
+    """Normal weights, zero biases.
+
+    DINO's and MoCo's published "truncated normal" cuts at 2, a hundred standard deviations away; torch's sampler of it
+    returns the cut itself about once in 2**24 draws, so that a large head would start with a weight of 2.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            (init.trunc_normal_ if truncated else init.normal_)(layer.weight, std=std)
+            init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 init.zeros_(layer.bias)
 
@@ -56,7 +61,7 @@ class DINOHead(nn.Module):
                  learn_scale: bool):
         super().__init__()
         self.mlp = mlp(in_dim, hidden, bottleneck, layers, norm=norm, activation=nn.GELU)
-        _init_linear(self, std=0.02, truncated=True)
+        _init_linear(self, std=0.02)
         self.last_layer = WeightNormLinear(bottleneck, out_dim, learn_scale)
 
     def project(self, features: Tensor) -> Tensor:
@@ -72,7 +77,7 @@ class Projection(nn.Module):
     def __init__(self, in_dim: int, hidden: int, out_dim: int, layers: int, *, norm: bool):
         super().__init__()
         self.mlp = mlp(in_dim, hidden, out_dim, layers, norm=norm, activation=nn.ReLU)
-        _init_linear(self, std=0.02, truncated=True)
+        _init_linear(self, std=0.02)
 
     def project(self, features: Tensor) -> Tensor:
         return unit(self.mlp(features))
@@ -85,7 +90,7 @@ class SwAVHead(nn.Module):
         super().__init__()
         self.projection = Projection(in_dim, hidden, out_dim, layers, norm=norm)
         self.prototypes = nn.Linear(out_dim, prototypes, bias=False)
-        _init_linear(self, std=0.01, truncated=False)
+        _init_linear(self, std=0.01)
 
     def project(self, features: Tensor) -> Tensor:
         return self.projection.project(features)

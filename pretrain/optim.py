@@ -39,7 +39,7 @@ def build_optimizer(cfg, model: nn.Module) -> Optimizer:
     if cfg.SOLVER.OPTIMIZER == "LARS":
         return LARS(groups, momentum=cfg.SOLVER.MOMENTUM)
     if cfg.SOLVER.OPTIMIZER == "AdamW":
-        return AdamW(groups, lr=0.0, fused=True)
+        return AdamW(groups, lr=0.0, foreach=True)  # fused on a CPU ignores strides: wrong if layouts differ
     raise InputError(f"unknown SOLVER.OPTIMIZER '{cfg.SOLVER.OPTIMIZER}': use LARS or AdamW")
 
 

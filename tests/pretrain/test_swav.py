@@ -51,7 +51,7 @@ def test_queue_fill_survives_a_state_dict():
 
 
 def test_sinkhorn_balances_prototypes():
-    """After many iterations every sample and every prototype carries equal mass; after 3, the plain version's numbers."""
+    """Every sample and every prototype carries equal mass in the limit; 3 iterations are the plain version's."""
     scores = torch.nn.functional.normalize(torch.randn(40, 16)) @ torch.nn.functional.normalize(torch.randn(8, 16)).T
     balanced = sinkhorn(scores, 0.05, 200)
     torch.testing.assert_close(balanced.sum(1), torch.ones(40))

@@ -1,0 +1,123 @@
+"""Parameter groups, LARS, AdamW and the moving average against golden numbers and one-parameter-at-a-time versions."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pretrain.backbones import build_backbone
+from pretrain.errors import InputError
+from pretrain.methods import build_method
+from pretrain.optim import build_optimizer, ema_update, parameter_groups, set_hyperparameters
+from tests.pretrain.golden import golden, relative_error
+from tests.pretrain.tiny import config
+from tools.plain_methods import PlainAdamW, PlainLARS, plain_ema
+
+
+def golden_model() -> nn.ParameterList:
+    return nn.ParameterList([torch.tensor(golden()[f"lars_init_{j}"]) for j in range(4)])
+
+
+def test_lars_equals_the_published_one():
+    """Also where a weight is all zero (3) and where a gradient is (1 in step 1)."""
+    data, model = golden(), golden_model()
+    optimizer = build_optimizer(config("dino"), model)
+    for i, lr in enumerate((0.24, 0.12, 0.3)):
+        for j, parameter in enumerate(model):
+            parameter.grad = torch.tensor(data[f"lars_grad_{i}_{j}"])
+        set_hyperparameters(optimizer, lr, 0.1)
+        optimizer.step()
+        for j, parameter in enumerate(model):
+            assert relative_error(parameter, data[f"lars_param_{i}_{j}"]) < 1e-5, (i, j)
+
+
+@pytest.mark.parametrize(("name", "plain"), [("LARS", PlainLARS), ("AdamW", PlainAdamW)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_optimizers_equal_the_one_parameter_at_a_time_versions(name, plain, channels_last):
+    """6 steps on MobileNetV2 with the same gradients; one parameter has none in the first two."""
+    torch.manual_seed(0)
+    model = build_backbone("mobilenet_v2")
+    slow = copy.deepcopy(model)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    optimizer, slow_optimizer = build_optimizer(config("dino", SOLVER__OPTIMIZER=name), model), plain(slow)
+    for step in range(6):
+        for index, (p, q) in enumerate(zip(model.parameters(), slow.parameters(), strict=True)):
+            q.grad = None if index == 3 and step < 2 else torch.randn_like(q)
+            p.grad = None if q.grad is None else q.grad.clone(memory_format=torch.preserve_format)
+        lr, decay = 0.1 / (step + 1), 0.05 * (step + 1)
+        set_hyperparameters(optimizer, lr, decay)
+        optimizer.step()
+        slow_optimizer.step(lr, decay)
+    for (key, p), q in zip(model.named_parameters(), slow.parameters(), strict=True):
+        assert relative_error(p, q) < 1e-5, key
+
+
+def test_resuming_an_optimizer_is_exact():
+    model = golden_model()
+    models, optimizers = [model, copy.deepcopy(model)], []
+    for m in models:
+        optimizers.append(build_optimizer(config("dino"), m))
+
+    def steps(m, optimizer, first, last):
+        for i in range(first, last):
+            for j, parameter in enumerate(m):
+                parameter.grad = torch.tensor(golden()[f"lars_grad_{i}_{j}"])
+            set_hyperparameters(optimizer, 0.3, 0.1)
+            optimizer.step()
+
+    steps(models[0], optimizers[0], 0, 3)
+    steps(models[1], optimizers[1], 0, 2)
+    resumed = build_optimizer(config("dino"), models[1])
+    resumed.load_state_dict(copy.deepcopy(optimizers[1].state_dict()))
+    steps(models[1], resumed, 2, 3)
+    assert all(torch.equal(a, b) for a, b in zip(*models, strict=True))
+
+
+def test_parameter_groups_are_the_published_ones():
+    """By name, on networks that have every kind of parameter."""
+    vit = build_method(config("dino", DINO__NORM_LAST_LAYER=False))
+    names = {id(parameter): name for name, parameter in vit.named_parameters()}
+    groups = {group["name"]: {names[id(p)] for p in group["params"]} for group in parameter_groups(vit)}
+    assert set(groups) == {"decayed", "vectors"}
+    for name in ("backbone.cls_token", "backbone.pos_embed", "head.last_layer.weight_g", "head.mlp.0.weight"):
+        assert f"student.{name}" in groups["decayed"]
+    assert {name for name in groups["vectors"] if not name.endswith((".bias", "norm1.weight", "norm2.weight"))} == {
+        "student.backbone.norm.weight"}
+    assert not any(name.startswith("teacher.") for group in groups.values() for name in group)
+
+    cnn = nn.ModuleDict({"backbone": build_backbone("mobilenet_v2"), "classifier": nn.Linear(4, 3)})
+    sizes = {group["name"]: len(group["params"]) for group in parameter_groups(cnn)}
+    convs = [module for module in cnn.modules() if isinstance(module, nn.Conv2d)]
+    assert sizes["depthwise"] == sum(module.groups > 1 for module in convs) == 17
+    assert sizes["decayed"] == sum(module.groups == 1 for module in convs) + 1  # the joint classifier's weight
+    assert sizes["vectors"] == 2 * sum(isinstance(module, nn.BatchNorm2d) for module in cnn.modules()) + 1
+
+
+def test_group_factors_are_respected():
+    optimizer = build_optimizer(config("dino"), build_backbone("mobilenet_v2"))
+    set_hyperparameters(optimizer, 0.3, 0.1)
+    assert {group["name"]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {
+        "decayed": (0.3, 0.1), "depthwise": (0.3, 0.0), "vectors": (0.3, 0.0)}
+
+
+def test_frozen_scale_is_not_trained():
+    method = build_method(config("dino", DINO__NORM_LAST_LAYER=True))
+    trained = {id(p) for group in parameter_groups(method) for p in group["params"]}
+    assert id(method.student.head.last_layer.weight_g) not in trained
+    assert method.student.head.last_layer.weight_g.eq(1).all()
+
+
+def test_moving_average():
+    average, values = nn.Linear(5, 3), nn.Linear(5, 3)
+    slow = copy.deepcopy(average)
+    ema_update(average.parameters(), values.parameters(), 0.996)
+    plain_ema(slow, values, 0.996)
+    for ours, expected in zip(average.parameters(), slow.parameters(), strict=True):
+        assert relative_error(ours, expected) < 1e-6
+
+
+def test_unknown_optimizer_is_refused():
+    with pytest.raises(InputError, match="SOLVER.OPTIMIZER 'SGD'"):
+        build_optimizer(config("dino", SOLVER__OPTIMIZER="SGD"), nn.Linear(1, 1))
