@@ -1,0 +1,111 @@
+"""Small COCO-format data for tests: real JPEGs of coloured shapes, and detections near the ground truth."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CLASSES = ("square", "disc", "triangle")
+
+
+def write_set(root: Path, counts=(12, 6), size=(96, 80), seed=0, classes=CLASSES) -> Path:
+    """`annotations/`, `train2017/`, `val2017/` with 1 to 3 bright shapes on noise an image; returns `root`."""
+    rng = np.random.default_rng(seed)
+    (root / "annotations").mkdir(parents=True)
+    for name, count in zip(("train2017", "val2017"), counts, strict=True):
+        (root / name).mkdir()
+        images, annotations = [], []
+        for number in range(count):
+            width, height = size if number % 2 else size[::-1]
+            picture = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
+            for _ in range(int(rng.integers(1, 4))):
+                kind = int(rng.integers(len(classes)))
+                side = int(rng.integers(24, 44))
+                x, y = int(rng.integers(0, width - side)), int(rng.integers(0, height - side))
+                polygon = outline(kind % 3, x, y, side)
+                colour = [0, 0, 0]
+                colour[kind % 3] = 255
+                cv2.fillPoly(picture, [polygon.astype(np.int32)], colour)
+                low, high = polygon.min(0), polygon.max(0)
+                annotations.append({"id": len(annotations) + 1, "image_id": number + 1, "category_id": 10 * (kind + 1),
+                                    "iscrowd": 0, "bbox": [*low.tolist(), *(high - low).tolist()],
+                                    "area": float(cv2.contourArea(polygon.astype(np.float32))),
+                                    "segmentation": [polygon.ravel().tolist()]})
+            file = f"{number + 1:012d}.jpg"
+            cv2.imwrite(str(root / name / file), picture)
+            images.append({"id": number + 1, "file_name": file, "width": width, "height": height})
+        categories = [{"id": 10 * (k + 1), "name": word} for k, word in enumerate(classes)]
+        (root / "annotations" / f"instances_{name}.json").write_text(
+            json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return root
+
+
+def outline(kind: int, x: int, y: int, side: int) -> np.ndarray:
+    """Corners [P, 2] of a shape in the square at (x, y)."""
+    if kind == 0:
+        corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=float)
+    elif kind == 1:
+        angle = np.arange(16) * np.pi / 8
+        corners = np.stack([np.cos(angle), np.sin(angle)], 1) / 2 + 0.5
+    else:
+        corners = np.array([[0.5, 0], [1, 1], [0, 1]])
+    return np.round(corners * side + [x, y], 1)
+
+
+def some_truth(images=24, classes=3, seed=0) -> dict:
+    """A ground truth with crowds, empty images, all three sizes, a class without objects and touching objects."""
+    rng = np.random.default_rng(seed)
+    truth = {"images": [{"id": 3 * i + 1, "file_name": f"{i}.jpg", "width": 240, "height": 200} for i in range(images)],
+             "annotations": [], "categories": [{"id": 7 * k + 2, "name": f"class {k}"} for k in range(classes + 1)]}
+    for i, image in enumerate(truth["images"]):
+        for j in range(int(rng.integers(0, 6)) if i % 5 else 0):
+            side = float(rng.choice([14, 50, 110]))
+            x, y = (float(v) for v in rng.integers(0, 90, 2))
+            crowd = int(j == 4)
+            polygon = [x, y, x + side, y, x + side, y + side, x, y + side]
+            mask = {"size": [200, 240], "counts": _rle(x, y, side)} if crowd else [polygon]
+            truth["annotations"].append({"id": len(truth["annotations"]) + 1, "image_id": image["id"],
+                                         "category_id": 7 * int(rng.integers(classes)) + 2, "iscrowd": crowd,
+                                         "bbox": [x, y, side, side], "area": side * side, "segmentation": mask})
+    return truth
+
+
+def _rle(x: float, y: float, side: float) -> list[int]:
+    mask = np.zeros((200, 240), np.uint8)
+    mask[int(y):int(y + side), int(x):int(x + side)] = 1
+    flat = mask.ravel(order="F")
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    return runs if flat[0] == 0 else [0, *runs]
+
+
+def near_detections(truth: dict, seed=1, scores=8) -> list[dict]:
+    """Shifted copies of the objects, doubles and false alarms, with few distinct scores so that there are ties."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for annotation in truth["annotations"]:
+        for _ in range(int(rng.integers(0, 4))):
+            x, y, w, h = annotation["bbox"]
+            x, y = x + float(rng.normal(0, 0.1 * w)), y + float(rng.normal(0, 0.1 * h))
+            category = annotation["category_id"] if rng.random() < 0.9 else truth["categories"][0]["id"]
+            found.append({"image_id": annotation["image_id"], "category_id": category, "bbox": [x, y, w, h],
+                          "score": float(rng.integers(1, scores)) / scores})
+    for image in truth["images"][::3]:
+        found.append({"image_id": image["id"], "category_id": truth["categories"][1]["id"],
+                      "bbox": [5.0, 5.0, 60.0, 40.0], "score": 0.5})
+    return found
+
+
+def with_masks(detections: list[dict], height=200, width=240) -> list[dict]:
+    """The same detections with rectangular masks, compressed as the frameworks write them."""
+    from pycocotools import mask
+
+    found = []
+    for entry in detections:
+        x, y, w, h = (round(v) for v in entry["bbox"])
+        area = np.zeros((height, width), np.uint8, order="F")
+        area[max(y, 0):max(y + h, 0), max(x, 0):max(x + w, 0)] = 1
+        coded = mask.encode(area)
+        found.append({**entry, "segmentation": {"size": coded["size"], "counts": coded["counts"].decode()}})
+    return found

@@ -1,0 +1,97 @@
+"""Our COCO evaluation: both libraries agree, the bootstrap's matching equals them, and it behaves at the edges."""
+
+import numpy as np
+import pytest
+from benchmarks.coco_eval import bootstrap, evaluate
+
+from pretrain.errors import InputError
+from tests.benchmarks.coco_sets import near_detections, some_truth, with_masks
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+@pytest.mark.parametrize("seed", range(3))
+def test_faster_coco_eval_equals_pycocotools(kind, seed):
+    truth = some_truth(seed=seed)
+    found = with_masks(near_detections(truth, seed=seed + 10))
+    ours, theirs = (evaluate(truth, found, kind, backend) for backend in ("faster", "pycocotools"))
+    assert len(ours.numbers) == 12 and all(0 < ours.numbers[name] < 100 for name in ("AP", "APs", "APl", "AR1", "AR100"))
+    for name, value in theirs.numbers.items():  # percent: 4 decimals of the fraction
+        assert ours.numbers[name] == pytest.approx(value, abs=1e-2 / 2), name
+    assert ours.per_category == pytest.approx(theirs.per_category, abs=1e-2 / 2)
+    assert set(ours.per_category) == {"class 0", "class 1", "class 2"}  # the fourth class has no objects
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+def test_our_matching_gives_the_libraries_ap(kind, backend):
+    truth = some_truth(seed=5)
+    found = evaluate(truth, with_masks(near_detections(truth, seed=6)), kind, backend)
+    from benchmarks.coco_matches import average_precision
+    by_threshold = average_precision(found.matches, np.ones(len(truth["images"])))
+    assert 100 * by_threshold.mean() == pytest.approx(found.numbers["AP"], abs=1e-9)
+    assert 100 * by_threshold[0] == pytest.approx(found.numbers["AP50"], abs=1e-9)
+    assert 100 * by_threshold[5] == pytest.approx(found.numbers["AP75"], abs=1e-9)
+
+
+def test_a_weighted_image_counts_like_its_copies():
+    truth = some_truth(images=10, seed=2)
+    found = near_detections(truth, seed=3, scores=10**6)
+    weights = np.arange(10) % 3
+    copies = {"images": [], "annotations": [], "categories": truth["categories"]}
+    copied = []
+    for image, weight in zip(truth["images"], weights, strict=True):
+        for copy in range(weight):
+            number = image["id"] + 1000 * copy
+            copies["images"].append({**image, "id": number})
+            copies["annotations"] += [{**a, "image_id": number, "id": a["id"] + 1000 * copy}
+                                      for a in truth["annotations"] if a["image_id"] == image["id"]]
+            copied += [{**d, "image_id": number} for d in found if d["image_id"] == image["id"]]
+    from benchmarks.coco_matches import average_precision
+    by_weight = average_precision(evaluate(truth, found, "box").matches, weights.astype(float))
+    expected = evaluate(copies, copied, "box", "pycocotools").numbers
+    # copies tie in score, and pycocotools ranks ties by image: a hit may come before its copy's false alarm
+    assert 100 * by_weight.mean() == pytest.approx(expected["AP"], abs=0.2)
+
+
+def test_perfect_and_absent_detections():
+    truth = some_truth(seed=4)
+    perfect = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
+               for a in truth["annotations"] if not a["iscrowd"]]
+    assert evaluate(truth, perfect, "box").numbers["AP"] == pytest.approx(100)
+    for kind in ("box", "mask"):
+        nothing = evaluate(truth, [], kind)
+        assert nothing.numbers["AP"] == 0 and nothing.numbers["AR100"] == 0
+        assert bootstrap([nothing], 5) == {"AP": (0, 0), "AP50": (0, 0)}
+
+
+def test_the_interval_contains_the_value_and_narrows_with_images():
+    few, many = (some_truth(images=n, seed=8) for n in (12, 120))
+    widths = []
+    for truth in (few, many):
+        run = evaluate(truth, near_detections(truth, seed=9), "box")
+        low, high = bootstrap([run], 60)["AP"]
+        assert low < run.numbers["AP"] < high
+        widths.append(high - low)
+    assert widths[1] < 0.6 * widths[0]  # about 1 / sqrt(10)
+    run = evaluate(few, near_detections(few, seed=9), "box")
+    assert bootstrap([run], 20) == bootstrap([run], 20)
+    assert bootstrap([run], 0) == {}
+
+
+def test_absurd_polygons_do_not_crash():
+    truth = some_truth(seed=1)
+    plain = next(a for a in truth["annotations"] if not a["iscrowd"])
+    plain["segmentation"] = [[1e9, -1e9, 1e9, 1e9, -1e9, 1e9]]
+    found = with_masks(near_detections(truth))
+    for backend in ("faster", "pycocotools"):
+        assert 0 < evaluate(truth, found, "mask", backend).numbers["AP"] < 100
+
+
+def test_detections_of_another_data_set_are_refused():
+    truth = some_truth()
+    with pytest.raises(InputError, match="image 99999"):
+        evaluate(truth, [{"image_id": 99999, "category_id": 2, "bbox": [0, 0, 1, 1], "score": 1.0}], "box")
+    with pytest.raises(InputError, match="head has other classes"):
+        evaluate(truth, [{"image_id": 1, "category_id": 5, "bbox": [0, 0, 1, 1], "score": 1.0}], "box")
+    with pytest.raises(InputError, match="EVAL.BACKEND"):
+        evaluate(truth, [], "box", "fast")
