@@ -66,11 +66,14 @@ def _check_same_run(out_dir: Path, cfg: CfgNode, free: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def _lock(out_dir: Path) -> Iterator[None]:
-    """Hold `out_dir/.lock`. The system releases it when the process ends, however it ends."""
+    """Hold `out_dir/.lock`. The system releases it when the process ends, however it ends.
+
+    A record lock, because loader workers that outlive a killed parent for some seconds would keep an inherited flock.
+    """
     with open(out_dir / ".lock", "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             file.seek(0)
             raise InputError(f"OUTPUT_DIR {out_dir} is in use by {file.read().strip() or 'another run'}: "
                              "wait for it or choose another directory") from None

@@ -1,0 +1,69 @@
+"""`sslight demo`: the whole road on real handwritten digits, by the public commands alone, each printed first."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pretrain.errors import EXIT_DONE
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGETS = {"timm": "timm.safetensors", "torchvision": "torchvision.pth", "detectron2": "detectron2.pth",
+           "mmdet": "mmdet.pth"}
+
+
+def steps(out: Path) -> Iterator[tuple[str, list[str]]]:
+    """Pairs (what it does, the command), run one after the other from the project's folder."""
+    data, checkpoint = out / "data", out / "pretrain" / "checkpoints" / "last.pth"
+    yield "draw the data", ["-m", "benchmarks.demo_data", data]
+    yield "pre-train without labels", ["-m", "pretrain", "--cfg", "configs/pretrain/demo.yaml",
+                                       "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out / "pretrain"]
+    for target, name in TARGETS.items():
+        yield f"convert to {target}", ["convert/convert_ckpt.py", checkpoint, "--to", target, "--force",
+                                       "-o", out / "converted" / name]
+    frameworks = ["mmdet"] + ["detectron2"] * bool(importlib.util.find_spec("detectron2"))
+    for label, weights in (("pretrained", checkpoint), ("random", "random")):
+        for benchmark in ("knn", "linear", "semisup"):
+            yield f"{benchmark}, {label}", [
+                "-m", f"benchmarks.{benchmark}", "--cfg", f"configs/classification/demo_{benchmark}.yaml",
+                "WEIGHTS", weights, "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out / "results" / label / benchmark]
+        for framework in frameworks:
+            extension = "py" if framework == "mmdet" else "yaml"
+            yield f"Mask R-CNN in {framework}, {label}", [
+                "-m", "benchmarks.coco", "--framework", framework, "--task", "seg", "--arch", "resnet18",
+                "--config", f"configs/{framework}/demo_mask_rcnn_r18_fpn.{extension}", "--weights", weights,
+                "--show", "4", "DATA.PATH_TO_DATA_DIR", data,
+                "OUTPUT_DIR", out / "results" / label / f"coco_{framework}"]
+    yield "report", ["-m", "benchmarks.report", out / "results", out / "pretrain", "-o", out / "report.html"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="sslight demo", description=__doc__.splitlines()[0],
+                                     epilog="example: sslight demo runs/demo")
+    parser.add_argument("out", nargs="?", default="runs/demo", help="where everything goes (default: runs/demo)")
+    args = parser.parse_args(argv)
+    started, spent = time.monotonic(), []
+    for title, command in steps(Path(args.out).resolve()):
+        words = [str(word) for word in command]
+        print(f"\n== {title}\n$ python {shlex.join(words)}", flush=True)
+        begun = time.monotonic()
+        code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+        if code != EXIT_DONE:
+            print(f"error: '{title}' ended with exit code {code}; the same command goes on from here", file=sys.stderr)
+            return code if code > 0 else 1
+        spent.append((title, time.monotonic() - begun))
+    print("\n" + "\n".join(f"{seconds:7.1f} s  {title}" for title, seconds in spent))
+    print(f"{time.monotonic() - started:7.1f} s  in all; open {Path(args.out) / 'report.html'}")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    from pretrain.errors import run_command
+
+    run_command(main)
