@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
 from pretrain.errors import InputError, nearest
 from pretrain.methods.base import Method, Progress
 from pretrain.methods.dino import DINO
 from pretrain.methods.moco import MoCo
+from pretrain.methods.precision import check_bf16_on_cpu
 from pretrain.methods.swav import SwAV
 
 METHODS = {"dino": DINO, "swav": SwAV, "moco": MoCo}
@@ -17,8 +20,11 @@ def build_method(cfg) -> Method:
     """The method that `cfg.METHOD` names, freshly initialised, on the CPU.
 
     Call it after the process group is joined: queue lengths depend on the number of processes. Raises InputError for
-    an unknown method or backbone.
+    an unknown method or backbone, and for views that it cannot be trained on in the chosen precision.
     """
     if cfg.METHOD not in METHODS:
         raise InputError(f"unknown METHOD '{cfg.METHOD}'{nearest(cfg.METHOD, METHODS)}: use {', '.join(METHODS)}")
-    return METHODS[cfg.METHOD](cfg)
+    method = METHODS[cfg.METHOD](cfg)
+    if cfg.TRAIN.AMP == "bf16" and not torch.cuda.is_available():
+        check_bf16_on_cpu(method.backbone, {cfg.VIEWS.GLOBAL_SIZE, *[cfg.VIEWS.LOCAL_SIZE] * cfg.VIEWS.LOCAL_NUMBER})
+    return method

@@ -55,7 +55,7 @@ def test_training_equals_the_slow_version(local):
     for step in range(9):
         batch, epoch = views(step, local=local), step // 3
         progress = Progress(step, steps_per_epoch=3, total_epochs=3)
-        set_hyperparameters(optimizer, 2.0, 0.01)
+        set_hyperparameters(optimizer, 0.3, 0.01)
         result = method(batch, progress)
         optimizer.zero_grad()
         result["loss"].backward()
@@ -70,11 +70,11 @@ def test_training_equals_the_slow_version(local):
         loss.backward()
         if epoch == 0:
             student.head.last_layer.weight_v.grad = student.head.last_layer.weight_g.grad = None
-        slow_optimizer.step(2.0, 0.01)
+        slow_optimizer.step(0.3, 0.01)
         plain_ema(teacher, student, momenta[step])
         center = dino_center(center, teacher_logits, 0.9)
 
-        assert result["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+        assert result["loss"].item() == pytest.approx(loss.item(), rel=1e-5, abs=2e-6)
     assert relative_error(method.center, center) < 1e-5
     for ours, slow in ((method.student, student), (method.teacher, teacher)):
         for name, value in slow.named_parameters():
