@@ -294,8 +294,8 @@ def _from_backbone_file(path: Path | str, flat: Flat, header: dict, arch: str | 
     state = {flat.raw[key]: value for key, value in flat.tensors.items()}
     architectures.check_complete(state, name, options, str(path))
     rule = "a backbone file of this project: header with 'arch', 'preprocess'"
-    return Checkpoint(state, name, "sslight-backbone", rule, header.get("method", "unknown"), "backbone", preprocess, sha256(path), None, {}, options,
-                      "timm", state, {"{rest} -> {rest}": len(state)})
+    return Checkpoint(state, name, "sslight-backbone", rule, header.get("method", "unknown"), "backbone", preprocess,
+                      sha256(path), None, {}, options, "timm", state, {"{rest} -> {rest}": len(state)})
 
 
 def family_names() -> list[str]:

@@ -1,0 +1,136 @@
+"""One conversion from start to end: checks, reading, renaming, writing, verifying, reporting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from convert import verify
+from convert.reader import Checkpoint, read_checkpoint
+from convert.snippets import snippet, snippet_path
+from convert.support import TARGETS, kind_of
+from convert.targets import Outgoing, default_model, rename
+from convert.write_files import check_output, staged, write
+from pretrain.checkpoint import sha256, write_json
+from pretrain.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to convert; fields as in `convert.convert_ckpt.convert`."""
+
+    src: Path
+    to: str
+    out: Path
+    family: str | None
+    arch: str | None
+    network: str | None
+    model: str | None
+    prefix: str
+    from_detector: bool
+    stages: bool
+    verify: bool
+    verify_with: Path | None
+    force: bool
+    report: Path | None
+
+
+def run(request: Request) -> dict:
+    """Convert and verify. Returns the report; raises InputError, and then nothing was written."""
+    if request.to not in TARGETS:
+        raise InputError(f"unknown target '{request.to}'{nearest(request.to, TARGETS)}: "
+                         f"use one of {', '.join(TARGETS)}")
+    if request.stages and request.to != "onnx":
+        raise InputError("--stages is for --to onnx only")
+    started = time.monotonic()
+    check_output(request.out, request.to, [], request.force)
+    checkpoint = read_checkpoint(request.src, family=request.family, arch=request.arch, network=request.network,
+                                 from_detector=request.from_detector)
+    outgoing = rename(checkpoint, request.to, model=request.model, prefix=request.prefix)
+    beside = snippet_path(request.out, request.to, kind_of(checkpoint.arch) == "vit")
+    reports = [request.report] if request.report else []
+    check_output(request.out, request.to, [beside, *reports], request.force)
+    facts: dict = {}
+    with staged(request.out) as path:
+        if request.to == "onnx":
+            from convert.export_onnx import export
+            verified, facts = export(path, checkpoint, stages=request.stages, picture=request.verify_with)
+        else:
+            write(path, request.to, outgoing.tensors, checkpoint)
+            verified = _verify(path, checkpoint, outgoing, request)
+        path.with_name(beside.name).write_text(
+            snippet(request.out, checkpoint, request.to, request.model, request.prefix))
+    done = _report(request, checkpoint, outgoing, verified, beside, facts, time.monotonic() - started)
+    if request.report:
+        write_json(request.report, done)
+    return done
+
+
+def _verify(path: Path, checkpoint: Checkpoint, outgoing: Outgoing, request: Request) -> verify.Verified:
+    steps = [verify.verify_file(path, request.to, outgoing),
+             verify.verify_list(outgoing, checkpoint, request.to, request.model, request.prefix)]
+    if not request.verify:
+        return verify.Verified([*steps, f"NOT verified, as asked: {request.to} has not loaded the file"])
+    result = verify.verify_features(path, checkpoint, request.to, request.model, request.prefix, request.verify_with)
+    return verify.Verified([*steps, *result.steps], result.differences)
+
+
+def _report(request: Request, checkpoint: Checkpoint, outgoing: Outgoing, verified: verify.Verified, beside: Path,
+            facts: dict, seconds: float) -> dict:
+    return {
+        "source": {"path": str(request.src), "sha256": checkpoint.sha256, "family": checkpoint.family,
+                   "rule": checkpoint.rule, "naming": checkpoint.layout, "network": checkpoint.network,
+                   "method": checkpoint.method},
+        "arch": checkpoint.arch, "options": checkpoint.options, "preprocess": checkpoint.preprocess,
+        "target": {"framework": request.to, "path": str(request.out), "sha256": sha256(request.out),
+                   "bytes": request.out.stat().st_size, "snippet": str(beside),
+                   "model": default_model(checkpoint.arch, request.model) if request.to == "detectron2" else None},
+        "rules": {"reading": checkpoint.counts, "writing": outgoing.counts},
+        "dropped": {**checkpoint.dropped, **outgoing.dropped},
+        "batch_norm": batch_norm_facts(checkpoint.state),
+        "parameters": parameters(checkpoint.state),
+        "verified": verified.steps, "differences": verified.differences, "notes": checkpoint.notes,
+        **facts, "seconds": round(seconds, 3),
+    }
+
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def parameters(state: dict[str, Tensor]) -> int:
+    """Trainable numbers in a state dict: all but the batch norms' statistics."""
+    return sum(value.numel() for key, value in state.items() if not key.endswith(_BUFFERS))
+
+
+def batch_norm_facts(state: dict[str, Tensor]) -> dict:
+    """How many batch norms carry running statistics, and whether these were ever updated."""
+    means = [key for key in state if key.endswith("running_mean")]
+    fresh = [key for key in means if not bool(state[key].any())
+             and bool((state[key.replace("running_mean", "running_var")] == 1).all())]
+    return {"layers": len(means), "with_statistics": len(means), "never_updated": len(fresh)}
+
+
+def summary(report: dict) -> Iterator[str]:
+    """The report as lines for a terminal."""
+    source, target = report["source"], report["target"]
+    yield f"read      {source['path']}"
+    yield f"family    {source['family']}: {source['rule']}"
+    options = f" with {report['options']}" if report["options"] else ""
+    yield f"network   {source['network']} ({source['method']}): {report['arch']}{options}, named as {source['naming']}"
+    dropped = ", ".join(f"{len(keys)} {reason}" for reason, keys in report["dropped"].items())
+    yield f"tensors   {sum(report['rules']['reading'].values())} renamed; dropped: {dropped or 'none'}"
+    norms = report["batch_norm"]
+    never = f", {norms['never_updated']} never updated" if norms["never_updated"] else ""
+    yield f"contents  {report['parameters']:,} parameters, {norms['layers']} batch norms with statistics{never}"
+    for note in report["notes"]:
+        yield f"note      {note}"
+    for step in report["verified"]:
+        yield f"checked   {step}"
+    for name in ("gflops", "inputs", "outputs"):
+        if name in report:
+            yield f"{name:<9} {report[name]}"
+    yield f"wrote     {target['path']} ({target['bytes'] / 1e6:.1f} MB) and {target['snippet']}"
