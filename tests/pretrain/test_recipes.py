@@ -19,7 +19,7 @@ ROWS += [(f"{method}_cnn_{kind}", "mobilenet_v2") for method in ("swav", "moco")
 SMALL = ["VIEWS.GLOBAL_SIZE", 32, "VIEWS.LOCAL_SIZE", 16, "DINO.OUTPUT_DIM", 64, "DINO.HIDDEN_SIZE", 64,
          "SWAV.PROTOTYPES", 32, "SWAV.HIDDEN_SIZE", 64, "SWAV.QUEUE_LENGTH", 8, "SWAV.EPOCH_QUEUE_STARTS", 1,
          "MOCO.QUEUE_LENGTH", 32, "MOCO.HIDDEN_SIZE", 64, "TRAIN.BATCH_SIZE", 4, "SOLVER.TOTAL_EPOCHS", 2,
-         "SOLVER.WARMUP_EPOCHS", 1, "DATA.WORKERS", 0, "KNN.PERIOD", 2]
+         "SOLVER.WARMUP_EPOCHS", 1, "TRAIN.JOINT_LINEAR_PROBE", True, "DATA.WORKERS", 0, "KNN.PERIOD", 2]
 
 
 @pytest.fixture(scope="module")
