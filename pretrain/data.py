@@ -6,7 +6,7 @@ A worker makes a whole batch at a time, straight into shared memory; all it need
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,13 +16,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pretrain import distributed
-from pretrain.decode import CorruptImage, decode_reference
-from pretrain.errors import InputError
+from pretrain.decode import CorruptImage, DecodedImage, decode_reference, image_size
+from pretrain.device_color import color_row, recolor_batch
+from pretrain.errors import InputError, nearest
 from pretrain.eval_data import center_crop, eval_batches, random_resized_crop
+from pretrain.fast_views import decode_fast, render_fast
 from pretrain.index import Source
 from pretrain.loader import batch_loader, empty_images, normalize
-from pretrain.views import UNIFORMS, View, draw, render, uniforms
+from pretrain.views import UNIFORMS, Color, Draw, View, draw, render, uniforms
 
+PIPELINES = {"fast": (decode_fast, render_fast), "reference": (decode_reference, render)}
+NO_COLOR = Color((), (1.0, 1.0, 1.0, 0.0), False, 0.0, False)
 REPLACEMENT_TRIES = 32  # other samples tried for a corrupt one
 # Streams of random numbers of one (seed, epoch); the epoch number fills the lower bits of the generator's key.
 ORDER_STREAM, REPLACEMENT_STREAM = 1 << 62, 1 << 61
@@ -37,7 +41,7 @@ class Batch:
 
     views: uint8 [B, 3, size, size] each, channels last in memory, one per `View`.
     indices: int64 [B], the samples really used.
-    color: with DATA.COLOR_ON_DEVICE, float32 [B, 12] per view: what is left to do; else None.
+    color: with DATA.COLOR_ON_DEVICE, the table of `device_color` per view: what is left to do; else None.
     corrupt: (name, reason) of every image that was replaced.
     """
 
@@ -134,29 +138,50 @@ def train_batches(source: Source, views: list[View], cfg: CfgNode, *, epoch: int
     yield from TrainLoader(source, views, cfg, rank=rank, world=world).epoch(epoch, first_batch)
 
 
+Decode = Callable[[bytes], DecodedImage]
+Render = Callable[[DecodedImage, View, Draw, np.ndarray], None]
+
+
+def pipeline(name: str) -> tuple[Decode, Render]:
+    """Decoder and renderer of DATA.PIPELINE. Raises InputError for an unknown name."""
+    if name not in PIPELINES:
+        raise InputError(f"unknown DATA.PIPELINE '{name}'{nearest(name, PIPELINES)}: use {' or '.join(PIPELINES)}")
+    return PIPELINES[name]
+
+
 class _TrainBatches(Dataset):
     """`Request` -> `Batch`."""
 
     def __init__(self, source: Source, views: list[View], cfg: CfgNode):
         self.source, self.views, self.seed = source, views, cfg.SEED
+        self.color_later = cfg.DATA.COLOR_ON_DEVICE
+        self.decode, self.render = pipeline(cfg.DATA.PIPELINE)
 
     def __getitem__(self, request: Request) -> Batch:
         count = len(request.indices)
         numbers = uniforms(self.seed, request.epoch, request.first, count, len(self.views) * UNIFORMS)
         numbers = numbers.reshape(count, len(self.views), UNIFORMS)
         out = [empty_images(count, view.size) for view in self.views]
+        places = [images.numpy() for images in out]
+        rows: list[list[list[float]]] = [[] for _ in self.views]
         used, corrupt = request.indices.copy(), []
         for i in range(count):
             used[i], image = self._decode(request, i, corrupt)
-            for view, u, images in zip(self.views, numbers[i].tolist(), out, strict=True):
-                images[i].numpy()[:] = render(image, view, draw(view, u, image.height, image.width))
-        return Batch([images.permute(0, 3, 1, 2) for images in out], torch.from_numpy(used), None, corrupt)
+            height, width = image_size(image)
+            for number, (view, u) in enumerate(zip(self.views, numbers[i].tolist(), strict=True)):
+                d = draw(view, u, height, width)
+                if self.color_later:
+                    rows[number].append(color_row(d.color))
+                    d = d._replace(color=NO_COLOR)
+                self.render(image, view, d, places[number][i])
+        color = [torch.tensor(table, dtype=torch.float32) for table in rows] if self.color_later else None
+        return Batch([images.permute(0, 3, 1, 2) for images in out], torch.from_numpy(used), color, corrupt)
 
-    def _decode(self, request: Request, i: int, corrupt: list):
+    def _decode(self, request: Request, i: int, corrupt: list[tuple[str, str]]) -> tuple[int, DecodedImage]:
         """The sample at place `i` of the request, or the replacement that its position alone decides."""
         for index in self._candidates(request, i):
             try:
-                return index, decode_reference(self.source.read(index))
+                return index, self.decode(self.source.read(index))
             except (CorruptImage, OSError) as error:
                 corrupt.append((self.source.name(index), str(error)))
         raise InputError(f"{REPLACEMENT_TRIES + 1} images in a row are corrupt in {self.source.where}: "
@@ -171,6 +196,8 @@ class _TrainBatches(Dataset):
 def to_device(batch: Batch, cfg: CfgNode, device: torch.device) -> list[Tensor]:
     """The views as normalised float32 tensors [B, 3, size, size] on the device, colour work left for it done."""
     views = []
-    for images in batch.views:
+    for number, images in enumerate(batch.views):
+        if batch.color is not None:
+            images = recolor_batch(images.to(device, non_blocking=True), batch.color[number])
         views.append(normalize(images, cfg.DATA.MEAN, cfg.DATA.STD, device, channels_last=cfg.TRAIN.CHANNELS_LAST))
     return views

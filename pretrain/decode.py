@@ -6,23 +6,26 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image as PILImage
+from PIL import ImageOps
+
+DecodedImage = PILImage.Image | np.ndarray  # as PIL has it, or uint8 [height, width, 3]
 
 
 class CorruptImage(Exception):
     """An image that cannot be decoded; the message says why."""
 
 
-def decode_reference(data: bytes) -> Image.Image:
+def decode_reference(data: bytes) -> PILImage.Image:
     """The image as PIL reads it, upright, RGB. Raises CorruptImage."""
     if not data:
         raise CorruptImage("empty file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is no reason to speak up once per epoch
-            image = Image.open(io.BytesIO(data))
+            image = PILImage.open(io.BytesIO(data))
             image.load()
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except MemoryError:
         raise
@@ -30,11 +33,36 @@ def decode_reference(data: bytes) -> Image.Image:
         raise CorruptImage(" ".join(f"{type(error).__name__}: {error}".split())[:160]) from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: PILImage.Image) -> PILImage.Image:
     if image.mode.startswith("I") or image.mode == "F":  # PIL's own conversion clips at 255
         scale = 257 if image.mode.startswith("I") else 1  # 16-bit PNG and TIFF: 65535 is white
         values = np.asarray(image, dtype=np.float64) / scale
-        return Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+        return PILImage.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def image_size(image: DecodedImage) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    return image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
+
+
+def plain_jpeg(data: bytes) -> bool:
+    """Whether the bytes are a complete JPEG of one or three 8-bit components that any decoder reads alike.
+
+    Not so: CMYK, a missing end (OpenCV would fill up with gray where PIL raises), an orientation given in XMP only
+    (PIL minds it, OpenCV does not), and sizes that PIL warns of.
+    """
+    if not (data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9")):
+        return False
+    at, end = 2, len(data)
+    while at + 9 < end and data[at] == 0xFF:
+        marker, length = data[at + 1], (data[at + 2] << 8) + data[at + 3]
+        if marker == 0xE1 and b"tiff:Orientation" in data[at:at + 2 + length]:
+            return False
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            pixels = ((data[at + 5] << 8) + data[at + 6]) * ((data[at + 7] << 8) + data[at + 8])
+            return data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < pixels <= PILImage.MAX_IMAGE_PIXELS
+        at += 2 + length
+    return False

@@ -161,6 +161,6 @@ def recolor(image: Image.Image, color: Color) -> Image.Image:
     return image
 
 
-def render(image: Image.Image, view: View, d: Draw) -> np.ndarray:
-    """The reference view of an RGB image, uint8 [size, size, 3]."""
-    return np.asarray(recolor(crop(image, view, d), d.color))
+def render(image: Image.Image, view: View, d: Draw, out: np.ndarray) -> None:
+    """Write the reference view of an RGB image into `out`, uint8 [size, size, 3]."""
+    out[:] = np.asarray(recolor(crop(image, view, d), d.color))
