@@ -1,0 +1,138 @@
+"""Train and test a detector in mmdet: our settings laid over an mmdet config, and one run of it."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import mmdet
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.runner import Runner
+
+from benchmarks.coco_data import CocoData
+from benchmarks.coco_mmdet_parts import StopHook, readable_checkpoints
+from benchmarks.coco_weights import Weights
+from pretrain.errors import InputError, nearest
+from pretrain.rundir import StopSignal
+
+VERSION = mmdet.__version__
+ARCHITECTURES = {"MobileNetV2": lambda backbone: "mobilenetv2_100", "TimmBackbone": lambda backbone: backbone.arch,
+                 "ResNet": lambda backbone: f"resnet{backbone.depth}"}
+
+
+def load_config(file: Path | str, options: Sequence[str] = ()) -> Config:
+    """An mmdet config with `key value` overrides of its own dotted keys. Raises InputError for unknown ones."""
+    try:
+        cfg = Config.fromfile(str(file))
+    except (FileNotFoundError, SyntaxError, KeyError, OSError, TypeError) as error:
+        raise InputError(f"cannot read mmdet config {file}: {error}") from None
+    changes = {}
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        _check_known(cfg, key, str(file))
+        changes[key] = DictAction._parse_iterable(value)
+    cfg.merge_from_dict(changes)
+    return cfg
+
+
+def _check_known(cfg: Config, key: str, file: str) -> None:
+    node, path = cfg._cfg_dict, []
+    for part in key.split("."):
+        known = list(node) if isinstance(node, dict) else [str(i) for i in range(len(node))] \
+            if isinstance(node, list | tuple) else []
+        if part not in known:
+            raise InputError(f"unknown key '{key}' of {file}{nearest(part, known)}: "
+                             f"{'.'.join(path) or 'the config'} has {', '.join(known[:12])}")
+        node = node[part] if isinstance(node, dict) else node[int(part)]
+        path.append(part)
+
+
+def recipe_of(cfg: Config) -> dict:
+    """What preflight and results need to know of a config, under framework-independent names."""
+    warmup = [s for s in cfg.param_scheduler if s.type == "LinearLR"]
+    steps = [s for s in cfg.param_scheduler if s.type == "MultiStepLR"]
+    backbone, preprocessor = cfg.model.backbone, cfg.model.data_preprocessor
+    if backbone.type not in ARCHITECTURES:
+        raise InputError(f"backbone type '{backbone.type}' of the mmdet config is none of {', '.join(ARCHITECTURES)}")
+    return {"arch": ARCHITECTURES[backbone.type](backbone),
+            "mask": cfg.model.roi_head.get("mask_head") is not None,
+            "batch": cfg.auto_scale_lr.base_batch_size, "lr": cfg.optim_wrapper.optimizer.lr,
+            "max_iter": cfg.train_cfg.max_iters, "steps": list(steps[0].milestones) if steps else [],
+            "warmup": warmup[0].end if warmup else 0,
+            "norm": backbone.get("norm_cfg", {}).get("type", "BN"), "mean": list(preprocessor.mean),
+            "std": list(preprocessor.std), "color_order": "RGB" if preprocessor.bgr_to_rgb else "BGR",
+            "checkpoint_period": cfg.default_hooks.checkpoint.interval}
+
+
+def set_schedule(cfg: Config, *, batch: int, lr: float, max_iter: int, steps: list[int], warmup: int) -> None:
+    """Write one schedule into the config: total batch, peak learning rate, and iterations."""
+    cfg.auto_scale_lr.base_batch_size = batch
+    cfg.optim_wrapper.optimizer.lr = lr
+    cfg.train_cfg.max_iters, cfg.train_cfg.val_interval = max_iter, max_iter + 1
+    schedulers = [s for s in cfg.param_scheduler if s.type == "MultiStepLR"]
+    for scheduler in schedulers:
+        scheduler.end, scheduler.milestones = max_iter, list(steps)
+    ramps = [s for s in cfg.param_scheduler if s.type == "LinearLR"]
+    for ramp in ramps:
+        ramp.end = warmup
+    cfg.param_scheduler = ([*ramps] if warmup else []) + schedulers
+
+
+def adapt(cfg: Config, settings, data: CocoData, weights: Weights, processes: int, seed: int, work_dir: Path) -> None:
+    """Point the config at the data, its classes and the backbone file, and make it this run's."""
+    if cfg.auto_scale_lr.base_batch_size % processes:
+        raise InputError(f"a batch of {cfg.auto_scale_lr.base_batch_size} images does not divide over {processes} "
+                         "processes: set SOLVER.IMS_PER_BATCH or --num-gpus")
+    cfg.train_dataloader.batch_size = cfg.auto_scale_lr.base_batch_size // processes
+    for loader, split in ((cfg.train_dataloader, data.train), (cfg.test_dataloader, data.val)):
+        loader.dataset.update(data_root="", ann_file=str(split.json), data_prefix=dict(img=f"{split.images}/"),
+                              metainfo=dict(classes=data.classes))
+        if settings.DATA.WORKERS >= 0:
+            loader.num_workers = settings.DATA.WORKERS
+            loader.persistent_workers = settings.DATA.WORKERS > 0
+    cfg.test_evaluator.update(ann_file=str(data.val.json), outfile_prefix=str(work_dir / "detections"))
+    cfg.model.roi_head.bbox_head.num_classes = len(data.classes)
+    if cfg.model.roi_head.get("mask_head"):
+        cfg.model.roi_head.mask_head.num_classes = len(data.classes)
+    cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(weights.file))
+    cfg.custom_hooks = [*cfg.get("custom_hooks", []), dict(type="BackboneProofHook", file=str(weights.file))]
+    cfg.default_hooks.checkpoint.interval = settings.SOLVER.CHECKPOINT_PERIOD or cfg.default_hooks.checkpoint.interval
+    cfg.default_hooks.logger.interval = settings.LOG_PERIOD
+    if settings.TRAIN.AMP:
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+    cfg.randomness, cfg.work_dir, cfg.resume = dict(seed=seed), str(work_dir), True
+
+
+def train_and_test(cfg: Config, stop: StopSignal, launcher: str = "none") -> int:
+    """Train (or go on) to the end and write the detections of the test set; returns the iterations done.
+
+    Raises Stopped after saving when a signal asked for it.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.launcher = launcher
+    cfg.experiment_name = f"{Path(cfg.work_dir).name}_{os.getpid()}_{id(cfg)}"  # mmengine keeps globals by this name
+    cfg.visualizer = ConfigDict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")],
+                                name=cfg.experiment_name)
+    with readable_checkpoints():
+        runner = Runner.from_cfg(cfg)
+        runner.register_hook(StopHook(stop))
+        runner.train()
+        runner.test()
+    return runner.iter
+
+
+def detections(work_dir: Path, mask: bool) -> dict[str, Path]:
+    """The COCO-format result files that a test wrote, by kind."""
+    files = {"box": work_dir / "detections.bbox.json"}
+    if mask:
+        files["mask"] = work_dir / "detections.segm.json"
+    return files
+
+
+def copy_config(cfg: Config) -> Config:
+    return copy.deepcopy(cfg)
+
+
+def to_dict(cfg: Config) -> dict:
+    return cfg.to_dict()

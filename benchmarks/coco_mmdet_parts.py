@@ -1,0 +1,141 @@
+"""What our mmdet configs need beside mmdet: exact resuming, a stop on signals, and the proof of the backbone.
+
+mmengine goes on after an interruption by loading all past batches again and throwing them away; its checkpoints
+cannot be read by torch 2.6 and later. Importing this module registers the parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from convert.mmcv_ops import install
+
+install()
+
+from mmdet.datasets.samplers import AspectRatioBatchSampler  # noqa: E402
+from mmdet.registry import DATA_SAMPLERS, HOOKS  # noqa: E402
+from mmengine.hooks import Hook  # noqa: E402
+from mmengine.logging import HistoryBuffer  # noqa: E402
+from mmengine.model import is_model_wrapper  # noqa: E402
+from mmengine.runner.loops import _InfiniteDataloaderIterator  # noqa: E402
+
+from benchmarks.coco_proof import prove  # noqa: E402
+from pretrain import distributed  # noqa: E402
+from pretrain.errors import InputError, Stopped  # noqa: E402
+from pretrain.rundir import StopSignal  # noqa: E402
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableBatchSampler(AspectRatioBatchSampler):
+    """mmdet's batches of like aspect ratio, able to start at any batch without loading the ones before it."""
+
+    skip = 0
+
+    def restart(self, batches: int) -> None:
+        """Begin the sequence anew and leave out its first `batches` batches of indices."""
+        self.skip = batches
+        self.sampler.indices = self.sampler._indices_of_rank()
+        self._aspect_ratio_buckets = [[], []]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number, batch in enumerate(super().__iter__()):
+            if number >= self.skip:
+                yield batch
+
+
+class _AfterSkipped:
+    """An iterator whose first `skip` items are None: mmengine's loop discards that many when it resumes."""
+
+    def __init__(self, iterator: Iterator, skip: int):
+        self.iterator, self.skip = iterator, skip
+
+    def __next__(self):
+        if self.skip:
+            self.skip -= 1
+            return None
+        return next(self.iterator)
+
+
+@HOOKS.register_module()
+class ExactResumeHook(Hook):
+    """A resumed run sees the batches that the uninterrupted one would have, without reading the earlier ones."""
+
+    def before_train(self, runner) -> None:
+        done, loop = runner.iter, runner.train_loop
+        sampler = getattr(loop.dataloader, "batch_sampler", None)
+        if done and isinstance(sampler, ResumableBatchSampler):
+            del loop.dataloader_iterator
+            loop.dataloader._iterator = None  # persistent workers hold batches drawn before the checkpoint was read
+            sampler.restart(done)
+            loop.dataloader_iterator = _AfterSkipped(_InfiniteDataloaderIterator(loop.dataloader), done)
+
+
+@HOOKS.register_module()
+class BackboneProofHook(Hook):
+    """Before the first step: every backbone tensor equals the file's, or the run stops with the list."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, file: str, prefix: str = ""):
+        self.file, self.prefix = file, prefix
+
+    def before_train(self, runner) -> None:
+        if runner.iter == 0:
+            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            state = torch.load(self.file, map_location="cpu", weights_only=True)["state_dict"]
+            count = prove(model.backbone.state_dict(), state, self.file)
+            runner.logger.info(f"backbone proved: {count} tensors equal to {self.file}")
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """A diverged training stops at once instead of spending the rest of the schedule on NaN."""
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if not torch.isfinite(torch.as_tensor(outputs["loss"])):
+            raise InputError(f"the loss is not finite at iteration {runner.iter + 1}: lower SOLVER.BASE_LR or lengthen "
+                             "SOLVER.WARMUP_ITERS")
+
+
+@HOOKS.register_module()
+class StopHook(Hook):
+    """On SIGTERM or SIGUSR1: save after the current step and raise Stopped; the same command goes on."""
+
+    priority = "LOWEST"
+
+    def __init__(self, signal: StopSignal):
+        self.signal = signal
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if _any_rank(self.signal.received) and runner.iter + 1 < runner.max_iters:
+            for hook in runner.hooks:
+                if type(hook).__name__ == "CheckpointHook":
+                    hook._save_checkpoint(runner)
+            raise Stopped(f"saved at iteration {runner.iter + 1} of {runner.max_iters} in {runner.work_dir}")
+
+
+def _any_rank(flag: bool) -> bool:
+    if distributed.world_size() == 1:
+        return flag
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    return bool(distributed.all_reduce_sum(torch.tensor(int(flag), device=device)).item())
+
+
+@contextlib.contextmanager
+def readable_checkpoints() -> Iterator[None]:
+    """Allow what mmengine's own checkpoints hold besides tensors (its log buffers), and nothing else."""
+    arrays = [np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar,
+              *(getattr(np.dtypes, name) for name in np.dtypes.__all__)]
+    with torch.serialization.safe_globals([HistoryBuffer, (_method_of_history, "builtins.getattr"), *arrays]):
+        yield
+
+
+def _method_of_history(owner: type, name: str):
+    """The one attribute look-up in such files: a statistic of the log buffer."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
+        raise ValueError(f"refused to look up {name!r} of {owner!r} while reading a checkpoint")
+    return getattr(owner, name)

@@ -1,0 +1,184 @@
+"""Checks before the first step, in seconds: faults stop the run, doubts warn, each one line saying what to change."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+
+from benchmarks.coco_data import CocoData, Split
+from pretrain.checkpoint import write_json
+from pretrain.errors import InputError
+
+SAMPLE = 32  # images of each split whose size is read and compared
+BYTES_PER_CHECKPOINT = 600e6  # a Mask R-CNN R50-FPN with its momentum is about 350 MB
+KEPT = 3  # checkpoints on the disk at once, at most
+
+
+def check(data: CocoData, recipe: dict, schedule: dict, preprocess: dict, settings, out_dir: Path, num_gpus: int,
+          scale_lr: bool) -> list[str]:
+    """Run every check, print what was seen and doubted; returns the doubts. Raises InputError for faults."""
+    for split in (data.train, data.val):
+        sample_images(split)
+    if recipe["mask"]:
+        for split in (data.train, data.val):
+            masks_present(split)
+    doubts = [*preprocessing(recipe, preprocess), *solver(recipe, schedule, num_gpus, scale_lr),
+              *(line for split in (data.train, data.val) for line in shapes(split)), *disk(schedule, recipe, out_dir)]
+    images = data.train.image_count
+    print(f"data: {images} train and {data.val.image_count} val images, {len(data.classes)} classes")
+    print(f"schedule: {schedule['max_iter']} iterations of {schedule['batch']} images "
+          f"({schedule['max_iter'] * schedule['batch'] / images:.1f} epochs), learning rate {schedule['lr']:g} "
+          f"({schedule['lr'] / schedule['batch']:.3g} an image), steps {schedule['steps']}, "
+          f"warm-up {schedule['warmup']}")
+    for line in doubts:
+        print(f"warning: {line}", file=sys.stderr)
+    return doubts
+
+
+def sample_images(split: Split) -> None:
+    """Decode a sample of the images and compare their sizes with the annotation file."""
+    images = split.content["images"]
+    for image in random.Random(0).sample(images, min(SAMPLE, len(images))):
+        path = split.images / image["file_name"]
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if picture is None:
+            raise InputError(f"image cannot be read: {path}; replace it or remove it from {split.json}")
+        if picture.shape[:2] != (image["height"], image["width"]):
+            raise InputError(f"{path} is {picture.shape[1]}x{picture.shape[0]} pixels, but {split.json} says "
+                             f"{image['width']}x{image['height']}: images and annotations do not belong together")
+
+
+def masks_present(split: Split) -> None:
+    """Instance segmentation needs a segmentation in every annotation."""
+    without = [a["id"] for a in split.content["annotations"] if not a.get("segmentation") and not a.get("iscrowd")]
+    if without:
+        raise InputError(f"{len(without)} annotations of {split.json} have no segmentation (first: id {without[0]}): "
+                         "use --task det, or add the polygons")
+
+
+def shapes(split: Split) -> Iterator[str]:
+    """Empty or degenerate boxes and polygons, and classes without objects, counted."""
+    sizes = {image["id"]: (image["width"], image["height"]) for image in split.content["images"]}
+    empty = outside = polygons = 0
+    for annotation in split.content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        width, height = sizes[annotation["image_id"]]
+        empty += not (w >= 1 and h >= 1)
+        outside += x + w <= 0 or y + h <= 0 or x >= width or y >= height
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list):
+            polygons += any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation)
+    for count, what in ((empty, "boxes smaller than a pixel"), (outside, "boxes outside their image"),
+                        (polygons, "polygons of fewer than 3 points")):
+        if count:
+            yield f"{split.json} has {count} {what}: remove or repair them"
+    seen = {annotation["category_id"] for annotation in split.content["annotations"]}
+    absent = [c["name"] for c in split.content["categories"] if c["id"] not in seen]
+    if absent:
+        yield (f"{split.json} has no object of {len(absent)} of its {len(split.content['categories'])} categories "
+               f"({', '.join(absent[:5])}): drop them from the list or add images")
+
+
+def preprocessing(recipe: dict, preprocess: dict) -> Iterator[str]:
+    """The recipe's colour order, mean and std against those that the checkpoint was trained with."""
+    if recipe["color_order"] != preprocess.get("color_order", "RGB"):
+        yield (f"the recipe feeds {recipe['color_order']} images, the checkpoint was trained on "
+               f"{preprocess.get('color_order')}: change INPUT.FORMAT / bgr_to_rgb")
+    for name in ("mean", "std"):
+        wanted = [255 * value for value in preprocess[name]]
+        if any(abs(a - b) > 0.5 for a, b in zip(recipe[name], wanted, strict=True)):
+            yield (f"the recipe's {name} {[round(v, 2) for v in recipe[name]]} is not the checkpoint's "
+                   f"{[round(v, 2) for v in wanted]}: change the recipe's pixel {name}")
+
+
+def solver(recipe: dict, schedule: dict, num_gpus: int, scale_lr: bool) -> Iterator[str]:
+    """Norm against GPUs, learning rate against batch, milestones inside the schedule."""
+    if recipe["norm"] == "SyncBN" and num_gpus <= 1:
+        yield (f"SyncBN on one process is plain BN over its {schedule['batch']} images: the published numbers are for "
+               "16 images over 8 GPUs")
+    linear = recipe["lr"] * schedule["batch"] / recipe["batch"]
+    if not math.isclose(schedule["lr"], linear, rel_tol=1e-6):
+        yield (f"learning rate {schedule['lr']:g} for a batch of {schedule['batch']}: the linear rule gives "
+               f"{linear:g}; add --scale-lr or SOLVER.BASE_LR")
+    late = [step for step in schedule["steps"] if step >= schedule["max_iter"]]
+    if late:
+        yield f"milestones {late} lie beyond the last iteration {schedule['max_iter']}: set SOLVER.STEPS"
+    if schedule["steps"] != sorted(schedule["steps"]):
+        raise InputError(f"SOLVER.STEPS {schedule['steps']} do not rise")
+    if schedule["warmup"] > schedule["max_iter"]:
+        yield (f"the warm-up of {schedule['warmup']} iterations is longer than the training: "
+               "set SOLVER.WARMUP_ITERS")
+
+
+def disk(schedule: dict, recipe: dict, out_dir: Path) -> Iterator[str]:
+    """Room for the checkpoints that are kept."""
+    free = shutil.disk_usage(out_dir).free
+    if free < KEPT * BYTES_PER_CHECKPOINT:
+        yield (f"{free / 1e9:.1f} GB are free at {out_dir}, checkpoints may take "
+               f"{KEPT * BYTES_PER_CHECKPOINT / 1e9:.1f}: free some or choose another OUTPUT_DIR")
+
+
+def proxy(data: CocoData, schedule: dict, fraction: float, settings) -> tuple[CocoData, dict]:
+    """A fixed part of the training images, the same for every backbone, and the schedule shortened to match.
+
+    The part is stratified by category: images are taken, in a seeded order, where they bring the class that is farthest
+    below its share. Warm-up is shortened no further than to a tenth of the schedule.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"--proxy {fraction:g} is not a fraction between 0 and 1")
+    content = data.train.content
+    chosen = stratified(content, max(1, round(fraction * len(content["images"]))))
+    part = {**content, "images": [image for image in content["images"] if image["id"] in chosen],
+            "annotations": [a for a in content["annotations"] if a["image_id"] in chosen]}
+    shorter = {**schedule, "max_iter": max(1, round(fraction * schedule["max_iter"])),
+               "steps": [max(1, round(fraction * step)) for step in schedule["steps"]]}
+    shorter["warmup"] = min(schedule["warmup"], max(1, shorter["max_iter"] // 10))
+    return replace(data, train=replace(data.train, content=part)), shorter
+
+
+def stratified(content: dict, count: int, seed: int = 0) -> set[int]:
+    """Ids of `count` images whose objects are spread over the categories as the whole file's are."""
+    classes: dict[int, set[int]] = {image["id"]: set() for image in content["images"]}
+    for annotation in content["annotations"]:
+        classes[annotation["image_id"]].add(annotation["category_id"])
+    order = sorted(classes)
+    random.Random(seed).shuffle(order)
+    total: dict[int, int] = {}
+    for present in classes.values():
+        for category in present:
+            total[category] = total.get(category, 0) + 1
+    queues = {category: [image for image in order if category in classes[image]] for category in total}
+    heads = dict.fromkeys(queues, 0)
+    chosen: set[int] = set()
+    have = dict.fromkeys(total, 0)
+    while len(chosen) < count and queues:
+        category = min(queues, key=lambda c: (have[c] / total[c], total[c], c))
+        queue, head = queues[category], heads[category]
+        while head < len(queue) and queue[head] in chosen:
+            head += 1
+        heads[category] = head
+        if head == len(queue):
+            del queues[category]
+            continue
+        chosen.add(queue[head])
+        for other in classes[queue[head]]:
+            have[other] += 1
+    chosen.update([image for image in order if image not in chosen][:count - len(chosen)])  # images without objects
+    return chosen
+
+
+def written(data: CocoData, out_dir: Path) -> CocoData:
+    """The same data with a changed training list written where the framework can read it."""
+    if json.loads(data.train.json.read_bytes()) == data.train.content:
+        return data
+    file = out_dir / "train_part.json"
+    write_json(file, data.train.content)
+    return replace(data, train=replace(data.train, json=file.resolve()))

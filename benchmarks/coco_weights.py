@@ -1,0 +1,86 @@
+"""From `--weights` to a file that the framework loads: a checkpoint of any family, a seeded random network, or timm's.
+
+Conversions are kept under `OUTPUT_DIR/weights`, named by the source's hash, and made once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+
+from convert.reader import IMAGENET, Checkpoint, read_checkpoint
+from convert.targets import rename
+from pretrain.backbones import build_backbone, canonical_arch
+from pretrain.checkpoint import save_backbone, sha256, write_atomically
+from pretrain.errors import InputError
+
+RANDOM, SUPERVISED = "random", "SUPERVISED"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A backbone ready for a framework: `file` holds `tensors`; `checkpoint` is what a result says about its source."""
+
+    file: Path
+    tensors: dict[str, Tensor]
+    arch: str
+    preprocess: dict
+    checkpoint: dict
+
+
+def find_source(weights: str, arch: str | None, seed: int, out_dir: Path) -> tuple[Checkpoint, str]:
+    """The backbone that `weights` names, in timm's names, and its family ("random" for a random network).
+
+    weights: a checkpoint file, "random" or "SUPERVISED" (timm's ImageNet weights, downloaded if not cached).
+    arch: required for the last two; otherwise the checkpoint's own, and an error if it differs.
+    """
+    if weights in (RANDOM, SUPERVISED):
+        if not arch:
+            raise InputError(f"--weights {weights} needs --arch, e.g. --arch resnet18")
+        arch = canonical_arch(arch)
+        maker, name = (_random, f"random_{arch}_seed{seed}") if weights == RANDOM else (_supervised, f"timm_{arch}")
+        file = out_dir / "weights" / f"{name}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_backbone(file, maker(arch, seed), arch=arch, method=weights.lower(),
+                      preprocess={**IMAGENET, "size": 224}, converted=f"made by --weights {weights}")
+        return read_checkpoint(file), weights.lower()
+    source = read_checkpoint(weights)
+    if arch and canonical_arch(arch) != source.arch:
+        raise InputError(f"{weights} holds a {source.arch}, but --arch asks for {canonical_arch(arch)}: "
+                         "leave --arch out or name the checkpoint's")
+    return source, source.family
+
+
+def prepare(weights: str, source: Checkpoint, family: str, framework: str, model: str | None, out_dir: Path) -> Weights:
+    """Write `source` in the framework's names, unless that was done before, and return what was written.
+
+    model: detectron2's "fpn", "c4" or "vitdet"; None for mmdet.
+    """
+    tensors = rename(source, framework, model=model).tensors
+    parts = [source.arch, source.sha256[:16], source.network, framework, model]
+    file = out_dir / "weights" / f"{'_'.join(part for part in parts if part)}.pth"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.is_file():
+        wrapped = {"state_dict": tensors} if framework == "mmdet" else {"model": tensors}
+        write_atomically(file, lambda temporary: torch.save(wrapped, temporary))
+    described = {"path": str(weights), "sha256": source.sha256, "arch": source.arch, "method": source.method,
+                 "family": family, "network": source.network, "converted": {"file": str(file), "sha256": sha256(file)}}
+    return Weights(file, tensors, source.arch, source.preprocess, described)
+
+
+def _random(arch: str, seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_backbone(arch).state_dict()
+
+
+def _supervised(arch: str, seed: int) -> dict[str, Tensor]:
+    try:
+        return timm.create_model(arch, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # noqa: BLE001  (hub and network libraries raise many kinds)
+        raise InputError(f"timm has no reachable ImageNet weights for {arch} ({str(error).splitlines()[0]}): pass a "
+                         "downloaded file as --weights") from None
