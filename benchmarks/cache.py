@@ -1,0 +1,149 @@
+"""Features extracted once and found again: parts of a fixed number of images, and an index that says what they are.
+
+An entry is a folder named by the hash of everything that decides its content: the weights' hash, the data's
+fingerprint, the transform, the choice of features and the precision. Parts are written atomically, so an interrupted
+extraction goes on after its last part, and the ranks share the parts among them (on one file system).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+
+from benchmarks.features import Features, prepare
+from benchmarks.labelled import Labelled
+from benchmarks.weights import Subject
+from pretrain import distributed
+from pretrain.checkpoint import write_atomically, write_json
+from pretrain.data import center_crop, eval_batches
+from pretrain.errors import InputError, Stopped
+from pretrain.logs import Bar
+from pretrain.rundir import StopSignal
+
+PART = 4096  # images in a part
+
+
+class Rows:
+    """Features [N, D] on disk, read by slices; a row index never crosses into memory before it is asked for."""
+
+    def __init__(self, parts: list[Path]):
+        self.parts = [np.load(path, mmap_mode="r") for path in parts]
+        self.ends = np.cumsum([len(part) for part in self.parts])
+        self.shape = (int(self.ends[-1]), self.parts[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise ValueError("features are read in steps of 1")
+        found, first = [np.empty((0, self.shape[1]), self.parts[0].dtype)], 0
+        for part, end in zip(self.parts, self.ends, strict=True):
+            if start < end and first < stop:
+                found.append(part[max(start - first, 0):stop - first])
+            first = end
+        return np.concatenate(found)
+
+
+def entry_facts(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, flip: bool) -> dict:
+    """Everything that decides the content of a cache entry."""
+    return {"weights": subject.about["sha256"], "arch": subject.about["arch"], "network": subject.about["network"],
+            "data": split.source.fingerprint(), "images": len(split), "feature": choice,
+            "transform": {"resize": cfg.DATA.RESIZE, "size": cfg.DATA.SIZE, "flip": flip, **subject.preprocess},
+            "amp": cfg.FEATURES.AMP, "dtype": cfg.FEATURES.DTYPE}
+
+
+def cached_features(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, device: torch.device,
+                    stop: StopSignal, *, flip: bool = False) -> Rows:
+    """The features of a split under one choice, extracted unless they are in the cache already.
+
+    Raises InputError where the entry's index says that it holds something else; Stopped after a signal.
+    """
+    facts = entry_facts(cfg, subject, split, choice, flip)
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    folder = Path(cfg.FEATURES.CACHE_DIR or Path(cfg.OUTPUT_DIR) / "features") / name
+    paths = [folder / f"{first:09d}.npy" for first in range(0, len(split), PART)]
+    index = folder / "index.json"
+    if index.exists():
+        _check_entry(index, facts)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        _extract(cfg, subject, split, choice, flip, device, stop, paths)
+        if distributed.is_main():
+            write_json(index, facts)
+    distributed.barrier()
+    try:
+        rows = Rows(paths)
+    except (OSError, ValueError) as error:
+        raise InputError(f"feature cache {folder} is damaged ({error}): remove that folder") from None
+    if len(rows) != len(split):
+        raise InputError(f"feature cache {folder} holds {len(rows)} rows for {len(split)} images: remove that folder")
+    return rows
+
+
+def _check_entry(index: Path, facts: dict) -> None:
+    try:
+        found = json.loads(index.read_text())
+        other = [key for key in facts if found[key] != facts[key]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"feature cache index {index} is not readable ({error}): remove the folder {index.parent}") \
+            from None
+    if other:
+        raise InputError(f"feature cache {index.parent} is of other {' and '.join(other)} ({found[other[0]]}, not "
+                         f"{facts[other[0]]}): remove that folder or name another FEATURES.CACHE_DIR")
+
+
+def _extract(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, flip: bool, device: torch.device,
+             stop: StopSignal, paths: list[Path]) -> None:
+    """Write this rank's missing parts. Parts, not images, are shared, so batches are the same for every world size."""
+    missing = [i for i, path in enumerate(paths) if not path.exists()]
+    distributed.barrier()  # nobody writes before everybody has looked
+    mine = missing[distributed.rank()::distributed.world_size()]
+    rounds = -(-len(missing) // distributed.world_size())
+    bar = Bar(sum(len(_part(i, len(split))) for i in mine), f"features {choice}", "image")
+    for turn in range(rounds):
+        if stop.requested():  # every rank asks in every round
+            done = len(paths) - len(missing) + turn * distributed.world_size()
+            raise Stopped(f"kept {done} of {len(paths)} parts of the features; start the same command again to go on")
+        if turn < len(mine):
+            values = np.concatenate(list(extract(cfg, subject, split, _part(mine[turn], len(split)), choice, device,
+                                                 flip=flip, bar=bar)))
+            if not np.isfinite(values).all():
+                raise InputError(f"{cfg.WEIGHTS}: some features are not finite as {cfg.FEATURES.DTYPE}: the "
+                                 "weights are broken, or FEATURES.DTYPE is too narrow for them")
+            path = paths[mine[turn]]
+            write_atomically(path, lambda temporary, values=values: _save(temporary, values))
+    bar.close()
+    distributed.barrier()
+
+
+def _part(i: int, count: int) -> np.ndarray:
+    return np.arange(i * PART, min((i + 1) * PART, count))
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, values)
+
+
+@torch.no_grad()
+def extract(cfg: CfgNode, subject: Subject, split: Labelled, indices: np.ndarray, choice: str, device: torch.device, *,
+            flip: bool = False, bar: Bar | None = None) -> Iterator[np.ndarray]:
+    """Features [b, D] of the images `indices`, batch by batch, by a centre crop (mirrored if `flip`)."""
+    features = Features(subject.backbone, [choice]).to(device, memory_format=torch.channels_last).eval()
+    transform = center_crop(cfg.DATA.RESIZE, cfg.DATA.SIZE)
+    for images, used in eval_batches(split.source, indices, transform, batch_size=cfg.FEATURES.BATCH_SIZE,
+                                     workers=cfg.DATA.WORKERS):
+        images = prepare(images.flip(3) if flip else images, subject.preprocess, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.FEATURES.AMP == "bf16"):
+            out = features(images)[choice]
+        if bar:
+            bar.update(len(used))
+        yield out.cpu().numpy().astype(cfg.FEATURES.DTYPE)

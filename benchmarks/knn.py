@@ -1,0 +1,117 @@
+"""k-nearest-neighbour classification of frozen features: `python -m benchmarks.knn --cfg FILE KEY VALUE...`.
+
+Weighted vote by cosine, the validation images against the training images, every k in one pass (Wu et al., 2018); with
+--loo the validation images against one another, leaving each out of its own bank (the published in-training measure).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+
+from benchmarks.cache import Rows, cached_features
+from benchmarks.features import choices_for
+from benchmarks.labelled import describe, open_splits
+from benchmarks.metrics import accuracy_metrics, as_ranked, detail
+from benchmarks.neighbours import QUERIES, load_rows, nearest, vote
+from benchmarks.result import write_result
+from benchmarks.settings import FREE_KEYS, defaults, parse
+from benchmarks.spread import gather_rows, my_batches
+from benchmarks.weights import check_frozen, freeze, load_subject, state_hash
+from pretrain import distributed
+from pretrain.config import to_dict
+from pretrain.errors import InputError, Stopped, run_command
+from pretrain.logs import Bar, RunLog
+from pretrain.rundir import StopSignal, open_run
+
+DEFAULTS = defaults({
+    "KNN": {
+        "K": [10, 20, 50, 100, 200],
+        "HEADLINE_K": 20,  # whose accuracy is the result's top1: named beforehand, not the best on val
+        "TEMPERATURE": 0.07,
+        "LEAVE_ONE_OUT": False,  # val against val
+        "FEATURE": "pooled",
+    },
+})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    cfg, departures = parse("knn", "k-NN accuracy of frozen features: a checkpoint in, a result.json out.", DEFAULTS,
+                            argv, {"--loo": ("leave-one-out on val, as published", ("KNN.LEAVE_ONE_OUT", "True"))})
+    device = distributed.start()
+    try:
+        run(cfg, departures, device)
+    finally:
+        distributed.stop()
+    return 0
+
+
+def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
+    started = time.monotonic()
+    train, val = open_splits(cfg)
+    ks = usable_ks(cfg, len(val) - 1 if cfg.KNN.LEAVE_ONE_OUT else len(train))
+    subject = load_subject(cfg)
+    choices_for(subject.backbone, [cfg.KNN.FEATURE])
+    freeze(subject.backbone)
+    before = state_hash(subject.backbone)
+    with open_run(cfg, FREE_KEYS) as out_dir, StopSignal() as stop:
+        log = RunLog(out_dir)
+        log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(train)} train and "
+            f"{len(val)} val images of {len(train.classes)} classes")
+        queries = cached_features(cfg, subject, val, cfg.KNN.FEATURE, device, stop)
+        bank = queries if cfg.KNN.LEAVE_ONE_OUT else cached_features(cfg, subject, train, cfg.KNN.FEATURE, device, stop)
+        check_frozen(subject.backbone, before)
+        ranked = classify(queries, bank, (val if cfg.KNN.LEAVE_ONE_OUT else train).labels, len(train.classes), ks, cfg,
+                          device, stop)
+        if not distributed.is_main():
+            return
+        found = {k: accuracy_metrics([as_ranked(ranked[k])], val.labels) for k in ks}
+        metrics = found[cfg.KNN.HEADLINE_K] | {f"top1_k{k}": found[k]["top1"] for k in ks}
+        write_result(
+            out_dir, benchmark="knn", protocol=cfg.PROTOCOL + (" --loo" if cfg.KNN.LEAVE_ONE_OUT else ""),
+            checkpoint=subject.about, data=describe(cfg, train, val), metrics=metrics, config=to_dict(cfg),
+            per_seed=[{"seed": cfg.SEEDS[0], **{name: value["value"] for name, value in metrics.items()}}],
+            seconds=time.monotonic() - started, departures=departures, headline=f"k = {cfg.KNN.HEADLINE_K}",
+            **detail(as_ranked(ranked[cfg.KNN.HEADLINE_K]), val.labels, val.classes))
+        for k in ks:
+            low, high = found[k]["top1"]["interval"]
+            log(f"k {k}: top-1 {found[k]['top1']['value']:.2f}% [{low:.2f}, {high:.2f}]")
+
+
+def usable_ks(cfg: CfgNode, available: int) -> list[int]:
+    """The asked k that the bank can serve. Raises InputError if the headline's is not among them."""
+    if any(not isinstance(k, int) or k < 1 for k in cfg.KNN.K):
+        raise InputError(f"config key 'KNN.K' wants positive integers, not {cfg.KNN.K}")
+    if not cfg.KNN.TEMPERATURE > 0:
+        raise InputError(f"config key 'KNN.TEMPERATURE' wants a positive number, not {cfg.KNN.TEMPERATURE}")
+    if cfg.KNN.HEADLINE_K not in cfg.KNN.K:
+        raise InputError(f"config key 'KNN.HEADLINE_K' {cfg.KNN.HEADLINE_K} is not one of KNN.K {cfg.KNN.K}")
+    if cfg.KNN.HEADLINE_K > available:
+        raise InputError(f"KNN.HEADLINE_K is {cfg.KNN.HEADLINE_K}, but there are only {available} neighbours: lower it")
+    return sorted({k for k in cfg.KNN.K if k <= available})
+
+
+def classify(queries: Rows, bank: Rows, bank_labels: np.ndarray, classes: int, ks: Sequence[int], cfg: CfgNode,
+             device: torch.device, stop: StopSignal) -> dict[int, torch.Tensor]:
+    """Ranked classes of every query for every k, shared over the ranks by blocks of queries."""
+    labels = torch.as_tensor(bank_labels, device=device)
+    mine = my_batches(len(queries), QUERIES)
+    rows = load_rows(queries, int(mine[0]), int(mine[-1]) + 1, device) if len(mine) else None
+    found = {k: torch.zeros(0, min(5, classes), dtype=torch.long, device=device) for k in ks}
+    bar = Bar(len(bank), "neighbours", "row")
+    if rows is not None:
+        exclude = torch.as_tensor(mine, device=device) if cfg.KNN.LEAVE_ONE_OUT else None
+        similarity, index = nearest(rows, bank, max(ks), exclude=exclude, on_block=bar.update)
+        found = vote(similarity, labels[index], classes, ks, cfg.KNN.TEMPERATURE)
+    bar.close()
+    if stop.requested():
+        raise Stopped("the features are kept; start the same command again to go on")
+    return {k: gather_rows(found[k]) for k in ks}
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,119 @@
+"""Fine-tuning the whole network on few or all labels: `python -m benchmarks.semisup --cfg FILE KEY VALUE...`.
+
+With LABELS.FRACTION 1 it is plain fine-tuning and its result's benchmark is `finetune`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from benchmarks.heads import Classifier, linear_head, semi_head
+from benchmarks.labelled import Labelled, describe, open_splits
+from benchmarks.linear import single
+from benchmarks.metrics import detail
+from benchmarks.report_runs import per_seed, seed_metrics
+from benchmarks.result import write_result
+from benchmarks.settings import FREE_KEYS, TRAINING, defaults, parse
+from benchmarks.subsets import labelled_subset, write_list
+from benchmarks.training import Job, fit
+from benchmarks.weights import Subject, load_subject
+from pretrain import distributed
+from pretrain.config import to_dict
+from pretrain.errors import InputError, run_command
+from pretrain.logs import RunLog
+from pretrain.rundir import StopSignal, open_run
+
+DEFAULTS = defaults(TRAINING, {
+    "LABELS": {
+        "FRACTION": 0.1,  # of the training images; 1: fine-tuning on all
+        "LIST": "standard",  # a file of names; standard: the field's ImageNet lists, elsewhere a balanced draw
+    },
+    "HEAD": {
+        "KIND": "mlp",  # mlp (published) or linear
+        "FROM_DINO": True,  # hidden layers from DINO's projection head where the checkpoint has it
+        "HIDDEN_SIZE": 2048,  # without one
+        "LAYERS": 3,
+        "BN": True,
+    },
+})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    cfg, departures = parse("semisup", "Fine-tune on few or all labels: a checkpoint in, a result.json out.",
+                            DEFAULTS, argv)
+    if cfg.HEAD.KIND not in ("mlp", "linear"):
+        raise InputError(f"config key 'HEAD.KIND' wants mlp or linear, not {cfg.HEAD.KIND!r}")
+    device = distributed.start()
+    try:
+        run(cfg, departures, device)
+    finally:
+        distributed.stop()
+    return 0
+
+
+def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
+    started = time.monotonic()
+    train, val = open_splits(cfg)
+    subsets = [labelled_subset(cfg, train, seed) for seed in cfg.SEEDS]
+    subject = load_subject(cfg)
+    with open_run(cfg, FREE_KEYS) as out_dir, StopSignal() as stop:
+        log = RunLog(out_dir)
+        log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(subsets[0][0])} of "
+            f"{len(train)} train images labelled ({subsets[0][1]}), {len(val)} val images")
+        runs = []
+        for seed, (indices, origin) in zip(cfg.SEEDS, subsets, strict=True):
+            folder = out_dir / f"seed_{seed}"
+            if distributed.is_main():
+                write_list(folder / "labels.txt", train, indices)
+            model, head_origin = build(cfg, subject, len(train.classes), seed)
+            factor = cfg.SOLVER.BACKBONE_LR_FACTOR
+            groups = [{"module": model.backbone, "lr_factor": factor}, {"module": model.head, "lr_factor": 1.0}]
+            job = Job(model, groups, train, indices, val, subject.preprocess, seed, folder)
+            runs.append(single(fit(cfg, job, device, stop, log), "classifier")
+                        | {"labels": origin, "images": len(indices), "head": head_origin})
+        if distributed.is_main():
+            write(cfg, departures, out_dir, subject, train, val, runs, time.monotonic() - started, log)
+
+
+def build(cfg: CfgNode, subject: Subject, classes: int, seed: int) -> tuple[nn.Module, str]:
+    """Backbone and head of one run, and where the head's hidden layers came from."""
+    backbone = copy.deepcopy(subject.backbone).requires_grad_(True)
+    width = backbone.feature_dim
+    if cfg.HEAD.KIND == "linear":
+        head, origin = linear_head(width, classes, seed), "linear"
+    else:
+        head, origin = semi_head(width, classes, subject.head if cfg.HEAD.FROM_DINO else None,
+                                 hidden=cfg.HEAD.HIDDEN_SIZE, layers=cfg.HEAD.LAYERS, norm=cfg.HEAD.BN, seed=seed)
+    return distributed.convert_sync_batchnorm(Classifier(backbone, head)), origin
+
+
+def write(cfg: CfgNode, departures: dict, out_dir: Path, subject: Subject, train: Labelled, val: Labelled,
+          runs: list[dict], seconds: float, log: RunLog) -> None:
+    """`result.json` of all seeds. `top1` is the last epoch's; the best epoch on val stands beside it by its name."""
+    predictions = {"": [run["ranked"] for run in runs], "_best_epoch": [run["best"] for run in runs]}
+    metrics = {}
+    for suffix, ranked in predictions.items():
+        metrics |= seed_metrics(ranked, val.labels, suffix)
+    further = {key: [run[key] for run in runs] for key in ("best_epoch", "labels", "images", "head", "curve")}
+    data = describe(cfg, train, val)
+    data["counts"]["labelled"] = runs[0]["images"]
+    write_result(out_dir, benchmark="finetune" if cfg.LABELS.FRACTION == 1 and runs[0]["labels"] == "all labels"
+                 else "semisup", protocol=cfg.PROTOCOL, checkpoint=subject.about, data=data, metrics=metrics,
+                 per_seed=per_seed(cfg.SEEDS, predictions, val.labels, **further), config=to_dict(cfg), seconds=seconds,
+                 departures=departures, headline="last epoch", **detail(runs[0]["ranked"], val.labels, val.classes))
+    for name, value in metrics.items():
+        if name.startswith("top1"):
+            low, high = value["interval"]
+            what = "last epoch" if name == "top1" else "best epoch on val"
+            log(f"top-1 {value['value']:.2f}% [{low:.2f}, {high:.2f}] ({what})")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,273 @@
+"""The one training loop of the supervised benchmarks: epochs over labelled images, exact resume, best and last epoch.
+
+The order of the images is a function of (seed, epoch), their crops one of (seed, epoch, image), and the ranks share
+every global batch; a run that is stopped anywhere continues to the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.features import prepare
+from benchmarks.labelled import Labelled
+from benchmarks.metrics import hits, rank_classes
+from benchmarks.spread import gather_rows, my_batches
+from pretrain import distributed
+from pretrain.checkpoint import check_archive, write_atomically
+from pretrain.data import center_crop, epoch_order, eval_batches, random_resized_crop
+from pretrain.errors import InputError, Stopped
+from pretrain.logs import Bar, MetricsLog, RunLog
+from pretrain.optim import LARS, parameter_groups
+from pretrain.rundir import StopSignal
+from pretrain.schedules import cosine, scaled_learning_rate
+
+
+@dataclass
+class Outcome:
+    """Predictions of one run, int32 [images, r] ranked classes by head: after the last epoch, and after the best.
+
+    `best` holds per head (epoch counted from 1, top-1 in percent, ranked classes); best by val, ties to the first.
+    """
+
+    last: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, tuple[int, float, Tensor]] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run trains and on what.
+
+    model: images -> {head: logits}, with the heads' `names` and, in `frozen`, the children that do not train.
+    groups: per optimizer group its `module` and `lr_factor`. subset: indices into train.
+    preprocess: how the backbone wants its images.
+    """
+
+    model: nn.Module
+    groups: list[dict]
+    train: Labelled
+    subset: np.ndarray
+    val: Labelled
+    preprocess: dict
+    seed: int
+    folder: Path
+
+
+def fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: RunLog) -> Outcome:
+    """Train `job.model` for SOLVER.TOTAL_EPOCHS, evaluating on val; continues what `job.folder` holds."""
+    world = distributed.world_size()
+    model = job.model.to(device, memory_format=torch.channels_last)
+    runner = parallel(model, device)
+    optimizer = build_optimizer(cfg, job.groups)
+    state = State(folder=job.folder)
+    state.load(model, optimizer)
+    batch = min(cfg.TRAIN.BATCH_SIZE * world, len(job.subset))
+    steps = len(job.subset) // batch
+    total = cfg.SOLVER.TOTAL_EPOCHS
+    metrics = MetricsLog(job.folder, state.epoch * steps + state.step)
+    peak = scaled_learning_rate(cfg.SOLVER.BASE_LR, cfg.TRAIN.BATCH_SIZE * world)
+    bar = Bar(total * steps, f"train (seed {job.seed})", "step", initial=state.epoch * steps + state.step)
+    while state.epoch < total:
+        order = job.subset[epoch_order(len(job.subset), job.seed, state.epoch)]
+        mine = [np.array_split(order[i * batch:(i + 1) * batch], world)[distributed.rank()]
+                for i in range(state.step, steps)]
+        model.train()
+        loss = None
+        for images, used in eval_requests(cfg, job, mine, state.epoch):
+            at = state.epoch + state.step / steps if cfg.SOLVER.PER_STEP else state.epoch
+            rate = learning_rate(cfg, at, peak)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["lr_factor"]
+            labels = torch.as_tensor(job.train.labels[used.numpy()], device=device)
+            loss = one_step(cfg, runner, optimizer, prepare(images, job.preprocess, device), labels, batch, device)
+            state.step += 1
+            bar.update()
+            done = state.epoch * steps + state.step
+            if done % cfg.TRAIN.LOG_PERIOD == 0:
+                metrics.write(done - 1, loss=check_loss(loss, done - 1), lr=rate)
+            if stop.requested():
+                state.save(model, optimizer)
+                metrics.close()
+                raise Stopped(f"saved {state.path} in epoch {state.epoch + 1} of {total} (seed {job.seed}); start the "
+                              "same command again to go on")
+        if loss is not None:
+            check_loss(loss, (state.epoch + 1) * steps - 1)
+        state.epoch, state.step = state.epoch + 1, 0
+        if state.epoch % cfg.TRAIN.EVAL_PERIOD == 0 or state.epoch == total:
+            share_buffers(model)
+            ranked = predict(cfg, model, job.val, None, job.preprocess, device)
+            scores = note(state.outcome, ranked, job.val, state.epoch)
+            metrics.write(state.epoch * steps, end=True, epoch=state.epoch, **scores)
+            log(f"seed {job.seed}, epoch {state.epoch}/{total}: " + ", ".join(
+                f"{name} {value:.2f}%" for name, value in list(scores.items())[:4]))
+        state.save(model, optimizer)
+    bar.close()
+    metrics.close()
+    return state.outcome
+
+
+def eval_requests(cfg: CfgNode, job: Job, batches: list[np.ndarray], epoch: int):
+    """The training crops of this rank's batches, each exactly as asked for."""
+    transform = random_resized_crop(cfg.DATA.SIZE, job.seed, epoch)
+    size = max(map(len, batches), default=1)
+    if all(len(batch) == size for batch in batches):
+        yield from eval_batches(job.train.source, np.concatenate(batches) if batches else [], transform,
+                                batch_size=size, workers=cfg.DATA.WORKERS)
+    else:  # a global batch that the ranks do not share evenly
+        for batch in batches:
+            yield from eval_batches(job.train.source, batch, transform, batch_size=size, workers=cfg.DATA.WORKERS)
+
+
+def one_step(cfg: CfgNode, runner: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor,
+             batch: int, device: torch.device) -> Tensor:
+    """One optimizer step on this rank's part of a global batch of `batch` images; returns the mean loss per head.
+
+    Heads do not share parameters, so the sum of their losses trains each as if it were alone.
+    """
+    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.TRAIN.AMP == "bf16"):
+        logits = runner(images)
+    share = distributed.world_size() / batch  # DDP averages over the ranks; images count equally
+    losses = [F.cross_entropy(value.float(), labels, reduction="sum") * share for value in logits.values()]
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack(losses).sum().backward()
+    optimizer.step()
+    return torch.stack([loss.detach() for loss in losses]).mean()
+
+
+def check_loss(loss: Tensor, step: int) -> float:
+    """The loss as a number. Raises InputError if it is not finite."""
+    value = float(loss)
+    if not math.isfinite(value):
+        raise InputError(f"the loss is {value} at step {step}: lower SOLVER.BASE_LR or set TRAIN.AMP none")
+    return value
+
+
+def learning_rate(cfg: CfgNode, epoch: float, peak: float) -> float:
+    """Learning rate at `epoch` (a fraction where the schedule is followed per step)."""
+    if cfg.SOLVER.SCHEDULE == "steps":
+        return peak * cfg.SOLVER.GAMMA ** sum(epoch >= milestone for milestone in cfg.SOLVER.MILESTONES)
+    return cosine(epoch, cfg.SOLVER.TOTAL_EPOCHS, peak, cfg.SOLVER.MIN_LR)
+
+
+def build_optimizer(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
+    """SGD or LARS over groups with `module` and `lr_factor`; LARS leaves 1-d parameters undecayed and unadapted."""
+    solver, made = cfg.SOLVER, []
+    for group in groups:
+        if solver.OPTIMIZER == "LARS":
+            parts = parameter_groups(group["module"])
+            made += [{"params": part["params"], "adapt": part["adapt"], "lr_factor": group["lr_factor"],
+                      "weight_decay": solver.WEIGHT_DECAY * part["weight_decay_factor"]} for part in parts]
+        else:
+            made.append({"params": [p for p in group["module"].parameters() if p.requires_grad],
+                         "weight_decay": solver.WEIGHT_DECAY, "lr_factor": group["lr_factor"]})
+    if solver.OPTIMIZER == "LARS":
+        return LARS(made, momentum=solver.MOMENTUM)
+    return torch.optim.SGD(made, lr=0.0, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, foreach=True)
+
+
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model under DDP where there are several processes. Rank 0's buffers hold for all ranks."""
+    if distributed.world_size() == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every rank rank 0's norm statistics: torch has no synchronised batch norm on CPUs."""
+    if distributed.world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+@torch.no_grad()
+def predict(cfg: CfgNode, model: nn.Module, split: Labelled, indices: np.ndarray | None, preprocess: dict,
+            device: torch.device) -> dict[str, Tensor]:
+    """Ranked classes [images, r] of every head on centre crops of `indices` (None: all), shared over ranks."""
+    indices = np.arange(len(split)) if indices is None else indices
+    mine = indices[my_batches(len(indices), cfg.TRAIN.BATCH_SIZE)]
+    was_training = model.training
+    model.eval()
+    found: dict[str, list[Tensor]] = {}
+    for images, _ in eval_batches(split.source, mine, center_crop(cfg.DATA.RESIZE, cfg.DATA.SIZE),
+                                  batch_size=cfg.TRAIN.BATCH_SIZE, workers=cfg.DATA.WORKERS):
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.TRAIN.AMP == "bf16"):
+            logits = model(prepare(images, preprocess, device))
+        for name, value in logits.items():
+            found.setdefault(name, []).append(rank_classes(value.float()))
+    model.train(was_training)
+    none = torch.zeros(0, min(5, len(split.classes)), dtype=torch.long, device=device)
+    return {name: gather_rows(torch.cat(found.get(name, [none]))).cpu().int() for name in model.names}
+
+
+def note(outcome: Outcome, ranked: dict[str, Tensor], val: Labelled, epoch: int) -> dict[str, float]:
+    """Enter an epoch's predictions; returns the top-1 of every head in percent."""
+    scores = {name: 100 * float(hits(value.numpy(), val.labels, 1).mean()) for name, value in ranked.items()}
+    outcome.last = ranked
+    for name, score in scores.items():
+        if name not in outcome.best or score > outcome.best[name][1]:
+            outcome.best[name] = (epoch, score, ranked[name])
+    outcome.curve.append({"epoch": epoch, **scores})
+    return scores
+
+
+@dataclass
+class State:
+    """Where a run stands: `step` steps into `epoch`, what it found so far, and the file that says so."""
+
+    folder: Path
+    epoch: int = 0
+    step: int = 0
+    outcome: Outcome = field(default_factory=Outcome)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "state.pth"
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Write the state atomically. The buffers are rank 0's (see `parallel`)."""
+        if distributed.is_main():
+            content = {"epoch": self.epoch, "step": self.step, "model": trained_state(model),
+                       "optimizer": optimizer.state_dict(), "outcome": vars(self.outcome)}
+            write_atomically(self.path, lambda temporary: torch.save(content, temporary))
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Continue from the file, if there is one. Raises InputError if it is not of this model."""
+        if not self.path.exists():
+            return
+        check_archive(self.path)
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            missing = set(trained_state(model)) ^ set(content["model"])
+            if missing:
+                raise KeyError(", ".join(sorted(missing)[:3]))
+            model.load_state_dict(content["model"], strict=False)  # exactly the trained part, compared above
+            optimizer.load_state_dict(content["optimizer"])
+            self.epoch, self.step = content["epoch"], content["step"]
+            self.outcome = Outcome(**content["outcome"])
+        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
+            raise InputError(f"{self.path} is not the state of this run ({' '.join(str(error).split())[:200]}): remove "
+                             f"{self.folder} to start it afresh") from None
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without what is frozen."""
+    frozen = tuple(f"{name}." for name in getattr(model, "frozen", ()))
+    return {key: value for key, value in model.state_dict().items() if not frozen or not key.startswith(frozen)}
+
+
+@contextlib.contextmanager
+def seeded(seed: int):
+    """Random numbers of initialisation that depend on `seed` alone, and leave the caller's alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
