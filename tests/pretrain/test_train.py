@@ -12,8 +12,11 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
+from pretrain import train
 from pretrain.checkpoint import load_backbone
+from pretrain.errors import InputError
 from tests.conftest import ROOT
 
 SMALL = ["METHOD", "swav", "MODEL.BACKBONE_ARCH", "resnet18", "VIEWS.GLOBAL_SIZE", 32, "VIEWS.LOCAL_SIZE", 16,
@@ -25,6 +28,11 @@ VIT = ["METHOD", "dino", "MODEL.BACKBONE_ARCH", "vit_tiny", "VIEWS.GLOBAL_SIZE",
        "DINO.NORM_LAST_LAYER", False, "DINO.BOTTLENECK_DIM", 16, "SOLVER.OPTIMIZER", "LARS", "SOLVER.TOTAL_EPOCHS", 1,
        "SOLVER.WARMUP_EPOCHS", 0, "DINO.FREEZE_LAST_LAYER_EPOCHS", 0, "TRAIN.LOG_PERIOD", 1, "DATA.WORKERS", 1,
        "KNN.PERIOD", 0]
+
+
+def main(*arguments: object) -> None:
+    """The command in this process."""
+    train.main([str(argument) for argument in arguments])
 
 
 def model_of(out_dir) -> dict:
@@ -87,7 +95,7 @@ def test_two_processes_equal_one_with_the_double_batch(image_folder, tmp_path, r
     """ViT, no batch norm; gradients are averaged in another order, so to 1e-5 of the largest weight."""
     single, double = tmp_path / "single", tmp_path / "double"
     common = [*VIT, "DATA.PATH_TO_DATA_DIR", image_folder]
-    run("-m", "pretrain", *common, "TRAIN.BATCH_SIZE", 32, "OUTPUT_DIR", single)
+    main(*common, "TRAIN.BATCH_SIZE", 32, "OUTPUT_DIR", single)
     run("-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone", "-m", "pretrain", *common,
         "TRAIN.BATCH_SIZE", 16, "OUTPUT_DIR", double)
     one, two = model_of(single), model_of(double)
@@ -95,45 +103,44 @@ def test_two_processes_equal_one_with_the_double_batch(image_folder, tmp_path, r
         assert (two[key] - value).abs().max() <= 1e-5 * max(value.abs().max(), 1e-3), key
     # and accumulation over two forwards reaches the same global batch, schedule and, without batch statistics, weights
     accumulated = tmp_path / "accumulated"
-    run("-m", "pretrain", *common, "TRAIN.BATCH_SIZE", 16, "TRAIN.ACCUMULATE", 2, "OUTPUT_DIR", accumulated)
+    main(*common, "TRAIN.BATCH_SIZE", 16, "TRAIN.ACCUMULATE", 2, "OUTPUT_DIR", accumulated)
     for key, value in one.items():
         assert (model_of(accumulated)[key] - value).abs().max() <= 1e-4 * max(value.abs().max(), 1e-3), key
 
 
-def test_pretraining_without_probe_never_reads_labels(finished, image_folder, tmp_path, run):
+def test_pretraining_without_probe_never_reads_labels(image_folder, tmp_path):
     """The same images without class folders give the same weights: nothing but pixels went in."""
     flat = tmp_path / "flat"
     (flat / "train").mkdir(parents=True)
     for i, image in enumerate(sorted((image_folder / "train").rglob("*.jpg"))):
         shutil.copy(image, flat / "train" / f"{i:04d}.jpg")
     for data, out_dir in ((image_folder, tmp_path / "a"), (flat, tmp_path / "b")):
-        run("-m", "pretrain", *SMALL, "SOLVER.TOTAL_EPOCHS", 1, "KNN.PERIOD", 0, "DATA.PATH_TO_DATA_DIR", data,
-            "OUTPUT_DIR", out_dir)
+        main(*SMALL, "SOLVER.TOTAL_EPOCHS", 1, "KNN.PERIOD", 0, "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out_dir)
     a, b = model_of(tmp_path / "a"), model_of(tmp_path / "b")
     assert all(torch.equal(b[key], value) for key, value in a.items())
 
 
-def test_dry_run_prints_the_configuration_and_writes_nothing(image_folder, tmp_path, run):
-    done = run("-m", "pretrain", "--dry-run", *SMALL, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", tmp_path / "x")
-    assert "METHOD: swav" in done.stdout and "6 steps an epoch" in done.stdout
+def test_dry_run_prints_the_configuration_and_writes_nothing(image_folder, tmp_path, capsys):
+    main("--dry-run", *SMALL, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", tmp_path / "x")
+    printed = capsys.readouterr().out
+    assert "METHOD: swav" in printed and "6 steps an epoch" in printed
     assert not (tmp_path / "x").exists()
 
 
-def test_show_views_writes_a_picture(image_folder, tmp_path, run):
-    from PIL import Image
-
-    run("-m", "pretrain", "--show-views", tmp_path / "views.png", *SMALL, "DATA.PATH_TO_DATA_DIR", image_folder)
+def test_show_views_writes_a_picture(image_folder, tmp_path):
+    main("--show-views", tmp_path / "views.png", *SMALL, "DATA.PATH_TO_DATA_DIR", image_folder)
     with Image.open(tmp_path / "views.png") as picture:
         assert picture.size == (4 * 34 + 2, 8 * 34 + 2)
 
 
 def test_another_recipe_or_global_batch_is_refused(finished, image_folder, run):
-    common = ["-m", "pretrain", *SMALL, "TRAIN.JOINT_LINEAR_PROBE", True, "DATA.PATH_TO_DATA_DIR", image_folder,
+    common = [*SMALL, "TRAIN.JOINT_LINEAR_PROBE", True, "DATA.PATH_TO_DATA_DIR", image_folder,
               "OUTPUT_DIR", finished[0]]
-    done = run(*common, "SOLVER.BASE_LR", 0.1, expect=2)
+    done = run("-m", "pretrain", *common, "SOLVER.BASE_LR", 0.1, expect=2)
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "SOLVER.BASE_LR 0.48 -> 0.1" in done.stderr
-    done = run(*common, "TRAIN.BATCH_SIZE", 8, expect=2)
-    assert "global batch of 16, this start has 8" in done.stderr
+    with pytest.raises(InputError, match="global batch of 16, this start has 8"):
+        main(*common, "TRAIN.BATCH_SIZE", 8)
 
 
 @pytest.mark.parametrize("overrides, message", [
@@ -144,23 +151,23 @@ def test_another_recipe_or_global_batch_is_refused(finished, image_folder, run):
     (["TRAIN.AMP", "fp16"], "needs a GPU"),
     (["TRAIN.CHECKPOINT_FILE_PATH", "README.md"], "README.md"),
 ])
-def test_bad_input_is_one_line_and_exit_2(image_folder, tmp_path, run, overrides, message):
-    done = run("-m", "pretrain", *SMALL, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", tmp_path / "x", *overrides,
-               expect=2)
-    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+def test_bad_input_is_named_before_any_work(image_folder, tmp_path, overrides, message):
+    with pytest.raises(InputError) as error:
+        main(*SMALL, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", tmp_path / "x", *overrides)
+    assert message in str(error.value)
     assert not (tmp_path / "x" / "checkpoints").exists()
 
 
-def test_missing_val_matters_only_to_knn(image_folder, tmp_path, run):
+def test_missing_val_matters_only_to_knn(image_folder, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train").symlink_to(image_folder / "train")
-    common = ["-m", "pretrain", "--dry-run", *SMALL, "DATA.PATH_TO_DATA_DIR", tmp_path / "data"]
-    done = run(*common, expect=2)
-    assert "val" in done.stderr and done.stderr.count("\n") == 1
-    run(*common, "KNN.PERIOD", 0)
+    common = ["--dry-run", *SMALL, "DATA.PATH_TO_DATA_DIR", tmp_path / "data"]
+    with pytest.raises(InputError, match="val"):
+        main(*common)
+    main(*common, "KNN.PERIOD", 0)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(image_folder, tmp_path, run):
-    done = run("-m", "pretrain", *SMALL, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", tmp_path / "x",
-               "SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 1e38, "SOLVER.WARMUP_EPOCHS", 0, expect=2)
-    assert "the loss is nan" in done.stderr and "last good checkpoint" in done.stderr
+def test_a_loss_that_is_not_finite_stops_the_run(image_folder, tmp_path):
+    with pytest.raises(InputError, match="the loss is nan at step .* the last good checkpoint"):
+        main(*SMALL, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", tmp_path / "x", "SOLVER.OPTIMIZER", "AdamW",
+             "SOLVER.BASE_LR", 1e38, "SOLVER.WARMUP_EPOCHS", 0)
