@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", choices=("det", "seg"), required=True,
                         help="det: Faster R-CNN, box AP; seg: Mask R-CNN, mask AP")
     parser.add_argument("--weights", required=True,
-                        help="a checkpoint that `sslight convert` reads, random, or SUPERVISED (timm's ImageNet weights)")
+                        help="a checkpoint that `sslight convert` reads, random, or SUPERVISED (timm's ImageNet ones)")
     parser.add_argument("--schedule", choices=("1x", "2x"), default="1x")
     parser.add_argument("--arch", help="backbone; a checkpoint's own by default")
     parser.add_argument("--neck", choices=("fpn", "p4p6", "c4", "vitdet"),
@@ -139,8 +139,8 @@ def _check_recipe(recipe: dict, arch: str, task: str, file: Path) -> None:
                          "checkpoint of the same architecture")
     if recipe["mask"] != (task == "seg"):
         kind, fitting = ("Mask", "seg") if recipe["mask"] else ("Faster", "det")
-        raise InputError(f"{file} is {kind} R-CNN, so its task is {fitting}, not {task}: box AP is Faster R-CNN's, mask "
-                         "AP Mask R-CNN's")
+        raise InputError(f"{file} is {kind} R-CNN, so its task is {fitting}, not {task}: box AP is Faster R-CNN's, "
+                         "mask AP Mask R-CNN's")
 
 
 def _identity(args: argparse.Namespace, settings: CfgNode, file: Path, digest: str) -> CfgNode:

@@ -27,7 +27,7 @@ R18_R34_RES5_BLOCKS = {18: 2, 34: 3}
 
 
 def add_config(cfg: CfgNode) -> None:
-    """Add the keys that the builders below read, with defaults, to detectron2's `get_cfg()`."""
+    """Add the keys that our YAML files use beside detectron2's own, with defaults, to its `get_cfg()`."""
     cfg.MODEL.TIMM = CfgNode({
         "ARCH": "mobilenetv2_100",  # an alias of pretrain.backbones or a timm name
         "NORM": "SyncBN",  # or BN
@@ -39,6 +39,8 @@ def add_config(cfg: CfgNode) -> None:
         "DROP_PATH_RATE": 0.1,
         "USE_REL_POS": True,
     })
+    cfg.SOLVER.OPTIMIZER = "SGD"  # or AdamW
+    cfg.SOLVER.LAYER_DECAY = 1.0  # AdamW: factor of the learning rate from one ViT block to the one before it
 
 
 class TimmBottomUp(Backbone):

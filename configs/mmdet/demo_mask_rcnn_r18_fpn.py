@@ -5,8 +5,13 @@ _base_ = './mask_rcnn_r18_fpn_1x.py'
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     backbone=dict(norm_cfg=norm_cfg),
-    rpn_head=dict(anchor_generator=dict(scales=[4])),
-    roi_head=dict(bbox_head=dict(fc_out_channels=256), mask_head=dict(num_convs=2, conv_out_channels=64)),
+    neck=dict(out_channels=128),
+    rpn_head=dict(in_channels=128, feat_channels=128, anchor_generator=dict(scales=[4])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=128),
+        bbox_head=dict(in_channels=128, fc_out_channels=256),
+        mask_roi_extractor=dict(out_channels=128),
+        mask_head=dict(in_channels=128, num_convs=2, conv_out_channels=64)),
     train_cfg=dict(rpn_proposal=dict(max_per_img=200), rcnn=dict(sampler=dict(num=64))),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(max_per_img=20)))
 train_pipeline = _base_.train_pipeline
@@ -16,10 +21,10 @@ test_pipeline = _base_.test_pipeline
 test_pipeline[1].update(scale=(128, 128))
 train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
 test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
-train_cfg = dict(max_iters=160, val_interval=161)
+train_cfg = dict(max_iters=200, val_interval=201)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
-    dict(type='MultiStepLR', by_epoch=False, begin=0, end=160, milestones=[120, 150], gamma=0.1),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=40),
+    dict(type='MultiStepLR', by_epoch=False, begin=0, end=200, milestones=[150, 190], gamma=0.1),
 ]
-optim_wrapper = dict(optimizer=dict(lr=0.01), clip_grad=dict(max_norm=10))
+optim_wrapper = dict(optimizer=dict(lr=0.01))
 auto_scale_lr = dict(base_batch_size=4)

@@ -1,0 +1,134 @@
+"""Train and test a detector in detectron2: our settings laid over a YAML recipe, and one run of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from benchmarks.coco_data import CocoData
+from benchmarks.coco_detectron2_parts import Trainer, register
+from benchmarks.coco_proof import prove
+from benchmarks.coco_weights import Weights
+from convert.detectron2_backbones import add_config
+from pretrain.backbones import canonical_arch
+from pretrain.config import flatten
+from pretrain.errors import InputError, nearest
+from pretrain.rundir import StopSignal
+
+MODELS = {"build_resnet_fpn_backbone": "fpn", "build_timm_fpn_backbone": "fpn",
+          "build_mobilenetv2_p4p6_backbone": "fpn", "build_resnet_backbone": "c4", "build_vitdet_backbone": "vitdet"}
+BACKBONES = {"fpn": ("backbone.bottom_up.",), "c4": ("backbone.", "roi_heads.res5."), "vitdet": ("backbone.net.",)}
+ADDED = ("roi_heads.res5.norm.", ".rel_pos_")  # what a detector adds to the pre-trained network
+
+
+def load_config(file: Path | str, options: Sequence[str] = ()) -> CfgNode:
+    """A YAML recipe with `KEY VALUE` overrides of detectron2's keys. Raises InputError for unknown ones."""
+    cfg = get_cfg()
+    add_config(cfg)
+    known = dict(flatten(cfg))
+    for key in options[::2]:
+        if key not in known:
+            raise InputError(f"unknown key '{key}' of {file}{nearest(key, known)}")
+    try:
+        cfg.merge_from_file(str(file))
+        cfg.merge_from_list(list(options))
+    except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read detectron2 config {file}: {error}") from None
+    return cfg
+
+
+def recipe_of(cfg: CfgNode) -> dict:
+    """What preflight and results need to know of a config, under framework-independent names."""
+    name, solver = cfg.MODEL.BACKBONE.NAME, cfg.SOLVER
+    if name not in MODELS:
+        raise InputError(f"MODEL.BACKBONE.NAME '{name}' is none of {', '.join(MODELS)}")
+    resnet = "resnet" in name
+    return {"arch": f"resnet{cfg.MODEL.RESNETS.DEPTH}" if resnet else canonical_arch(cfg.MODEL.TIMM.ARCH),
+            "model": MODELS[name], "mask": cfg.MODEL.MASK_ON, "batch": solver.IMS_PER_BATCH, "lr": solver.BASE_LR,
+            "max_iter": solver.MAX_ITER, "steps": list(solver.STEPS), "warmup": solver.WARMUP_ITERS,
+            "norm": cfg.MODEL.RESNETS.NORM if resnet else "LN" if MODELS[name] == "vitdet" else cfg.MODEL.TIMM.NORM,
+            "mean": list(cfg.MODEL.PIXEL_MEAN), "std": list(cfg.MODEL.PIXEL_STD), "color_order": cfg.INPUT.FORMAT,
+            "checkpoint_period": solver.CHECKPOINT_PERIOD}
+
+
+def set_schedule(cfg: CfgNode, *, batch: int, lr: float, max_iter: int, steps: list[int], warmup: int) -> None:
+    """Write one schedule into the config: total batch, peak learning rate, and iterations."""
+    solver = cfg.SOLVER
+    solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER = batch, lr, max_iter
+    solver.STEPS, solver.WARMUP_ITERS = tuple(step for step in steps if step < max_iter), warmup
+
+
+def adapt(cfg: CfgNode, settings, data: CocoData, weights: Weights, processes: int, seed: int, work_dir: Path) -> None:
+    """Point the config at the data, its classes and the backbone file, and make it this run's."""
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise InputError(f"a batch of {cfg.SOLVER.IMS_PER_BATCH} images does not divide over {processes} processes: "
+                         "set SOLVER.IMS_PER_BATCH or --num-gpus")
+    cfg.DATASETS.TRAIN = (register("train", data.train.json, data.train.images),)
+    cfg.DATASETS.TEST = (register("val", data.val.json, data.val.images),)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.classes)
+    cfg.MODEL.WEIGHTS = str(weights.file)
+    if settings.DATA.WORKERS >= 0:
+        cfg.DATALOADER.NUM_WORKERS = settings.DATA.WORKERS
+    cfg.SOLVER.CHECKPOINT_PERIOD = settings.SOLVER.CHECKPOINT_PERIOD or cfg.SOLVER.CHECKPOINT_PERIOD
+    cfg.SOLVER.AMP.ENABLED = settings.TRAIN.AMP
+    cfg.SEED, cfg.OUTPUT_DIR = seed, str(work_dir)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+
+
+class BenchTrainer(Trainer):
+    """Only writes the detections: the result file's evaluation follows."""
+
+    numbers = False
+
+
+def train_and_test(cfg: CfgNode, stop: StopSignal) -> int:
+    """Train (or go on) to the end and write the detections of the test set; returns the iterations done.
+
+    Raises Stopped after saving when a signal asked for it, InputError if the loss is not finite.
+    """
+    setup_logger(cfg.OUTPUT_DIR)
+    seed_all_rng(cfg.SEED)
+    BenchTrainer.signal = stop
+    trainer = BenchTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    if trainer.start_iter == 0:
+        prove_backbone(trainer.model, cfg)
+    try:
+        trainer.train()
+    except FloatingPointError as error:
+        raise InputError(f"{str(error).splitlines()[0]} Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS") from None
+    return trainer.iter
+
+
+def prove_backbone(model: torch.nn.Module, cfg: CfgNode) -> int:
+    """Compare every backbone tensor of a detector with the file it was loaded from."""
+    model = model.module if hasattr(model, "module") else model
+    prefixes = BACKBONES[MODELS[cfg.MODEL.BACKBONE.NAME]]
+    built = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
+    expected = torch.load(cfg.MODEL.WEIGHTS, map_location="cpu", weights_only=True)["model"]
+    count = prove(built, {key: value for key, value in expected.items() if key.startswith(prefixes)},
+                  cfg.MODEL.WEIGHTS, new=ADDED)
+    print(f"backbone proved: {count} tensors equal to {cfg.MODEL.WEIGHTS}")
+    return count
+
+
+def detections(work_dir: Path, mask: bool) -> dict[str, Path]:
+    """The COCO-format result files that a test wrote, by kind."""
+    file = work_dir / "inference" / "coco_instances_results.json"
+    return {"box": file, **({"mask": file} if mask else {})}
+
+
+def copy_config(cfg: CfgNode) -> CfgNode:
+    return copy.deepcopy(cfg)
+
+
+def to_dict(cfg: CfgNode) -> dict:
+    return yaml.safe_load(cfg.dump())

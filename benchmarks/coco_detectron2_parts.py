@@ -1,0 +1,143 @@
+"""What our runs need beside detectron2's own trainer: exact resuming, a stop on signals, our evaluation, AdamW."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.samplers import TrainingSampler
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
+from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
+from detectron2.solver import build_optimizer
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+
+from benchmarks.coco_eval import evaluate
+from pretrain import distributed
+from pretrain.errors import Stopped
+from pretrain.rundir import StopSignal
+
+
+class ResumedSampler(TrainingSampler):
+    """detectron2's sequence of training images from the point where `batches` batches of this process are done.
+
+    Batches hold images of like aspect ratio, so some images drawn earlier still wait for partners: they come first.
+    """
+
+    def __init__(self, wide: list[bool], batch: int, batches: int, seed: int):
+        super().__init__(len(wide), shuffle=True, seed=seed)
+        self.wide, self.batch, self.batches = wide, batch, batches
+
+    def __iter__(self) -> Iterator[int]:
+        stream = super().__iter__()
+        waiting: dict[bool, list[int]] = {True: [], False: []}
+        done = 0
+        while done < self.batches:
+            index = next(stream)
+            group = waiting[self.wide[index]]
+            group.append(index)
+            if len(group) == self.batch:
+                group.clear()
+                done += 1
+        yield from waiting[True] + waiting[False]
+        yield from stream
+
+
+class StopHook(HookBase):
+    """On SIGTERM or SIGUSR1: save after the current step and raise Stopped; the same command goes on."""
+
+    def __init__(self, signal: StopSignal | None):
+        self.signal = signal
+
+    def after_step(self) -> None:
+        done, total = self.trainer.iter + 1, self.trainer.max_iter
+        if self.signal and _any_rank(self.signal.received) and done < total:
+            self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+            raise Stopped(f"saved at iteration {done} of {total} in {self.trainer.cfg.OUTPUT_DIR}")
+
+
+def _any_rank(flag: bool) -> bool:
+    if distributed.world_size() == 1:
+        return flag
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    return bool(distributed.all_reduce_sum(torch.tensor(int(flag), device=device)).item())
+
+
+class DetectionWriter(COCOEvaluator):
+    """Writes `coco_instances_results.json`; evaluates it with this project's evaluation where `numbers` is set."""
+
+    def __init__(self, dataset_name: str, output_dir: str, numbers: bool):
+        super().__init__(dataset_name, output_dir=output_dir)
+        self.dataset_name, self.numbers = dataset_name, numbers
+        self._do_evaluation = False  # detectron2's own would differ from mmdet's
+
+    def evaluate(self, img_ids=None) -> OrderedDict:
+        found = super().evaluate(img_ids) or OrderedDict()
+        if self.numbers and comm.is_main_process():
+            entries = json.loads((Path(self._output_dir) / "coco_instances_results.json").read_text())
+            truth = json.loads(Path(MetadataCatalog.get(self.dataset_name).json_file).read_text())
+            kinds = {"bbox": "box", **({"segm": "mask"} if entries and "segmentation" in entries[0] else {})}
+            for task, kind in kinds.items():
+                found[task] = evaluate(truth, entries, kind, keep_matches=False).numbers
+        return found
+
+
+class Trainer(DefaultTrainer):
+    """detectron2's trainer with our evaluation, AdamW with layer decay, and data that goes on where it was."""
+
+    numbers = True  # evaluate after testing, not only write the detections
+    signal: StopSignal | None = None
+
+    def build_hooks(self) -> list[HookBase]:
+        *others, writer = super().build_hooks()
+        return [*others, StopHook(self.signal), writer]
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name: str):
+        if MetadataCatalog.get(dataset_name).evaluator_type == "pascal_voc":
+            return PascalVOCDetectionEvaluator(dataset_name)
+        return DetectionWriter(dataset_name, str(Path(cfg.OUTPUT_DIR) / "inference"), cls.numbers)
+
+    @classmethod
+    def build_optimizer(cls, cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return build_optimizer(cfg, model)
+        blocks = len(model.backbone.net.blocks)
+        parameters = get_default_optimizer_params(
+            model, base_lr=cfg.SOLVER.BASE_LR, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            lr_factor_func=partial(get_vit_lr_decay_rate, lr_decay_rate=cfg.SOLVER.LAYER_DECAY, num_layers=blocks),
+            overrides={"pos_embed": {"weight_decay": 0.0}})
+        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
+            parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        if self.start_iter and self.start_iter < self.max_iter:
+            images = get_detection_dataset_dicts(self.cfg.DATASETS.TRAIN,
+                                                 filter_empty=self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+            sampler = ResumedSampler([image["width"] > image["height"] for image in images],
+                                     self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), self.start_iter,
+                                     self.cfg.SEED)
+            self._trainer.data_loader = build_detection_train_loader(self.cfg, dataset=images, sampler=sampler)
+            self._trainer._data_loader_iter_obj = None
+
+
+def register(name: str, json_file: Path, images: Path) -> str:
+    """Register a COCO-format set under a name made of its files, once; returns the name."""
+    from detectron2.data.datasets import register_coco_instances
+
+    name = f"sslight_{name}_{abs(hash((str(json_file), str(images)))):x}"
+    if name not in DatasetCatalog.list():
+        register_coco_instances(name, {}, str(json_file), str(images))
+    return name
