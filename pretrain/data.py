@@ -17,13 +17,13 @@ from torch.utils.data import Dataset
 
 from pretrain import distributed
 from pretrain.decode import CorruptImage, DecodedImage, decode_reference, image_size
-from pretrain.device_color import color_row, recolor_batch
+from pretrain.device_color import recolor_batch
 from pretrain.errors import InputError, nearest
 from pretrain.eval_data import center_crop, eval_batches, random_resized_crop
 from pretrain.fast_views import decode_fast, render_fast
 from pretrain.index import Source
 from pretrain.loader import batch_loader, empty_images, normalize
-from pretrain.views import UNIFORMS, Color, Draw, View, draw, render, uniforms
+from pretrain.views import UNIFORMS, Color, Draw, View, color_of, draw_views, place_crop, render, uniforms
 
 PIPELINES = {"fast": (decode_fast, render_fast), "reference": (decode_reference, render)}
 NO_COLOR = Color((), (1.0, 1.0, 1.0, 0.0), False, 0.0, False)
@@ -41,7 +41,7 @@ class Batch:
 
     views: uint8 [B, 3, size, size] each, channels last in memory, one per `View`.
     indices: int64 [B], the samples really used.
-    color: with DATA.COLOR_ON_DEVICE, the table of `device_color` per view: what is left to do; else None.
+    color: with DATA.COLOR_ON_DEVICE, per view the rows of `draw_views`: what is left to do; else None.
     corrupt: (name, reason) of every image that was replaced.
     """
 
@@ -118,7 +118,7 @@ class TrainLoader:
         self.seed, self.batch_size = cfg.SEED, cfg.TRAIN.BATCH_SIZE
         self.batches = batches_per_epoch(source, cfg, world)
         self._requests: list[Request] = []
-        dataset = _TrainBatches(source, views, cfg)
+        dataset = TrainBatches(source, views, cfg)
         self._loader = batch_loader(dataset, self._requests, cfg.DATA.WORKERS, persistent=True)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
@@ -149,7 +149,7 @@ def pipeline(name: str) -> tuple[Decode, Render]:
     return PIPELINES[name]
 
 
-class _TrainBatches(Dataset):
+class TrainBatches(Dataset):
     """`Request` -> `Batch`."""
 
     def __init__(self, source: Source, views: list[View], cfg: CfgNode):
@@ -162,19 +162,17 @@ class _TrainBatches(Dataset):
         numbers = uniforms(self.seed, request.epoch, request.first, count, len(self.views) * UNIFORMS)
         numbers = numbers.reshape(count, len(self.views), UNIFORMS)
         out = [empty_images(count, view.size) for view in self.views]
+        crops, colors = draw_views(self.views, numbers)
         places = [images.numpy() for images in out]
-        rows: list[list[list[float]]] = [[] for _ in self.views]
         used, corrupt = request.indices.copy(), []
         for i in range(count):
             used[i], image = self._decode(request, i, corrupt)
             height, width = image_size(image)
-            for number, (view, u) in enumerate(zip(self.views, numbers[i].tolist(), strict=True)):
-                d = draw(view, u, height, width)
-                if self.color_later:
-                    rows[number].append(color_row(d.color))
-                    d = d._replace(color=NO_COLOR)
-                self.render(image, view, d, places[number][i])
-        color = [torch.tensor(table, dtype=torch.float32) for table in rows] if self.color_later else None
+            rows = zip(self.views, places, crops[i].tolist(), colors[i].tolist(), strict=True)
+            for view, place, crop, color in rows:
+                todo = NO_COLOR if self.color_later else color_of(color)
+                self.render(image, view, Draw(*place_crop(crop, height, width), crop[-1] > 0, todo), place[i])
+        color = list(torch.from_numpy(colors).float().unbind(1)) if self.color_later else None
         return Batch([images.permute(0, 3, 1, 2) for images in out], torch.from_numpy(used), color, corrupt)
 
     def _decode(self, request: Request, i: int, corrupt: list[tuple[str, str]]) -> tuple[int, DecodedImage]:

@@ -11,31 +11,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.fast_views import BLUR_STEPS, LUMA, blur_kernel
-from pretrain.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, SOLARIZE_THRESHOLD, Color
-
-ORDER, FACTORS, GRAY, SIGMA, SOLARIZE = slice(0, 4), slice(4, 8), 8, 9, 10
-COLUMNS = 11
-NO_OPERATION = -1.0
-
-
-def color_row(color: Color) -> list[float]:
-    """One row of the table: the operations in order, their factors, grayscale, sigma, solarize."""
-    order = [*color.order, *[NO_OPERATION] * (4 - len(color.order))]
-    return [*order, *color.factors, color.gray, color.sigma, color.solarize]
+from pretrain.views import (
+    BRIGHTNESS,
+    CONTRAST,
+    FACTORS,
+    GRAY,
+    HUE,
+    ORDER,
+    SATURATION,
+    SIGMA,
+    SOLARIZE,
+    SOLARIZE_THRESHOLD,
+)
 
 
 def recolor_batch(images: Tensor, table: Tensor) -> Tensor:
-    """Images uint8 [B, 3, H, W] on any device and their table float32 [B, COLUMNS] on the host -> float32 0 .. 255.
+    """Images uint8 [B, 3, H, W] on any device and their table on the host -> float32 0 .. 255.
+
+    The table, float32 [B, COLOR_COLUMNS], holds the rows that `views.draw_views` draws.
 
     The levels are whole numbers: every operation rounds as its counterpart on bytes does.
     """
     with torch.autocast(images.device.type, enabled=False):
         x = images.float()
-        for step in range(4):
-            op = table[:, step]
+        for op in table[:, ORDER].unbind(1):
             x = _blend(x, op, table[:, FACTORS])
             rows = (op == HUE).nonzero()[:, 0]
-            x = _apply_to(x, rows, lambda part, rows: _shift_hue(part, _column(table[rows, 4 + HUE], part)))
+            x = _apply_to(x, rows, lambda part, rows: _shift_hue(part, _column(table[rows, FACTORS.start + HUE], part)))
         x = torch.where(_column(table[:, GRAY] > 0, x), _luma(x), x)
         x = _apply_to(x, (table[:, SIGMA] > 0).nonzero()[:, 0], lambda part, rows: _blur(part, table[rows, SIGMA]))
         return torch.where(_column(table[:, SOLARIZE] > 0, x) & (x >= SOLARIZE_THRESHOLD), 255 - x, x)

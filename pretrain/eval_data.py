@@ -17,7 +17,7 @@ from pretrain.decode import CorruptImage, decode_reference
 from pretrain.errors import InputError
 from pretrain.index import Source
 from pretrain.loader import batch_loader, empty_images
-from pretrain.views import CROP_TRIES, draw_crop, uniforms
+from pretrain.views import UNIFORMS, View, crop, draw, uniforms
 
 Transform = Callable[[Image.Image, int], np.ndarray]  # (RGB image, its index) -> uint8 [size, size, 3]
 
@@ -44,11 +44,9 @@ class RandomResizedCrop:
     scale: tuple[float, float] = (0.08, 1.0)
 
     def __call__(self, image: Image.Image, index: int) -> np.ndarray:
-        u = uniforms(self.seed, self.epoch, index, 1, 4 * CROP_TRIES + 4)[0].tolist()
-        top, left, height, width = draw_crop(self.scale, u, image.height, image.width)
-        size = [self.size, self.size]
-        image = F.resized_crop(image, top, left, height, width, size, InterpolationMode.BICUBIC, antialias=True)
-        return np.asarray(F.hflip(image) if u[-1] < 0.5 else image)
+        numbers = uniforms(self.seed, self.epoch, index, 1, UNIFORMS)
+        view = View(self.size, self.scale, True)
+        return np.asarray(crop(image, view, draw(view, numbers[0], image.height, image.width)))
 
 
 def center_crop(resize: int, size: int) -> CenterCrop:

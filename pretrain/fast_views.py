@@ -21,7 +21,7 @@ from pretrain.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, Color, Draw, V
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL's and OpenCV's grayscale
 TRUNCATION = 0.5  # PIL's blending cuts fractions off: half a level on average
 BLUR_PASSES = 3
-BLUR_STEPS = 256  # steps per pixel in which the blur's radius is rounded, to keep its kernels
+BLUR_STEPS = 64  # steps per pixel in which the blur's radius is rounded, to keep its kernels
 _RESIZE = torch.ops.aten._upsample_bicubic2d_aa.out  # what torch.nn.functional.interpolate calls, into given memory
 KERNEL_UNIT = 256  # OpenCV's 8-bit filters count in 1/256
 
@@ -37,24 +37,26 @@ def decode_fast(data: bytes) -> np.ndarray:
 
 def render_fast(image: np.ndarray, view: View, d: Draw, out: np.ndarray) -> None:
     """Write one view into `out`, uint8 [size, size, 3], contiguous."""
-    resize_fast(image[d.top:d.top + d.height, d.left:d.left + d.width], out)
+    part = image[d.top:d.top + d.height, d.left:d.left + d.width]
+    # the kernel wants its input contiguous: a flip costs no more than that copy, and all that follows is symmetric
+    resize_fast(cv2.flip(part, 1) if d.flip else np.ascontiguousarray(part), out)
     done = recolor_fast(out, d.color, _scratch(view.size))
     if done.ndim == 2:
-        done = cv2.cvtColor(done, cv2.COLOR_GRAY2RGB, dst=out)
-    if d.flip:  # last, because all before is blind to left and right
-        cv2.flip(done, 1, dst=out)
+        cv2.cvtColor(done, cv2.COLOR_GRAY2RGB, dst=out)
     elif done is not out:
         np.copyto(out, done)
 
 
 def resize_fast(image: np.ndarray, out: np.ndarray) -> None:
-    """Antialiased bicubic resizing of an image of any size into `out`."""
-    _RESIZE(_as_batch(np.ascontiguousarray(image)), out.shape[:2], False, None, None, out=_as_batch(out))
+    """Antialiased bicubic resizing of an image of any size into `out`, both contiguous."""
+    _RESIZE(_as_batch(image), out.shape[:2], False, None, None, out=_as_batch(out))
 
 
 def _as_batch(image: np.ndarray) -> torch.Tensor:
     """A view [1, 3, height, width] whose strides torch takes for channels last; the kernel is slow on others."""
-    return torch.from_numpy(image).view(1, *image.shape).permute(0, 3, 1, 2)
+    height, width, channels = image.shape
+    row = width * channels
+    return torch.from_numpy(image).as_strided((1, channels, height, width), (height * row, 1, row, channels))
 
 
 @functools.lru_cache(maxsize=16)

@@ -15,11 +15,12 @@ PREFETCH = 2  # batches per worker
 def batch_loader(dataset: Dataset, requests: Sequence, workers: int, persistent: bool = False) -> DataLoader:
     """A loader whose items are whole batches: `dataset[request]` for each of `requests`, in order."""
     options = {"prefetch_factor": PREFETCH, "persistent_workers": persistent} if workers else {}
-    return DataLoader(dataset, sampler=requests, batch_size=None, num_workers=workers, worker_init_fn=_start_worker,
-                      pin_memory=torch.cuda.is_available(), **options)
+    return DataLoader(dataset, sampler=requests, batch_size=None, num_workers=workers, worker_init_fn=start_worker,
+                      pin_memory=torch.cuda.is_available(), generator=torch.Generator(), **options)
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int = 0) -> None:
+    """Make this process a loader worker: one thread, as its neighbours want the other cores."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 

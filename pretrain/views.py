@@ -25,7 +25,11 @@ BLUR_RADIUS = (0.1, 2.0)  # pixels: PIL's radius, the standard deviation of the 
 SOLARIZE_THRESHOLD = 128
 CROP_TRIES = 10
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
-# Uniform numbers of one view: 4 per try of the crop, then one each as `draw` consumes them. A multiple of 4, so that a
+# Columns of a colour's row: the operations in order, their factors (the hue's in turns), and whether or how much
+ORDER, FACTORS, GRAY, SIGMA, SOLARIZE = slice(0, 4), slice(4, 8), 8, 9, 10
+COLOR_COLUMNS = 11
+NO_OPERATION = -1
+# Uniform numbers of one view: 4 per try of the crop, then as `draw_views` consumes them. A multiple of 4, so that a
 # counter-based generator can jump to any sample.
 UNIFORMS = 4 * CROP_TRIES + 16
 
@@ -107,37 +111,60 @@ def uniforms(seed: int, epoch: int, first: int, count: int, width: int) -> np.nd
     return np.random.Generator(bits).random((count, width))
 
 
-def draw_crop(scale: Sequence[float], u: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random resized crop, as torchvision draws it, from 4 * CROP_TRIES uniforms."""
+def draw_views(views: Sequence[View], numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Uniforms [B, V, UNIFORMS] of B samples -> (crops [B, V, 4 CROP_TRIES + 1], colours [B, V, COLOR_COLUMNS]).
+
+    Everything that does not depend on the image's size, for a whole batch at once. A crop's row holds per try its
+    width and height for an image of area 1 and its place in [0, 1), and at the end whether to flip; `place_crop` goes
+    on from there. A colour's row is read by `color_of`.
+    """
+    tries, rest = numbers[..., :4 * CROP_TRIES], numbers[..., 4 * CROP_TRIES:]
+    crops = np.concatenate([tries, rest[..., 13:14] < np.array([[view.flip_prob] for view in views])], axis=-1)
+    low, high = np.array([view.scale for view in views]).T[..., None]
+    area = low + (high - low) * tries[..., 0::4]
+    ratio = np.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * tries[..., 1::4])
+    crops[..., 0:-1:4], crops[..., 1:-1:4] = np.sqrt(area * ratio), np.sqrt(area / ratio)
+
+    colors = np.empty((*numbers.shape[:2], COLOR_COLUMNS))
+    strength = np.array([view.jitter for view in views])
+    order = rest[..., 1:5].argsort(axis=-1)
+    acts = np.take_along_axis(np.broadcast_to(strength > 0, order.shape), order, axis=-1)
+    acts &= rest[..., 0:1] < np.array([[view.jitter_prob] for view in views])
+    colors[..., ORDER] = np.where(acts, order, NO_OPERATION)
+    low = np.maximum(0, 1 - strength)
+    colors[..., FACTORS] = low + (1 + strength - low) * rest[..., 5:9]
+    colors[..., FACTORS.start + HUE] = strength[:, HUE] * (2 * rest[..., 8] - 1)
+    colors[..., GRAY] = rest[..., 9] < [view.grayscale_prob for view in views]
+    radius = BLUR_RADIUS[0] + (BLUR_RADIUS[1] - BLUR_RADIUS[0]) * rest[..., 11]
+    colors[..., SIGMA] = np.where(rest[..., 10] < [view.blur_prob for view in views], radius, 0)
+    colors[..., SOLARIZE] = rest[..., 12] < [view.solarize_prob for view in views]
+    return crops, colors
+
+
+def place_crop(row: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random resized crop, as torchvision draws it: the first try that fits."""
+    side = math.sqrt(height * width)
     for k in range(0, 4 * CROP_TRIES, 4):
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * u[k])
-        ratio = math.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * u[k + 1])
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        w, h = round(row[k] * side), round(row[k + 1] * side)
         if 0 < w <= width and 0 < h <= height:
-            return int(u[k + 2] * (height - h + 1)), int(u[k + 3] * (width - w + 1)), h, w
+            return int(row[k + 2] * (height - h + 1)), int(row[k + 3] * (width - w + 1)), h, w
     ratio = width / height  # no try fitted: the largest central crop of an allowed aspect ratio
     w = width if ratio <= 4 / 3 else max(1, round(height * 4 / 3))
     h = height if ratio >= 3 / 4 else max(1, round(width * 4 / 3))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def draw_color(view: View, u: Sequence[float]) -> Color:
-    """Point operations and blur of one view from 16 uniforms."""
-    order: tuple[int, ...] = ()
-    if u[0] < view.jitter_prob and any(view.jitter):
-        keys = u[1:5]
-        order = tuple(op for op in sorted(range(4), key=keys.__getitem__) if view.jitter[op])
-    b, c, s, h = view.jitter
-    factors = tuple(max(0.0, 1 - a) + (1 + a - max(0.0, 1 - a)) * x for a, x in ((b, u[5]), (c, u[6]), (s, u[7])))
-    low, high = BLUR_RADIUS
-    return Color(order, (*factors, h * (2 * u[8] - 1)), u[9] < view.grayscale_prob,
-                 low + (high - low) * u[11] if u[10] < view.blur_prob else 0.0, u[12] < view.solarize_prob)
+def color_of(row: Sequence[float]) -> Color:
+    """A row of the colours' table as a `Color`."""
+    order = tuple([int(op) for op in row[ORDER] if op != NO_OPERATION])
+    return Color(order, tuple(row[FACTORS]), row[GRAY] > 0, row[SIGMA], row[SOLARIZE] > 0)
 
 
-def draw(view: View, u: Sequence[float], height: int, width: int) -> Draw:
+def draw(view: View, numbers: np.ndarray, height: int, width: int) -> Draw:
     """The parameters of one view of a `height` x `width` image from `UNIFORMS` uniform numbers."""
-    tail = u[4 * CROP_TRIES:]
-    return Draw(*draw_crop(view.scale, u, height, width), tail[13] < view.flip_prob, draw_color(view, tail))
+    crops, colors = draw_views([view], numbers[None, None])
+    row = crops[0, 0].tolist()
+    return Draw(*place_crop(row, height, width), row[-1] > 0, color_of(colors[0, 0].tolist()))
 
 
 def crop(image: Image.Image, view: View, d: Draw) -> Image.Image:
