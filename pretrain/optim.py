@@ -55,6 +55,7 @@ class LARS(Optimizer):
 
     Per parameter d = gradient + weight decay * p; if the group adapts, d *= eta |p| / |d| (1 where a norm is 0);
     then mu = momentum * mu + d and p -= lr * mu: the learning rate stays outside the momentum buffer.
+    A step uses the gradients up: the decay is added to them in place.
     """
 
     def __init__(self, params, lr: float = 0.0, weight_decay: float = 0.0, momentum: float = 0.9, eta: float = 0.001):
@@ -66,15 +67,12 @@ class LARS(Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            updates = [p.grad for p in params]
+            updates, momenta = [p.grad for p in params], [self._momentum(p) for p in params]
             if group["weight_decay"]:
-                updates = torch._foreach_add(updates, params, alpha=group["weight_decay"])
-            if group["adapt"]:
-                updates = torch._foreach_mul(updates, _trust_ratios(params, updates, group["eta"]))
-            momenta = [self._momentum(p) for p in params]
-            torch._foreach_mul_(momenta, group["momentum"])
-            torch._foreach_add_(momenta, updates)
-            torch._foreach_add_(params, momenta, alpha=-group["lr"])
+                torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+            ratios = _trust_ratios(params, updates, group["eta"]) if group["adapt"] else None
+            apply = _apply_in_one_pass if _one_pass_is_right(params, updates, momenta) else _apply
+            apply(params, updates, momenta, ratios, group["momentum"], group["lr"])
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -83,12 +81,40 @@ class LARS(Optimizer):
         return state["mu"]
 
 
-def _trust_ratios(params: list[Tensor], updates: list[Tensor], eta: float) -> list[Tensor]:
-    """eta |p| / |d| per parameter as 0-d tensors; 1 where either norm is 0. Nothing is read back from the device."""
+def _trust_ratios(params: list[Tensor], updates: list[Tensor], eta: float) -> Tensor:
+    """eta |p| / |d| per parameter, [P]; 1 where either norm is 0. Nothing is read back from the device."""
     weight_norms = torch.stack(torch._foreach_norm(params))
     update_norms = torch.stack(torch._foreach_norm(updates))
     ratios = eta * weight_norms / update_norms
-    return list(torch.where((weight_norms > 0) & (update_norms > 0), ratios, 1.0).unbind())
+    return torch.where((weight_norms > 0) & (update_norms > 0), ratios, 1.0)
+
+
+def _apply(params: list[Tensor], updates: list[Tensor], momenta: list[Tensor], ratios: Tensor | None, momentum: float,
+           lr: float) -> None:
+    """The last two equations of LARS, a few calls for all parameters."""
+    if ratios is not None:
+        torch._foreach_mul_(updates, list(ratios.unbind()))
+    torch._foreach_mul_(momenta, momentum)
+    torch._foreach_add_(momenta, updates)
+    torch._foreach_add_(params, momenta, alpha=-lr)
+
+
+def _apply_in_one_pass(params: list[Tensor], updates: list[Tensor], momenta: list[Tensor], ratios: Tensor | None,
+                       momentum: float, lr: float) -> None:
+    """The same in one sweep over the memory of each parameter, which is what a CPU waits for.
+
+    SGD's "dampening" is 1 minus the factor of the gradient.
+    """
+    for p, d, mu, ratio in zip(params, updates, momenta, ratios.tolist() if ratios is not None else [1.0] * len(params),
+                               strict=True):
+        torch._fused_sgd_([p], [d], [mu], lr=lr, momentum=momentum, dampening=1.0 - ratio, weight_decay=0.0,
+                          nesterov=False, maximize=False, is_first_step=False)
+
+
+def _one_pass_is_right(*lists: list[Tensor]) -> bool:
+    """On a CPU, where reading the ratios back costs nothing; and fused SGD ignores strides, so these must agree."""
+    return all(p.device.type == "cpu" and p.dtype == torch.float32 and p.stride() == d.stride() == mu.stride()
+               for p, d, mu in zip(*lists, strict=True))
 
 
 @torch.no_grad()

@@ -59,11 +59,12 @@ class DINO(Method):
                              settings.TEACHER_TEMP)
         scaled = (teacher - self.center) / temperature
         targets = scaled.softmax(-1)
-        predictions = (student / settings.STUDENT_TEMP).view(views, -1, outputs)
-        loss = multicrop_cross_entropy(targets.view(2, -1, outputs), predictions, *self.weights)
+        loss = multicrop_cross_entropy(targets.view(2, -1, outputs), student.view(views, -1, outputs),
+                                       settings.STUDENT_TEMP, *self.weights)
         self.teacher_sum += teacher.sum(0, keepdim=True)
         self._rows += len(teacher)
-        entropy = (scaled.logsumexp(-1) - torch.linalg.vecdot(targets, scaled)).mean()
+        normaliser = scaled.amax(-1) - targets.amax(-1).log()  # logsumexp(scaled), from the largest entry
+        entropy = (normaliser - torch.linalg.vecdot(targets, scaled)).mean()
         return {"loss": loss, "teacher_entropy": entropy}
 
     def after_backward(self, progress: Progress) -> None:

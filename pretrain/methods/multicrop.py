@@ -37,22 +37,54 @@ def pair_weights(views: int, alpha: float, beta: float, like: Tensor) -> Tensor:
     return weights.to(like.device, non_blocking=True)
 
 
-def multicrop_cross_entropy(targets: Tensor, logits: Tensor, alpha: float, beta: float) -> Tensor:
-    """Weighted mean of the cross-entropies H(targets[t], softmax(logits[v])) over the pairs of `pair_weights`.
+def multicrop_cross_entropy(targets: Tensor, logits: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
+    """Weighted mean of the cross-entropies H(targets[t], softmax(logits[v] / temperature)) over `pair_weights`.
 
     Parameters
     ----------
     targets: probabilities of the two global views, [2, N, K], without gradient.
-    logits: predictions of all views, already divided by the temperature, [V, N, K].
-
-    Since a target sums to 1, H(q, softmax(z)) = logsumexp(z) - q.z: each view is reduced once, and all pairs of an
-    image are one small matrix product, instead of a log-softmax and a product per pair.
+    logits: predictions of all views, [V, N, K], float32.
     """
-    views, batch, _ = logits.shape
-    weights = pair_weights(views, alpha, beta, logits)
-    products = torch.bmm(targets.transpose(0, 1), logits.permute(1, 2, 0)).sum(0)  # [2, V]
-    normalisers = logits.logsumexp(-1).sum(1)  # [V]
-    return (weights * (normalisers - products)).sum() / batch
+    return _WeightedCrossEntropy.apply(targets, logits, temperature, pair_weights(len(logits), alpha, beta, logits))
+
+
+class _WeightedCrossEntropy(torch.autograd.Function):
+    """Value and gradient of all pairs in one sweep over the logits.
+
+    A target q sums to 1, so H(q, softmax(z)) = logsumexp(z) - q.z, and the gradient for z is softmax(z) - q: each view
+    takes one softmax however many targets it is compared with, and all pairs of an image are two small matrix
+    products. A loop over pairs takes a log-softmax, a product and their backward passes for each.
+    """
+
+    @staticmethod
+    def forward(ctx, targets: Tensor, logits: Tensor, temperature: float, weights: Tensor) -> Tensor:
+        views, batch, outputs = logits.shape
+        gradient = torch.empty_like(logits)  # first holds z, then exp(z - max), then the gradient
+        loss = logits.new_zeros(())
+        # a CPU keeps the views of an image or so in its cache from one line to the next
+        at_once = max(1, 2**20 // (views * outputs)) if logits.device.type == "cpu" else batch
+        for start in range(0, batch, at_once):
+            images = slice(start, start + at_once)
+            z = torch.div(logits[:, images], temperature, out=gradient[:, images]).transpose(0, 1)  # [n, V, K]
+            q = targets[:, images].transpose(0, 1)  # [n, 2, K]
+            products = torch.bmm(q, z.transpose(1, 2))  # [n, 2, V]
+            largest = z.amax(-1, keepdim=True)
+            total = z.sub_(largest).exp_().sum(-1, keepdim=True)
+            normaliser = (largest + total.log()).transpose(1, 2)  # [n, 1, V]
+            loss += (weights * (normaliser - products)).sum()
+            z.mul_(weights.sum(0).view(1, -1, 1) / total)
+            z.baddbmm_(weights.T.expand(len(q), -1, -1), q, alpha=-1)
+        ctx.gradient = gradient
+        ctx.scale = 1.0 / (temperature * batch)
+        return loss / batch
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output: Tensor) -> tuple:
+        if ctx.gradient is None:
+            raise RuntimeError("this loss keeps one gradient, used up by the first backward pass")
+        gradient, ctx.gradient = ctx.gradient, None
+        return None, gradient.mul_(grad_output * ctx.scale), None, None
 
 
 @torch.no_grad()

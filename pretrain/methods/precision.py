@@ -35,5 +35,5 @@ def check_bf16_on_cpu(backbone: nn.Module, sizes: set[int]) -> None:
     torch.set_rng_state(state)
     if found:
         size, name = found[0]
-        raise InputError(f"TRAIN.AMP bf16 on a CPU gives wrong weight gradients in '{name}' of {backbone.arch} for views"
-                         f" of {size} px (a strided convolution over a 1x1 map): use larger views or TRAIN.AMP none")
+        raise InputError(f"TRAIN.AMP bf16 on a CPU gives wrong weight gradients in '{name}' of {backbone.arch} for "
+                         f"views of {size} px (a strided convolution over 1x1 maps): use larger views or no AMP")

@@ -75,7 +75,7 @@ class SwAV(Method):
         settings, prototypes = self.settings, logits.shape[-1]
         logits = logits.view(views, -1, prototypes)
         targets = self.assign(logits[:2].detach(), use_queue)
-        loss = multicrop_cross_entropy(targets, logits / settings.TEMPERATURE, *self.weights)
+        loss = multicrop_cross_entropy(targets, logits, settings.TEMPERATURE, *self.weights)
         if use_queue:
             self._enqueue(embedding.detach().view(views, -1, embedding.shape[-1])[:2])
         used = targets.mean((0, 1))
