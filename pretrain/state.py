@@ -26,6 +26,12 @@ class State:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
+    epoch_open: bool = False  # an epoch's last step is done, its measuring and keeping are not
+
+
+def last_checkpoint(out_dir: Path) -> Path:
+    """Where the run in `out_dir` stands."""
+    return out_dir / "checkpoints" / "last.pth"
 
 
 def global_batch(cfg: CfgNode) -> int:
@@ -33,7 +39,7 @@ def global_batch(cfg: CfgNode) -> int:
     return cfg.TRAIN.BATCH_SIZE * distributed.world_size() * cfg.TRAIN.ACCUMULATE
 
 
-def save(cfg: CfgNode, state: State, checkpoints: Path, steps_per_epoch: int, keep: bool = False) -> None:
+def save(cfg: CfgNode, state: State, out_dir: Path, steps_per_epoch: int, keep: bool = False) -> None:
     """Write `last.pth`; with `keep` also `epoch_NNNN.pth`."""
     model = state.objective.method.state_dict()
     if state.objective.classifier is not None:
@@ -47,12 +53,12 @@ def save(cfg: CfgNode, state: State, checkpoints: Path, steps_per_epoch: int, ke
         "format": FORMAT, "method": cfg.METHOD, "arch": method.backbone.arch, "epoch": epoch, "step": state.step,
         "model": model, "optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict(), "rng": rng,
         "config": to_dict(cfg), "preprocess": preprocess(cfg), "networks": dict(method.networks),
-        "global_batch": global_batch(cfg), "steps_per_epoch": steps_per_epoch,
+        "global_batch": global_batch(cfg), "epoch_open": state.epoch_open,
     }
-    save_checkpoint(checkpoints / "last.pth", checkpoint)
+    last = last_checkpoint(out_dir)
+    save_checkpoint(last, checkpoint)
     if keep:
-        write_atomically(checkpoints / f"epoch_{epoch:04d}.pth",
-                         lambda temporary: shutil.copyfile(checkpoints / "last.pth", temporary))
+        write_atomically(last.with_name(f"epoch_{epoch:04d}.pth"), lambda temporary: shutil.copyfile(last, temporary))
 
 
 def gather_rng() -> list[dict[str, Tensor]]:
@@ -72,16 +78,16 @@ def preprocess(cfg: CfgNode) -> dict:
     return {"mean": list(cfg.DATA.MEAN), "std": list(cfg.DATA.STD), "color_order": "RGB", "size": cfg.VIEWS.GLOBAL_SIZE}
 
 
-def resume(cfg: CfgNode, state: State, checkpoints: Path, log: RunLog) -> None:
+def resume(cfg: CfgNode, state: State, out_dir: Path, log: RunLog) -> None:
     """Load where the run stands: its own `last.pth`, else TRAIN.CHECKPOINT_FILE_PATH, else nothing."""
-    last = checkpoints / "last.pth"
+    last = last_checkpoint(out_dir)
     if cfg.TRAIN.AUTO_RESUME and last.exists():
         path = last
     elif cfg.TRAIN.CHECKPOINT_FILE_PATH:
         path = Path(cfg.TRAIN.CHECKPOINT_FILE_PATH)
     else:
         if last.exists():
-            raise InputError(f"{checkpoints.parent} already holds a run and TRAIN.AUTO_RESUME is off: "
+            raise InputError(f"{out_dir} already holds a run and TRAIN.AUTO_RESUME is off: "
                              "choose another OUTPUT_DIR or turn it on")
         return
     checkpoint = load_checkpoint(path)
@@ -108,5 +114,5 @@ def resume(cfg: CfgNode, state: State, checkpoints: Path, log: RunLog) -> None:
         torch.set_rng_state(rng["cpu"])
         if "cuda" in rng and torch.cuda.is_available():
             torch.cuda.set_rng_state(rng["cuda"])
-    state.step = checkpoint["step"]
+    state.step, state.epoch_open = checkpoint["step"], checkpoint["epoch_open"]
     log(f"continuing from {path} at step {state.step}")

@@ -29,7 +29,7 @@ from pretrain.pictures import first_views, write_views
 from pretrain.rundir import StopSignal, open_run
 from pretrain.schedules import cosine, scaled_learning_rate, warmup_cosine
 from pretrain.sources import Source, open_source
-from pretrain.state import State, global_batch, resume, save
+from pretrain.state import State, global_batch, last_checkpoint, resume, save
 from pretrain.views import view_set
 
 # Keys that may change between the starts of one run: where things lie, how often it reports, how fast it goes.
@@ -124,8 +124,7 @@ def train(cfg: CfgNode, device: torch.device) -> None:
     knn_bank = source if cfg.KNN.MODE == "train" else None
     with open_run(cfg, FREE_KEYS) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
-        checkpoints = out_dir / "checkpoints"
-        resume(cfg, state, checkpoints, log)
+        resume(cfg, state, out_dir, log)
         metrics = MetricsLog(out_dir, state.step)
         if state.step == 0 and distributed.is_main():
             metrics.image("views", first_views(cfg, source), 0)
@@ -143,6 +142,8 @@ def train(cfg: CfgNode, device: torch.device) -> None:
         corrupt = CorruptCounter(len(source), cfg.DATA.MAX_CORRUPT)
         loader = TrainLoader(source, views, cfg, rank=distributed.rank(), world=distributed.world_size())
         saved_at = time.monotonic()
+        if state.epoch_open:
+            end_epoch(cfg, state, val, knn_bank, out_dir, metrics, steps_per_epoch, log)
         while state.step < total:
             epoch, in_epoch = divmod(state.step, steps_per_epoch)
             meter, figures = Meter(), {"loss": 0.0}
@@ -151,41 +152,48 @@ def train(cfg: CfgNode, device: torch.device) -> None:
                 for _ in range(in_epoch, steps_per_epoch):
                     statistics = one_step(cfg, state, model, batches, source, steps_per_epoch, device)
                     state.step += 1
+                    state.epoch_open = state.step % steps_per_epoch == 0
                     stopping = stop.requested()
                     due = distributed.any_rank(time.monotonic() - saved_at > cfg.TRAIN.SAVE_SECONDS)
-                    at_end = state.step % steps_per_epoch == 0
-                    logging = state.step % cfg.TRAIN.LOG_PERIOD == 0 or at_end
+                    logging = state.step % cfg.TRAIN.LOG_PERIOD == 0 or state.epoch_open
                     if device.type == "cpu" or logging or due or stopping:  # reading a figure makes a GPU wait
                         figures = {key: float(value) for key, value in statistics.items()}
-                        check_finite(figures, state.step - 1, checkpoints / "last.pth")
+                        check_finite(figures, state.step - 1, last_checkpoint(out_dir))
                     bar.update(1, loss=figures["loss"], images=meter.rate(), wait=meter.wait_share())
                     if logging:
                         metrics.write(state.step - 1, **figures,
                                       **hyperparameters(cfg, state.step - 1, steps_per_epoch),
                                       images_per_second=meter.rate(), data_wait=meter.wait_share())
-                    if stopping or (due and not at_end):
-                        save(cfg, state, checkpoints, steps_per_epoch)
+                    if stopping or (due and not state.epoch_open):
+                        save(cfg, state, out_dir, steps_per_epoch)
                         saved_at = time.monotonic()
                     if stopping:
-                        raise Stopped(f"saved {checkpoints / 'last.pth'} at step {state.step} of {total}; "
+                        raise Stopped(f"saved {last_checkpoint(out_dir)} at step {state.step} of {total}; "
                                       "start the same command again to go on")
             corrupt.gather()
-            epoch += 1
-            knn = None
-            if val is not None and (epoch % cfg.KNN.PERIOD == 0 or epoch == cfg.SOLVER.TOTAL_EPOCHS):
-                knn = knn_top1(method.backbone, val, knn_bank, cfg, device)
-                metrics.write(state.step, end=True, epoch=epoch, knn_top1=knn)
-            save(cfg, state, checkpoints, steps_per_epoch,
-                 keep=epoch % cfg.TRAIN.CHECKPOINT_PERIOD == 0 or epoch == cfg.SOLVER.TOTAL_EPOCHS)
-            saved_at = time.monotonic()
+            log(f"epoch {epoch + 1}/{cfg.SOLVER.TOTAL_EPOCHS}: {describe(figures)}, {meter.rate():.0f} images/s, "
+                f"waited {meter.wait_share():.0%} for data")
             if figures["feature_std"] < COLLAPSED:
                 log(f"warning: the outputs have nearly collapsed (feature_std {figures['feature_std']:.2g}; it is 1 "
                     "over the whole sphere): lower SOLVER.BASE_LR, or check the views and the temperatures")
-            log(f"epoch {epoch}/{cfg.SOLVER.TOTAL_EPOCHS}: {describe(figures)}, {meter.rate():.0f} images/s, waited "
-                f"{meter.wait_share():.0%} for data" + (f", k-NN {knn:.2%}" if knn is not None else ""))
+            end_epoch(cfg, state, val, knn_bank, out_dir, metrics, steps_per_epoch, log)
+            saved_at = time.monotonic()
         bar.close()
         metrics.close()
         export(out_dir, log)
+
+
+def end_epoch(cfg: CfgNode, state: State, val: Source | None, knn_bank: Source | None, out_dir: Path,
+              metrics: MetricsLog, steps_per_epoch: int, log: RunLog) -> None:
+    """Measure k-NN accuracy and save. A stop may fall between an epoch's last step and this: it is made up for."""
+    epoch = state.step // steps_per_epoch
+    final = epoch == cfg.SOLVER.TOTAL_EPOCHS
+    if val is not None and (epoch % cfg.KNN.PERIOD == 0 or final):
+        knn = knn_top1(state.objective.method.backbone, val, knn_bank, cfg, next(state.objective.parameters()).device)
+        metrics.write(state.step, end=True, epoch=epoch, knn_top1=knn)
+        log(f"epoch {epoch}/{cfg.SOLVER.TOTAL_EPOCHS}: k-NN top-1 {knn:.2%}")
+    state.epoch_open = False
+    save(cfg, state, out_dir, steps_per_epoch, keep=final or epoch % cfg.TRAIN.CHECKPOINT_PERIOD == 0)
 
 
 def read(batches: Iterator[Batch], corrupt: CorruptCounter, meter: Meter, log: RunLog) -> Iterator[Batch]:
@@ -256,7 +264,7 @@ def export(out_dir: Path, log: RunLog) -> None:
     """Write `backbone.safetensors` from `last.pth` and say what to do with it."""
     if not distributed.is_main():
         return
-    last = out_dir / "checkpoints" / "last.pth"
+    last = last_checkpoint(out_dir)
     checkpoint = load_checkpoint(last)
     target = out_dir / "backbone.safetensors"
     save_backbone(target, backbone_state(checkpoint), arch=checkpoint["arch"], method=checkpoint["method"],
@@ -281,8 +289,8 @@ def dry_run(cfg: CfgNode, device: torch.device) -> None:
 
 
 def check_finite(figures: dict[str, float], step: int, last: Path) -> None:
-    """Raise InputError if the loss is not a finite number."""
-    if not math.isfinite(figures["loss"]):
+    """Raise InputError, on every rank, if any rank's loss is not a finite number."""
+    if distributed.any_rank(not math.isfinite(figures["loss"])):
         good = last if last.exists() else "none yet"
         raise InputError(f"the loss is {figures['loss']} at step {step} ({describe(figures)}); the last good "
                          f"checkpoint is {good}: lower SOLVER.BASE_LR, lengthen the warm-up, clip gradients "
