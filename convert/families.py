@@ -48,6 +48,9 @@ def _prefixes(container: str, *names: str, tail: str = "") -> tuple[tuple[str, s
 _STATE = r"state_dict\."
 _LIGHTNING = r"(pytorch-lightning_version|hyper_parameters(\..*)?|loops(\..*)?|callbacks(\..*)?)"
 
+# C4 detectors keep the last stage in the box head.
+_DETECTRON2 = (("backbone", rf"(?:backbone\.(?:bottom_up\.|net\.)?{_MODEL}(?!fpn_|simfp)|roi_heads\.(?=res5\.))"),)
+
 FAMILIES = (
     Family("sslight", "this project's run checkpoint: top-level 'format', 'arch', 'networks'",
            needs=(r"format", r"arch", r"networks\..+", r"method"), networks=()),
@@ -95,19 +98,21 @@ FAMILIES = (
            networks=(("model", rf"(?:{_STATE})?"),),
            drops=(("projection head or prototypes", rf"(?:{_STATE})?(projection_head|prototypes)(\..+)?"),),
            method=(("*", "swav"),)),
-    Family("mmdet-detector", "an mmdet detector: 'backbone.' beside 'neck.', 'rpn_head.', 'bbox_head.' or 'roi_head.'",
-           needs=(_STATE + r"backbone\..+", _STATE + r"(neck|rpn_head|roi_head|bbox_head)\..+"),
+    Family("mmdet-detector",
+           "an mmdet detector: 'backbone.' beside 'rpn_head.', 'bbox_head.', 'mask_head.' or 'roi_head.'",
+           needs=(_STATE + r"backbone\..+", _STATE + r"(rpn_head|roi_head|bbox_head|mask_head)\..+"),
            networks=(("backbone", rf"{_STATE}(?:backbone\.{_MODEL}|roi_head\.shared_head\.)"),),
            drops=(("neck and heads", _STATE + r"(neck|rpn_head|roi_head|bbox_head|mask_head|data_preprocessor)\..+"),
                   ("averaged copy (EMA)", r"(ema_state_dict|ema)\..+"), ("message hub", r"message_hub\..+")),
            detector=True),
     Family("detectron2-detector", "a detectron2 detector: 'backbone.' beside 'proposal_generator.' or 'roi_heads.'",
-           needs=(r"backbone\..+", r"(proposal_generator|roi_heads)\..+"),
-           networks=(("backbone",
-                      rf"(?:backbone\.(?:bottom_up\.|net\.)?{_MODEL}(?!fpn_|simfp)|roi_heads\.(?=res5\.))"),),
+           needs=(r"backbone\..+", r"(proposal_generator\..+|roi_heads\.(?!res5\.).+)"),
+           networks=_DETECTRON2,
            drops=(("neck and heads", r"(backbone\.(fpn_|simfp).+|proposal_generator\..+|roi_heads\.(?!res5\.).+)"),
                   ("pixel mean and std", r"pixel_(mean|std)"), ("averaged copy (EMA)", r"ema_state\..+"),),
            detector=True),
+    Family("detectron2", "a backbone for detectron2: 'backbone.bottom_up.', 'backbone.net.' or 'backbone.stem.'",
+           needs=(r"backbone\.(bottom_up|net|stem|res\d)\..+",), networks=_DETECTRON2),
     Family("solo-learn",
            "solo-learn: Lightning 'state_dict' with 'backbone.' or 'encoder.' beside 'projector.' or 'classifier.'",
            needs=(_STATE + r"(backbone|encoder)\..+", _LIGHTNING,

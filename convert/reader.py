@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from timm.models import is_model
 from torch import Tensor, nn
 
 from convert import architectures
@@ -15,6 +16,7 @@ from convert.flat import Flat, flatten
 from convert.layouts import DINOV2_LAYOUT, LAYOUTS, TIMM_LAYOUT, Layout
 from convert.rename import apply_table
 from convert.safe_files import read_file
+from convert.support import kind_of
 from convert.vit_states import fold_class_position, unchunk
 from pretrain.backbones import build_backbone, canonical_arch
 from pretrain.checkpoint import FORMAT, sha256
@@ -90,18 +92,21 @@ def read_checkpoint(path: Path | str, *, family: str | None = None, arch: str | 
         picked = _pick_sslight(content, flat, network, path)
     else:
         picked = _pick(entry, flat, network, path)
-    recorded = arch or picked.arch
-    layout, body, drops = _layout(picked.body, flat, entry, recorded, str(path))
+    layout, body, drops = _layout(picked.body, entry, arch, picked.arch, str(path))
     for reason, keys in drops.items():
         picked.dropped.setdefault(reason, []).extend(keys)
     where = f"{path} as {layout.name}"
-    renamed = apply_table(layout.table, body, to_timm=True, where=where)
+    try:
+        renamed = apply_table(layout.table, body, to_timm=True, where=where)
+    except InputError as error:
+        raise InputError(f"{error}; if this is another network of timm, name it with --arch") from None
     state = {timm: body[key] for key, timm in renamed.keys.items()}
     notes = []
     if layout is DINOV2_LAYOUT:
         state, folded = fold_class_position(state)
         notes += folded
-    name, options = _architecture(layout, state, recorded, arch is not None, entry, str(path))
+    known = arch or (picked.arch if layout is TIMM_LAYOUT or entry.name == "sslight" else None)
+    name, options = _architecture(layout, state, known, entry, str(path))
     filled = _fill_counters(state, name, options)
     if filled:
         renamed.counts["(none) -> num_batches_tracked = 0, absent from the file"] = filled
@@ -158,8 +163,9 @@ def _pick(family: Family, flat: Flat, network: str | None, path: Path | str) -> 
         raise InputError(f"{path} ({family.name}): {len(unknown)} keys belong to no rule of the family: "
                          f"{', '.join(unknown)}")
     recorded = flat.values.get("arch")
+    known = isinstance(recorded, str) and is_model(recorded)  # other projects' names may be none of timm's
     return _Picked(body, chosen, family.method_of(chosen) or "unknown", _head(family, chosen, tensors), dropped,
-                   recorded if isinstance(recorded, str) else None)
+                   recorded if known else None)
 
 
 def _reason(family: Family, key: str) -> str | None:
@@ -210,17 +216,21 @@ def _pick_sslight(content: object, flat: Flat, network: str | None, path: Path |
                    str(content["arch"]), content.get("preprocess"))
 
 
-def _layout(body: dict[str, Tensor], flat: Flat, family: Family, arch: str | None, source: str
+def _layout(body: dict[str, Tensor], family: Family, asked: str | None, recorded: str | None, source: str
             ) -> tuple[Layout, dict[str, Tensor], dict[str, list[str]]]:
-    """The naming of the body, the body without what that naming drops, and the dropped keys by reason."""
+    """The naming of the body, the body without what that naming drops, and the dropped keys by reason.
+
+    `asked` is the --arch of the user. `recorded` is the file's own word; it decides only in this project's files, where
+    no table's sign is seen, and for timm's other networks, some of which look like a MobileNetV2.
+    """
     body = unchunk(body)
     keys = list(body)
     found = [layout for layout in LAYOUTS if layout.recognised(keys)]
     if DINOV2_LAYOUT.recognised(keys) and found and found[0].kind == "vit":
         found = [DINOV2_LAYOUT]
-    if family.name == "sslight" and not _table_kind(arch):
-        found = [TIMM_LAYOUT]
-    elif arch and (not found or _foreign_arch(arch, found[0].kind)):
+    own_word = family.name == "sslight" or not found or (recorded and kind_of(recorded) is None)
+    trusted = asked or (recorded if own_word else None)
+    if trusted and (not found or kind_of(canonical_arch(trusted)) != found[0].kind):
         found = [TIMM_LAYOUT]
     if len(found) != 1:
         shown = ", ".join(keys[:5])
@@ -239,23 +249,8 @@ def _layout(body: dict[str, Tensor], flat: Flat, family: Family, arch: str | Non
     return layout, kept, dropped
 
 
-_TABLED = ((r"resnet(18|26|34|50|101|152)", "resnet"), (r"mobilenetv2_\d+d?", "mobilenetv2"),
-           (r"vit_\w+_patch\d+(_\d+|_(reg\d_)?dinov2)|deit_\w+", "vit"))
-
-
-def _table_kind(arch: str | None) -> str | None:
-    """The kind of layout whose tables hold an architecture's names, or None for timm's other networks."""
-    name = canonical_arch(arch) if arch else ""
-    return next((kind for pattern, kind in _TABLED if compiled(pattern).fullmatch(name)), None)
-
-
-def _foreign_arch(arch: str, kind: str) -> bool:
-    return _table_kind(arch) != kind
-
-
-def _architecture(layout: Layout, state: dict, arch: str | None, asked: bool, family: Family, source: str
-                  ) -> tuple[str, dict]:
-    """timm's name and options: as recorded or asked for, else from the shapes."""
+def _architecture(layout: Layout, state: dict, arch: str | None, family: Family, source: str) -> tuple[str, dict]:
+    """timm's name and options: `arch` if it is known, else from the shapes."""
     if arch:
         name = canonical_arch(arch)
         options = architectures.vit_options(name, state, source) if layout.kind == "vit" else {}

@@ -6,6 +6,7 @@ pickle of arrays. Every failure is one InputError.
 
 from __future__ import annotations
 
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -85,11 +86,10 @@ def _load_torch(path: Path) -> object:
 def _reason(error: Exception) -> str:
     """The telling part of torch's many-line messages."""
     text = " ".join(str(error).split())
-    marker = "Unsupported global: GLOBAL "
-    if marker in text:
-        name = text.split(marker, 1)[1].split()[0]
-        return f"it holds an object of {name}, which is code and not data; re-save it as tensors only"
-    return text[:160] or type(error).__name__
+    foreign = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", text)
+    if foreign:
+        return f"it holds an object of {foreign[1]}, which is code and not data; re-save it as tensors only"
+    return text.split("WeightsUnpickler error: ")[-1][:160] or type(error).__name__
 
 
 def _load_safetensors(path: Path) -> tuple[dict, dict]:

@@ -57,7 +57,8 @@ FAMILIES = {
     "backbone": _ALL,
     "torchvision-timm": (*_ALL, "other timm network"),
     "mmdet-detector": _CNNS,
-    "detectron2-detector": _ALL,
+    "detectron2": _CNNS,
+    "detectron2-detector": _CNNS,
 }
 
 
