@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
             work_dir.mkdir(exist_ok=True)
             cfg = framework.copy_config(recipe_cfg)
             framework.adapt(cfg, settings, data, weights, max(args.num_gpus, 1), settings.SEED + trial, work_dir)
-            iterations = framework.train_and_test(cfg, stop)
+            iterations = framework.train_and_test(cfg, stop, max(args.num_gpus, 1))
             runs.append(coco_result.Run(settings.SEED + trial, iterations,
                                         framework.detections(work_dir, recipe["mask"])))
         coco_result.write(out_dir, args, settings, data, weights, runs, schedule, framework.to_dict(cfg), file.stem,

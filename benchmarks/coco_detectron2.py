@@ -9,11 +9,14 @@ from pathlib import Path
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.engine import launch
+from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from benchmarks.coco_data import CocoData
-from benchmarks.coco_detectron2_parts import Trainer, register
+from benchmarks.coco_detectron2_parts import Trainer, register, register_as
 from benchmarks.coco_proof import prove
 from benchmarks.coco_weights import Weights
 from convert.detectron2_backbones import add_config
@@ -70,9 +73,7 @@ def adapt(cfg: CfgNode, settings, data: CocoData, weights: Weights, processes: i
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         raise InputError(f"a batch of {cfg.SOLVER.IMS_PER_BATCH} images does not divide over {processes} processes: "
                          "set SOLVER.IMS_PER_BATCH or --num-gpus")
-    cfg.DATASETS.TRAIN = (register("train", data.train.json, data.train.images),)
-    cfg.DATASETS.TEST = (register("val", data.val.json, data.val.images),)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.classes)
+    set_data(cfg, data)
     cfg.MODEL.WEIGHTS = str(weights.file)
     if settings.DATA.WORKERS >= 0:
         cfg.DATALOADER.NUM_WORKERS = settings.DATA.WORKERS
@@ -83,19 +84,38 @@ def adapt(cfg: CfgNode, settings, data: CocoData, weights: Weights, processes: i
         cfg.MODEL.DEVICE = "cpu"
 
 
+def set_data(cfg: CfgNode, data: CocoData) -> None:
+    """Train and test on `data`, with as many classes as it has."""
+    cfg.DATASETS.TRAIN = (register("train", data.train.json, data.train.images),)
+    cfg.DATASETS.TEST = (register("val", data.val.json, data.val.images),)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.classes)
+
+
 class BenchTrainer(Trainer):
     """Only writes the detections: the result file's evaluation follows."""
 
     numbers = False
 
 
-def train_and_test(cfg: CfgNode, stop: StopSignal) -> int:
+def train_and_test(cfg: CfgNode, stop: StopSignal, processes: int = 1) -> int:
     """Train (or go on) to the end and write the detections of the test set; returns the iterations done.
 
     Raises Stopped after saving when a signal asked for it, InputError if the loss is not finite.
     """
-    setup_logger(cfg.OUTPUT_DIR)
-    seed_all_rng(cfg.SEED)
+    sets = [(name, MetadataCatalog.get(name).json_file, MetadataCatalog.get(name).image_root)
+            for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
+    if processes > 1:
+        launch(_process, processes, dist_url="auto", args=(cfg, sets))
+        return cfg.SOLVER.MAX_ITER
+    return _process(cfg, sets, stop)
+
+
+def _process(cfg: CfgNode, sets: list[tuple[str, str, str]], stop: StopSignal | None = None) -> int:
+    """One process's part; `sets` are registered anew where the process was spawned."""
+    for name, json_file, images in sets:
+        register_as(name, Path(json_file), Path(images))
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
+    seed_all_rng(cfg.SEED + comm.get_rank())
     BenchTrainer.signal = stop
     trainer = BenchTrainer(cfg)
     trainer.resume_or_load(resume=True)

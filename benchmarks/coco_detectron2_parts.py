@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
@@ -133,11 +135,14 @@ class Trainer(DefaultTrainer):
             self._trainer._data_loader_iter_obj = None
 
 
-def register(name: str, json_file: Path, images: Path) -> str:
-    """Register a COCO-format set under a name made of its files, once; returns the name."""
-    from detectron2.data.datasets import register_coco_instances
+def register(split: str, json_file: Path, images: Path) -> str:
+    """Register a COCO-format set under a name made of its files; returns the name."""
+    digest = hashlib.sha256(f"{json_file.resolve()}\n{images.resolve()}".encode()).hexdigest()[:12]
+    return register_as(f"sslight_{split}_{digest}", json_file, images)
 
-    name = f"sslight_{name}_{abs(hash((str(json_file), str(images)))):x}"
+
+def register_as(name: str, json_file: Path, images: Path) -> str:
+    """Register a COCO-format set under `name`, unless that was done; returns the name."""
     if name not in DatasetCatalog.list():
         register_coco_instances(name, {}, str(json_file), str(images))
     return name

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import mmdet
+import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
 from benchmarks.coco_data import CocoData
 from benchmarks.coco_mmdet_parts import StopHook, readable_checkpoints
 from benchmarks.coco_weights import Weights
-from pretrain.errors import InputError, nearest
+from pretrain.errors import InputError, Stopped, nearest
 from pretrain.rundir import StopSignal
 
-VERSION = mmdet.__version__
+ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = {"MobileNetV2": lambda backbone: "mobilenetv2_100", "TimmBackbone": lambda backbone: backbone.arch,
                  "ResNet": lambda backbone: f"resnet{backbone.depth}"}
 
@@ -81,22 +83,12 @@ def set_schedule(cfg: Config, *, batch: int, lr: float, max_iter: int, steps: li
 
 def adapt(cfg: Config, settings, data: CocoData, weights: Weights, processes: int, seed: int, work_dir: Path) -> None:
     """Point the config at the data, its classes and the backbone file, and make it this run's."""
-    if cfg.auto_scale_lr.base_batch_size % processes:
-        raise InputError(f"a batch of {cfg.auto_scale_lr.base_batch_size} images does not divide over {processes} "
-                         "processes: set SOLVER.IMS_PER_BATCH or --num-gpus")
-    cfg.train_dataloader.batch_size = cfg.auto_scale_lr.base_batch_size // processes
-    for loader, split in ((cfg.train_dataloader, data.train), (cfg.test_dataloader, data.val)):
-        loader.dataset.update(data_root="", ann_file=str(split.json), data_prefix=dict(img=f"{split.images}/"),
-                              metainfo=dict(classes=data.classes))
-        if settings.DATA.WORKERS >= 0:
-            loader.num_workers = settings.DATA.WORKERS
-            loader.persistent_workers = settings.DATA.WORKERS > 0
-    cfg.test_evaluator.update(ann_file=str(data.val.json), outfile_prefix=str(work_dir / "detections"))
-    cfg.model.roi_head.bbox_head.num_classes = len(data.classes)
-    if cfg.model.roi_head.get("mask_head"):
-        cfg.model.roi_head.mask_head.num_classes = len(data.classes)
-    cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(weights.file))
-    cfg.custom_hooks = [*cfg.get("custom_hooks", []), dict(type="BackboneProofHook", file=str(weights.file))]
+    set_batch(cfg, processes)
+    set_data(cfg, data, work_dir)
+    set_backbone(cfg, weights.file)
+    if settings.DATA.WORKERS >= 0:
+        for loader in (cfg.train_dataloader, cfg.test_dataloader):
+            loader.num_workers, loader.persistent_workers = settings.DATA.WORKERS, settings.DATA.WORKERS > 0
     cfg.default_hooks.checkpoint.interval = settings.SOLVER.CHECKPOINT_PERIOD or cfg.default_hooks.checkpoint.interval
     cfg.default_hooks.logger.interval = settings.LOG_PERIOD
     if settings.TRAIN.AMP:
@@ -104,22 +96,73 @@ def adapt(cfg: Config, settings, data: CocoData, weights: Weights, processes: in
     cfg.randomness, cfg.work_dir, cfg.resume = dict(seed=seed), str(work_dir), True
 
 
-def train_and_test(cfg: Config, stop: StopSignal, launcher: str = "none") -> int:
+def set_batch(cfg: Config, processes: int) -> None:
+    """Share the recipe's total batch out over the processes, so that any number of them trains the same recipe."""
+    if cfg.auto_scale_lr.base_batch_size % processes:
+        raise InputError(f"a batch of {cfg.auto_scale_lr.base_batch_size} images does not divide over {processes} "
+                         "processes: set SOLVER.IMS_PER_BATCH or --num-gpus")
+    cfg.train_dataloader.batch_size = cfg.auto_scale_lr.base_batch_size // processes
+
+
+def set_data(cfg: Config, data: CocoData, work_dir: Path) -> None:
+    """Train and test on `data`, with as many classes as it has; detections go into `work_dir`."""
+    for loader, split in ((cfg.train_dataloader, data.train), (cfg.test_dataloader, data.val)):
+        loader.dataset.update(data_root="", ann_file=str(split.json), data_prefix=dict(img=f"{split.images}/"),
+                              metainfo=dict(classes=data.classes))
+    cfg.test_evaluator.update(ann_file=str(data.val.json), outfile_prefix=str(work_dir / "detections"))
+    cfg.model.roi_head.bbox_head.num_classes = len(data.classes)
+    if cfg.model.roi_head.get("mask_head"):
+        cfg.model.roi_head.mask_head.num_classes = len(data.classes)
+
+
+def set_backbone(cfg: Config, file: Path) -> None:
+    """Start from the backbone file, and prove before the first step that this happened."""
+    cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(file))
+    cfg.custom_hooks = [*cfg.get("custom_hooks", []), dict(type="BackboneProofHook", file=str(file))]
+
+
+def train_and_test(cfg: Config, stop: StopSignal, processes: int = 1) -> int:
     """Train (or go on) to the end and write the detections of the test set; returns the iterations done.
 
+    Several processes run `tools/train_mmdet.py` under torchrun on the config written to the work directory.
     Raises Stopped after saving when a signal asked for it.
     """
+    if processes > 1:
+        file = Path(cfg.work_dir) / "recipe.py"
+        cfg.dump(file)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        code = subprocess.run([*launch, str(ROOT / "tools" / "train_mmdet.py"), str(file), "--launcher", "pytorch",
+                               "--resume"], cwd=ROOT).returncode
+        if stop.received:
+            raise Stopped(f"the processes were told to stop; see {cfg.work_dir}")
+        if code:
+            raise InputError(f"training on {processes} processes ended with exit code {code}; its log lies in "
+                             f"{cfg.work_dir}")
+        return cfg.train_cfg.max_iters
+    runner = run(cfg, stop)
+    return runner.iter
+
+
+def run(cfg: Config, stop: StopSignal, launcher: str = "none", test: bool = True) -> Runner:
+    """One process's part of training and testing a finished config."""
     cfg = copy.deepcopy(cfg)
     cfg.launcher = launcher
+    if not torch.cuda.is_available():
+        cfg.env_cfg.dist_cfg = dict(backend="gloo")
     cfg.experiment_name = f"{Path(cfg.work_dir).name}_{os.getpid()}_{id(cfg)}"  # mmengine keeps globals by this name
     cfg.visualizer = ConfigDict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")],
                                 name=cfg.experiment_name)
+    level, cfg.log_level = cfg.log_level, "WARNING"  # the config and every parameter's options lie in the work dir
     with readable_checkpoints():
         runner = Runner.from_cfg(cfg)
+        for part in (runner.logger, *runner.logger.handlers):
+            part.setLevel(level)
+        runner.logger.addFilter(lambda record: not record.getMessage().startswith("paramwise_options"))
         runner.register_hook(StopHook(stop))
         runner.train()
-        runner.test()
-    return runner.iter
+        if test:
+            runner.test()
+    return runner
 
 
 def detections(work_dir: Path, mask: bool) -> dict[str, Path]:

@@ -103,8 +103,8 @@ def print_table(found: Sequence[Row], console: Console | None = None) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
                   title=Text(visible(f"{listed(networks)}: percent, with 95% intervals")))
     for name in ("benchmark", "metric", *["network"] * (len(networks) > 1), "value", "random", "difference", "verdict"):
-        table.add_column(name, overflow="fold")
-    for row in found:
+        table.add_column(name, overflow="fold", no_wrap=name in ("value", "random", "difference"))
+    for row in sorted(found, key=lambda row: not row.headline):
         entry = row.entry
         colour = {"higher": "green", "lower": "red", "not comparable": "yellow"}.get(row.verdict, "")
         cells = [" ".join(filter(None, (entry.benchmark, entry.framework))), row.metric,

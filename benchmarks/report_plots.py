@@ -6,8 +6,9 @@ import base64
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -18,7 +19,7 @@ from benchmarks.comparison import Entry, Row, unlike
 
 OURS, RANDOM = "#0b6bcb", "#8a8f98"
 OTHERS = (OURS, "#c2410c", "#15803d", "#7e22ce", "#be185d", "#0e7490")
-MOST_BARS, MOST_LINES, MOST_PICTURES = 30, 8, 8
+MOST_BARS, MOST_LINES, MOST_PLOTS, MOST_PICTURES = 30, 8, 8, 24  # plots: of each kind; pictures: in the whole page
 PICTURE_BYTES = 4_000_000
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 SIZES = {"s": "small", "m": "medium", "l": "large"}
@@ -36,19 +37,16 @@ class Picture:
 
 
 def draw_all(rows: Sequence[Row], entries: Sequence[Entry], runs: Sequence[Path]) -> list[Picture]:
-    """Every plot for which the results hold figures, then the example pictures that lie beside the results."""
-    pictures: list[Picture] = []
+    """The plots for which the results hold figures, then the example pictures that lie beside the results."""
     with rc_context(STYLE):
-        pictures += _headlines(rows)
-        pictures += _over_k(entries)
-        pictures += _learning_curves(runs)
-        for row in rows:
-            pictures += _by_size(row)
-        for row in rows:
-            pictures += _by_class(row)
-    for entry in entries:
-        pictures += examples(entry)
-    return pictures
+        pictures = [*_headlines(rows), *_first(map(_over_k, _sweeps(entries))), *_first(map(_learning_curves, runs)),
+                    *_first(map(_by_size, rows)), *_first(map(_by_class, rows))]
+    return pictures + list(islice((picture for entry in entries for picture in examples(entry)), MOST_PICTURES))
+
+
+def _first(drawn: Iterable[list[Picture]]) -> list[Picture]:
+    """The first plots of one kind; no more than these are drawn."""
+    return list(islice((picture for pictures in drawn for picture in pictures), MOST_PLOTS))
 
 
 def _axes(height: float = 2.8) -> tuple[Figure, Axes]:
@@ -88,8 +86,8 @@ def _headlines(rows: Sequence[Row]) -> list[Picture]:
     return [_picture("plot", figure, "Headline metrics, with the random network under the same protocol below each.")]
 
 
-def _over_k(entries: Sequence[Entry]) -> list[Picture]:
-    """k-NN accuracy over k: one plot for each set of alike results."""
+def _sweeps(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The k-NN results that hold several k, in groups of alike ones."""
     groups: list[list[Entry]] = []
     for entry in entries:
         if len(_ks(entry)) > 1:
@@ -98,27 +96,30 @@ def _over_k(entries: Sequence[Entry]) -> list[Picture]:
                 groups.append([entry])
             else:
                 group.append(entry)
-    pictures = []
-    for group in groups:
-        figure, axes = _axes()
-        colours = iter(OTHERS * len(group))
-        for entry in group[:MOST_LINES]:
-            points = _ks(entry)
-            colour = RANDOM if entry.random else next(colours)
-            axes.plot(list(points), [metric["value"] for metric in points.values()], "o-", color=colour, markersize=4,
-                      label=short(entry.label))
-            if all(metric["interval"] for metric in points.values()):
-                low, high = zip(*(metric["interval"] for metric in points.values()), strict=True)
-                axes.fill_between(list(points), low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.set_xscale("log")
-        axes.set_xticks(list(_ks(group[0])), [str(k) for k in _ks(group[0])])
-        axes.minorticks_off()
-        axes.set_xlabel("neighbours k")
-        axes.set_ylabel("top-1, percent")
-        axes.legend()
-        pictures.append(_picture("plot", figure, f"k-NN accuracy over k ({group[0].result['protocol']}), 95% interval "
-                                                 "shaded." + _left_out(group)))
-    return pictures
+    return groups
+
+
+def _over_k(group: Sequence[Entry]) -> list[Picture]:
+    """k-NN accuracy over k of one group."""
+    figure, axes = _axes()
+    colours = cycle(OTHERS)
+    for entry in group[:MOST_LINES]:
+        points = _ks(entry)
+        colour = RANDOM if entry.random else next(colours)
+        axes.plot(list(points), [metric["value"] for metric in points.values()], "o-", color=colour, markersize=4,
+                  label=short(entry.label))
+        if all(metric["interval"] for metric in points.values()):
+            low, high = zip(*(metric["interval"] for metric in points.values()), strict=True)
+            axes.fill_between(list(points), low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_xticks(list(_ks(group[0])), [str(k) for k in _ks(group[0])])
+    axes.minorticks_off()
+    axes.set_xlabel("neighbours k")
+    axes.set_ylabel("top-1, percent")
+    axes.legend()
+    more = f" {len(group) - MOST_LINES} more are in the table." if len(group) > MOST_LINES else ""
+    caption = f"k-NN accuracy over k ({group[0].result['protocol']}), 95% interval shaded.{more}"
+    return [_picture("plot", figure, caption)]
 
 
 def _ks(entry: Entry) -> dict[int, dict]:
@@ -126,10 +127,6 @@ def _ks(entry: Entry) -> dict[int, dict]:
     prefix = "top1_k"
     return dict(sorted((int(name[len(prefix):]), metric) for name, metric in entry.result["metrics"].items()
                        if entry.benchmark == "knn" and name.startswith(prefix) and name[len(prefix):].isdecimal()))
-
-
-def _left_out(items: Sequence) -> str:
-    return f" {len(items) - MOST_LINES} more are in the table." if len(items) > MOST_LINES else ""
 
 
 def _by_class(row: Row) -> list[Picture]:
@@ -181,24 +178,23 @@ def _by_size(row: Row) -> list[Picture]:
     return [_picture("plot", figure, f"{_title(row)}: by object size.")]
 
 
-def _learning_curves(runs: Sequence[Path]) -> list[Picture]:
-    """Loss over steps, and what was measured at epochs' ends, from each run's `metrics.jsonl`."""
+def _learning_curves(run: Path) -> list[Picture]:
+    """Loss over steps, and what was measured at epochs' ends, from a run's `metrics.jsonl`."""
     pictures = []
-    for run in runs:
-        lines = read_metrics(run / "metrics.jsonl")
-        for name, label in (("loss", "loss"), ("knn_top1", "k-NN top-1, percent"),
-                            ("probe_top1", "joint probe top-1, percent")):
-            points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
-            points = [(step, value) for step, value in points if math.isfinite(value)]
-            if len(points) < 2:
-                continue
-            figure, axes = _axes(2.4)
-            steps, values = zip(*points, strict=True)
-            factor = 100 if label.endswith("percent") else 1
-            axes.plot(steps, [factor * value for value in values], color=OURS, linewidth=1)
-            axes.set_xlabel("step")
-            axes.set_ylabel(label)
-            pictures.append(_picture("plot", figure, f"Pre-training, {label} ({run.name})."))
+    lines = read_metrics(run / "metrics.jsonl")
+    for name, label in (("loss", "loss"), ("knn_top1", "k-NN top-1, percent"),
+                        ("probe_top1", "joint probe top-1, percent")):
+        points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
+        points = [(step, value) for step, value in points if math.isfinite(value)]
+        if len(points) < 2:
+            continue
+        figure, axes = _axes(2.4)
+        steps, values = zip(*points, strict=True)
+        factor = 100 if label.endswith("percent") else 1
+        axes.plot(steps, [factor * value for value in values], color=OURS, linewidth=1)
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        pictures.append(_picture("plot", figure, f"Pre-training, {label} ({run.name})."))
     return pictures
 
 
@@ -218,9 +214,9 @@ def read_metrics(path: Path) -> list[dict]:
 def examples(entry: Entry) -> list[Picture]:
     """The pictures that the result names (`pictures`: file names relative to it): PNG or JPEG inside its own folder."""
     folder = entry.path.parent.resolve()
-    names = entry.result.get("pictures") or []
+    names = entry.result.get("pictures")
     found = []
-    for name in names[:MOST_PICTURES] if isinstance(names, list) else []:
+    for name in names if isinstance(names, list) else []:
         path = (folder / str(name)).resolve()
         if not path.is_relative_to(folder) or not path.is_file() or path.stat().st_size > PICTURE_BYTES:
             continue
