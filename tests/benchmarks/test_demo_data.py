@@ -54,8 +54,8 @@ def test_tuning_split_never_sees_val():
     assert not set(tuning["val"]) & set(real["val"])
 
 
-def test_corner_colours_do_not_tell_the_label(folder):
-    """A classifier on the corner's pixel, where no ink is, stays at chance: 10%, +- 3 standard errors (1.4 points)."""
+def test_the_paper_does_not_tell_the_label(folder):
+    """A classifier on the corner's pixels, where no ink is, stays at chance: 10% and 3 standard errors (1.4 points)."""
     colours, labels = {}, {}
     for split in ("train", "val"):
         files = sorted((folder / split).glob("*/*.jpg"))
