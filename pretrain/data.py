@@ -129,7 +129,10 @@ class TrainLoader:
             # ranks take neighbouring slices: N processes see what one process with the N-fold batch would
             first = (number * self.world + self.rank) * self.batch_size
             self._requests.append(Request(epoch, first, order[first:first + self.batch_size]))
-        yield from self._loader
+        for batch in self._loader:
+            if isinstance(batch, InputError):  # raised here, it is one line; through the loader it would be a traceback
+                raise batch
+            yield batch
 
 
 def train_batches(source: Source, views: list[View], cfg: CfgNode, *, epoch: int, first_batch: int = 0, rank: int = 0,
@@ -157,7 +160,13 @@ class TrainBatches(Dataset):
         self.color_later = cfg.DATA.COLOR_ON_DEVICE
         self.decode, self.render = pipeline(cfg.DATA.PIPELINE)
 
-    def __getitem__(self, request: Request) -> Batch:
+    def __getitem__(self, request: Request) -> Batch | InputError:
+        try:
+            return self._make(request)
+        except InputError as error:
+            return error
+
+    def _make(self, request: Request) -> Batch:
         count = len(request.indices)
         numbers = uniforms(self.seed, request.epoch, request.first, count, len(self.views) * UNIFORMS)
         numbers = numbers.reshape(count, len(self.views), UNIFORMS)

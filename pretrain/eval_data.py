@@ -7,19 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
 
-from pretrain.decode import CorruptImage, decode_reference
+from pretrain.decode import CorruptImage
 from pretrain.errors import InputError
+from pretrain.fast_views import decode_fast, render_fast, resize_fast
 from pretrain.index import Source
 from pretrain.loader import batch_loader, empty_images
-from pretrain.views import UNIFORMS, View, crop, draw, uniforms
+from pretrain.views import UNIFORMS, View, draw, uniforms
 
-Transform = Callable[[Image.Image, int], np.ndarray]  # (RGB image, its index) -> uint8 [size, size, 3]
+Transform = Callable[[np.ndarray, int, np.ndarray], None]  # (RGB image, its index, where to write the result)
 
 
 @dataclass(frozen=True)
@@ -29,9 +27,13 @@ class CenterCrop:
     resize: int
     size: int
 
-    def __call__(self, image: Image.Image, index: int) -> np.ndarray:
-        image = F.resize(image, self.resize, InterpolationMode.BICUBIC, antialias=True)
-        return np.asarray(F.center_crop(image, [self.size, self.size]))
+    def __call__(self, image: np.ndarray, index: int, out: np.ndarray) -> None:
+        height, width = image.shape[:2]
+        short = min(height, width)
+        new = np.empty((self.resize * height // short, self.resize * width // short, 3), dtype=np.uint8)
+        resize_fast(np.ascontiguousarray(image), new)
+        top, left = (round((side - self.size) / 2) for side in new.shape[:2])
+        out[:] = new[top:top + self.size, left:left + self.size]
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ class RandomResizedCrop:
     epoch: int
     scale: tuple[float, float] = (0.08, 1.0)
 
-    def __call__(self, image: Image.Image, index: int) -> np.ndarray:
+    def __call__(self, image: np.ndarray, index: int, out: np.ndarray) -> None:
+        view = View(self.size, self.scale, True, jitter_prob=0, grayscale_prob=0, blur_prob=0)
         numbers = uniforms(self.seed, self.epoch, index, 1, UNIFORMS)
-        view = View(self.size, self.scale, True)
-        return np.asarray(crop(image, view, draw(view, numbers[0], image.height, image.width)))
+        render_fast(image, view, draw(view, numbers[0], *image.shape[:2]), out)
 
 
 def center_crop(resize: int, size: int) -> CenterCrop:
@@ -88,10 +90,10 @@ class _EvalBatches(Dataset):
         out, used, corrupt = empty_images(len(indices), self.transform.size), [], []
         for index in indices.tolist():
             try:
-                image = decode_reference(self.source.read(index))
+                image = decode_fast(self.source.read(index))
             except (CorruptImage, OSError) as error:
                 corrupt.append((self.source.name(index), str(error)))
                 continue
-            out[len(used)].numpy()[:] = self.transform(image, index)
+            self.transform(image, index, out[len(used)].numpy())
             used.append(index)
         return out[:len(used)].permute(0, 3, 1, 2), torch.tensor(used, dtype=torch.int64), corrupt

@@ -32,7 +32,7 @@ def decode_fast(data: bytes) -> np.ndarray:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is not None:
             return image
-    return np.asarray(decode_reference(data))
+    return np.array(decode_reference(data))  # writable, as torch wants it
 
 
 def render_fast(image: np.ndarray, view: View, d: Draw, out: np.ndarray) -> None:

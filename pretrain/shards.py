@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import urllib.request
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,7 +213,8 @@ def _list_remote(url: str, split: str) -> list[str]:
         system, root = fsspec.core.url_to_fs(url)
         return sorted(system.unstrip_protocol(name) for name in system.glob(f"{root.rstrip('/')}/{split}-*.tar"))
     except Exception as error:  # noqa: BLE001  every file system has errors of its own
-        raise InputError(f"cannot list {url} ({type(error).__name__}: {error})") from None
+        raise InputError(f"cannot list {url} ({type(error).__name__}: {error}); name the shards instead: "
+                         "URL/{split}-{000000..000146}.tar") from None
 
 
 def _fetch(url: str, file: Path) -> Path:
@@ -235,6 +237,8 @@ def _open_remote(url: str):
     """A stream of the URL's bytes, by fsspec or, for what it does not know (`pipe:`), by webdataset."""
     import fsspec
 
+    if url.startswith(("http://", "https://")):  # fsspec would want aiohttp, webdataset a curl command
+        return urllib.request.urlopen(url, timeout=60)
     if url.partition(":")[0] in fsspec.available_protocols():
         return fsspec.open(url, "rb").open()
     from webdataset.gopen import gopen
