@@ -52,7 +52,8 @@ def plain_jpeg(data: bytes) -> bool:
     """Whether the bytes are a complete JPEG of one or three 8-bit components that any decoder reads alike.
 
     Not so: CMYK, a missing end (OpenCV would fill up with gray where PIL raises), an orientation given in XMP only
-    (PIL minds it, OpenCV does not), and sizes that PIL warns of.
+    (PIL minds it, OpenCV does not), and sizes that PIL warns of. Damage inside the stream is met by both with what
+    libjpeg makes of it.
     """
     if not (data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9")):
         return False

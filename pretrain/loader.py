@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import cv2
@@ -38,7 +39,13 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], devic
               channels_last: bool = False) -> Tensor:
     """uint8 [N, 3, H, W] -> (images / 255 - mean) / std, float32 on the device."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
+    scale, shift = _constants(tuple(mean), tuple(std), torch.device(device))
     images = images.to(device, non_blocking=True)
-    scale = torch.tensor(std, dtype=torch.float32).mul_(255).reciprocal_().to(device).view(1, 3, 1, 1)
-    shift = torch.tensor(mean, dtype=torch.float32).div_(torch.tensor(std)).to(device).view(1, 3, 1, 1)
     return images.to(torch.float32, memory_format=layout).mul_(scale).sub_(shift)
+
+
+@functools.cache
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Factor and offset of the normalisation, [1, 3, 1, 1], kept on the device."""
+    mean, std = (torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (mean, std))
+    return (1 / (255 * std)).to(device), (mean / std).to(device)
