@@ -1,0 +1,226 @@
+"""`sslight bench coco` on real JPEGs: train, checkpoint, be killed, resume, evaluate; and every fault in one line."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from benchmarks.coco import main
+from benchmarks.result import read_result
+from pretrain.backbones import build_backbone
+from pretrain.checkpoint import save_backbone
+from pretrain.errors import InputError
+from tests.benchmarks.coco_sets import write_set
+from tests.benchmarks.coco_tiny import ROOT, tiny_detectron2, tiny_mmdet
+
+pytest.importorskip("mmdet", reason="comes with the mmdet extra")
+PREPROCESS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB", "size": 224}
+DETECTRON2 = pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed")
+TASKS = {"faster": "det", "mask": "seg"}
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("coco") / "set")
+
+
+def backbone(folder, arch):
+    torch.manual_seed(3)
+    file = folder / f"{arch}.safetensors"
+    network = build_backbone(arch)
+    save_backbone(file, network.state_dict(), arch=network.arch, method="dino", preprocess=PREPROCESS)
+    return file
+
+
+def start(arguments):
+    env = {**os.environ, "OMP_NUM_THREADS": "1",
+           "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    return subprocess.Popen([sys.executable, "-W", "ignore", "-m", "benchmarks.coco", *map(str, arguments)], cwd=ROOT,
+                            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path, process, seconds=240):
+    for _ in range(seconds * 10):
+        if path.exists():
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not appear")
+
+
+def learning_rates(out):
+    """{iteration: learning rate} over all parts of an mmdet run."""
+    rows = [json.loads(line) for file in sorted(out.glob("*/vis_data/scalars.json"))
+            for line in file.read_text().splitlines()]
+    return {row["iter"]: row["lr"] for row in rows if "lr" in row}
+
+
+@pytest.mark.parametrize("name, arch", [("mask_rcnn_r18_fpn_1x", "resnet18"), ("faster_rcnn_r18_fpn_1x", "resnet18"),
+                                        ("mask_rcnn_mobilenetv2_fpn_1x", "mobilenet_v2"),
+                                        ("faster_rcnn_mobilenetv2_p4p6_1x", "mobilenet_v2")])
+def test_mmdet_trains_is_killed_resumes_and_evaluates(name, arch, coco, tmp_path):
+    out, task = tmp_path / "out", TASKS[name.split("_")[0]]
+    arguments = ["--framework", "mmdet", "--task", task, "--config", str(tiny_mmdet(name, tmp_path)), "--weights",
+                 str(backbone(tmp_path, arch)), "--show", "2", "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR",
+                 str(out), "SOLVER.CHECKPOINT_PERIOD", "3", "LOG_PERIOD", "1", "EVAL.BOOTSTRAP", "20"]
+    process = start(arguments)
+    wait_for(out / "last_checkpoint", process)
+    process.kill()
+    log = process.communicate()[0]
+    assert "tensors equal to" in log and not (out / "result.json").exists()
+    assert (out / "last_checkpoint").read_text().endswith(("iter_3.pth", "iter_6.pth"))
+
+    assert main(arguments) == 0
+    result = read_result(out)
+    assert result["iterations"] == 8 and result["checkpoint"]["method"] == "dino"
+    assert learning_rates(out) == pytest.approx(
+        {1: 2e-6, 2: 2e-3, 3: 2e-3, 4: 2e-3, 5: 2e-3, 6: 2e-3, 7: 2e-4, 8: 2e-4})
+    from benchmarks.coco_mmdet_parts import readable_checkpoints
+    with readable_checkpoints():
+        saved = torch.load(out / "iter_8.pth", weights_only=True)
+    assert saved["meta"]["iter"] == 8
+    assert all("momentum_buffer" in state for state in saved["optimizer"]["state"].values())
+    # mmengine's schedulers stand still on the last step of their range: [0, 2) of the warm-up, [0, 8) of the milestones
+    assert [scheduler["last_step"] for scheduler in saved["param_schedulers"]] == [1, 7]
+    kinds = ["mask", "box"] if task == "seg" else ["box"]
+    assert [metric.split("_")[0] for metric in result["metrics"]][0] == kinds[0]
+    assert set(result["per_category"]) == set(kinds) == set(result["detections"][0])
+    for kind in kinds:
+        named = [key for key in (*result["metrics"], *result["undefined"]) if key.startswith(kind)]
+        assert len(named) == 12
+    assert len(result["pictures"]) == 2 and all((out / picture).is_file() for picture in result["pictures"])
+
+
+@DETECTRON2
+@pytest.mark.parametrize("name, arch", [("mask_rcnn_r18_fpn_1x", "resnet18"), ("mask_rcnn_r18_c4_1x", "resnet18"),
+                                        ("faster_rcnn_mobilenetv2_p4p6_1x", "mobilenet_v2"),
+                                        ("mask_rcnn_vit_tiny_vitdet_1x", "vit_tiny")])
+def test_detectron2_trains_is_killed_resumes_and_evaluates(name, arch, coco, tmp_path):
+    out, task = tmp_path / "out", TASKS[name.split("_")[0]]
+    arguments = ["--framework", "detectron2", "--task", task, "--config", str(tiny_detectron2(name, tmp_path)),
+                 "--weights", str(backbone(tmp_path, arch)), "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(out),
+                 "SOLVER.CHECKPOINT_PERIOD", "3", "EVAL.BOOTSTRAP", "0"]
+    process = start(arguments)
+    wait_for(out / "last_checkpoint", process)
+    process.kill()
+    assert "tensors equal to" in process.communicate()[0]
+    assert main(arguments) == 0
+    result = read_result(out)
+    assert result["iterations"] == 8
+    saved = torch.load(out / "model_final.pth", weights_only=True)
+    assert saved["iteration"] == 7 and saved["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 8
+    assert saved["trainer"]["_trainer"]["optimizer"]["state"]
+
+
+def test_a_stop_signal_saves_and_the_next_start_goes_on(coco, tmp_path):
+    out = tmp_path / "out"
+    config = tiny_mmdet("faster_rcnn_r18_fpn_1x", tmp_path, iterations=400)
+    arguments = ["--framework", "mmdet", "--task", "det", "--config", str(config), "--weights", "random", "--arch",
+                 "resnet18", "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(out),
+                 "SOLVER.CHECKPOINT_PERIOD", "2"]
+    process = start(arguments)
+    wait_for(out / "last_checkpoint", process)
+    process.send_signal(signal.SIGTERM)
+    log = process.communicate(timeout=120)[0]
+    assert process.returncode == 75, log
+    done = int(log.split("saved at iteration ")[1].split()[0])
+    assert (out / f"iter_{done}.pth").is_file() and done < 400
+
+
+def test_trials_and_proxy_are_said_in_the_result(coco, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["--framework", "mmdet", "--task", "det", "--config",
+                 str(tiny_mmdet("faster_rcnn_r18_fpn_1x", tmp_path)), "--weights", "random", "--arch", "resnet18",
+                 "--trials", "2", "--proxy", "0.5", "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(out),
+                 "EVAL.BOOTSTRAP", "10"]) == 0
+    result = read_result(out)
+    assert result["proxy"] == 0.5 and "proxy" in result["protocol"]
+    assert result["data"]["counts"] == {"train": 6, "val": 6} and result["iterations"] == 4
+    assert [run["seed"] for run in result["per_seed"]] == [0, 1] and "std" in result["metrics"]["box_AP"]
+    assert result["checkpoint"]["family"] == "random"
+    assert "4 iterations of 2 images" in capsys.readouterr().out
+
+
+def arguments_for(coco, tmp_path, config="configs/mmdet/mask_rcnn_r18_fpn_1x.py", weights="random", task="seg"):
+    extra = ["--arch", "resnet18"] if weights == "random" else []
+    return ["--framework", "mmdet", "--task", task, "--config", str(ROOT / config), "--weights", str(weights),
+            "--check", *extra, "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(tmp_path / "out")]
+
+
+def spoiled(coco, folder, change, split="train"):
+    """A copy of the data set (images by link) whose annotation file went through `change`."""
+    folder.mkdir()
+    (folder / "annotations").mkdir()
+    for name in ("train2017", "val2017"):
+        (folder / name).symlink_to(coco / name)
+        text = (coco / "annotations" / f"instances_{name}.json").read_text()
+        if name.startswith(split):
+            content = json.loads(text)
+            text = change(content) or json.dumps(content)
+        (folder / "annotations" / f"instances_{name}.json").write_text(text)
+    return folder
+
+
+FAULTS = {
+    "is not JSON": lambda content: "{",
+    "has no list 'categories'": lambda content: content.pop("categories") and None,
+    "images listed in .* are absent": lambda content: content["images"].append(
+        {"id": 999, "file_name": "absent.jpg", "width": 9, "height": 9}),
+    "do not belong together": lambda content: [image.update(width=31) for image in content["images"]] and None,
+    "different categories": lambda content: content["categories"].append({"id": 99, "name": "cat"}),
+    "same name": lambda content: content["categories"].append({"id": 99, "name": "disc"}),
+    "which it does not list": lambda content: content["annotations"][0].update(category_id=5),
+    "have no segmentation": lambda content: content["annotations"][0].pop("segmentation") and None,
+}
+
+
+@pytest.mark.parametrize("word", FAULTS)
+def test_faults_of_the_data_stop_the_run_in_one_line(word, coco, tmp_path):
+    with pytest.raises(InputError, match=word) as error:
+        main(arguments_for(spoiled(coco, tmp_path / "data", FAULTS[word]), tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_faults_of_the_weights_stop_the_run_in_one_line(coco, tmp_path):
+    with pytest.raises(InputError, match="builds a resnet18, but the weights are a resnet34"):
+        main(arguments_for(coco, tmp_path, weights=backbone(tmp_path, "resnet34")))
+    state = build_backbone("resnet18").state_dict()
+    torch.save({key: value for key, value in state.items() if key != "layer3.1.conv2.weight"}, tmp_path / "part.pth")
+    with pytest.raises(InputError, match="layer3.1.conv2.weight"):
+        main(arguments_for(coco, tmp_path, weights=tmp_path / "part.pth"))
+    with pytest.raises(InputError, match="so its task is seg"):
+        main(arguments_for(coco, tmp_path, task="det"))
+    with pytest.raises(InputError, match="not found"):
+        main(arguments_for(coco, tmp_path, weights=tmp_path / "none.pth"))
+
+
+def test_a_missing_framework_is_named_with_the_line_that_installs_it(coco, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "detectron2" else found(name))
+    with pytest.raises(InputError, match="detectron2 is not installed: pip install --no-build-isolation"):
+        main(["--framework", "detectron2", "--task", "det", "--weights", "random", "--arch", "resnet18",
+              "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(tmp_path)])
+
+
+def test_the_command_exits_with_2_and_one_line(run, tmp_path):
+    done = run("-m", "benchmarks.coco", "--framework", "mmdet", "--task", "det", "--weights", "random", "--arch",
+               "resnet18", "DATA.PATH_TO_DATA_DIR", tmp_path, "OUTPUT_DIR", tmp_path / "out", expect=2)
+    assert done.stderr.splitlines()[-1].startswith("error: COCO annotation file not found")
+
+
+def test_a_directory_belongs_to_one_run(coco, tmp_path):
+    arguments = arguments_for(coco, tmp_path)
+    assert main(arguments) == 0
+    assert main([*arguments, "EVAL.BOOTSTRAP", "7"]) == 0
+    with pytest.raises(InputError, match="another recipe.*SOLVER.BASE_LR"):
+        main([*arguments, "SOLVER.BASE_LR", "0.5"])
+    with pytest.raises(InputError, match="unknown key 'MODEL.NECK'"):
+        main([*arguments, "MODEL.NECK", "3"])
+    with pytest.raises(InputError, match="did you mean 'EVAL.BOOTSTRAP'"):
+        main([*arguments, "EVAL.BOOTSTRAPS", "3"])

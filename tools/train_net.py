@@ -1,0 +1,124 @@
+"""detectron2's `tools/train_net.py` with our backbones, any checkpoint as MODEL.WEIGHTS, and proof of what trains.
+
+    python tools/train_net.py --config-file configs/detectron2/mask_rcnn_r18_fpn_1x.yaml --num-gpus 8 \\
+        MODEL.WEIGHTS last.pth DATA.PATH_TO_DATA_DIR coco OUTPUT_DIR out
+
+MODEL.WEIGHTS takes what `sslight convert` reads, or `random`; a detectron2 checkpoint is used as it is. The conversion
+is kept in OUTPUT_DIR, named by the file's hash. Without DATA.PATH_TO_DATA_DIR, detectron2's own data sets serve
+(DETECTRON2_DATASETS). Detections are evaluated by this project's COCO evaluation.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.coco_recipes import framework_module  # noqa: E402
+from pretrain.errors import InputError, run_command  # noqa: E402
+
+DATA_KEY = "DATA.PATH_TO_DATA_DIR"
+
+
+def main(argv: list[str] | None = None) -> int:
+    framework_module("detectron2")
+    from detectron2.engine import default_argument_parser, launch
+
+    parser = default_argument_parser(epilog=__doc__)
+    args = parser.parse_args(argv)
+    if not args.config_file:
+        raise InputError("no recipe: add --config-file configs/detectron2/NAME.yaml")
+    if args.num_machines * args.num_gpus <= 1:
+        train(args, prepare(args))
+    else:
+        cfg = prepare(args) if args.machine_rank == 0 or args.num_machines == 1 else None
+        launch(train, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
+               dist_url=args.dist_url, args=(args, cfg))
+    return 0
+
+
+def prepare(args):
+    """The resolved config: overrides, data set, converted backbone."""
+    import torch
+
+    from benchmarks import coco_data, coco_detectron2, coco_weights
+    from benchmarks.coco import DEFAULTS
+    from pretrain.config import load_config
+
+    options = list(args.opts)
+    folder = ""
+    if DATA_KEY in options[::2]:
+        at = 2 * options[::2].index(DATA_KEY)
+        folder = options[at + 1]
+        del options[at:at + 2]
+    cfg = coco_detectron2.load_config(args.config_file, options)
+    if folder:
+        coco_detectron2.set_data(cfg, coco_data.find(load_config(DEFAULTS, None, [DATA_KEY, folder])))
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    recipe = coco_detectron2.recipe_of(cfg)
+    out_dir, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
+    if not weights and not args.resume:
+        raise InputError("MODEL.WEIGHTS is empty: name a checkpoint, or MODEL.WEIGHTS random if that is meant")
+    if weights and "://" not in weights and not is_detectron2(weights):
+        if args.eval_only:
+            raise InputError(f"--eval-only needs a trained detector, and {weights} is a backbone")
+        source, family = coco_weights.find_source(weights, recipe["arch"], max(cfg.SEED, 0), out_dir)
+        ready = coco_weights.prepare(weights, source, family, "detectron2", recipe["model"], out_dir)
+        cfg.MODEL.WEIGHTS = str(ready.file)
+    cfg.freeze()
+    return cfg
+
+
+def is_detectron2(path: str) -> bool:
+    """Whether a file has detectron2's names: tensors under `backbone.bottom_up.`, `backbone.net.` or `roi_heads.`."""
+    if path in ("random", "SUPERVISED"):
+        return False
+    from convert.flat import flatten
+    from convert.safe_files import read_file
+
+    if path.endswith(".pkl"):
+        return True
+    content, _ = read_file(path)
+    keys = flatten(content, path).tensors
+    return any(part in key for key in keys for part in ("backbone.bottom_up.", "backbone.net.", "roi_heads."))
+
+
+def train(args, cfg) -> None:
+    """One process's part, as in detectron2's own script."""
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.engine import default_setup
+
+    from benchmarks import coco_detectron2
+    from benchmarks.coco_detectron2_parts import Trainer
+    from pretrain.rundir import StopSignal
+
+    cfg = cfg if cfg is not None else prepare(args)
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        report(Trainer.test(cfg, model))
+        return
+    with StopSignal() as stop:
+        Trainer.signal = stop
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        if trainer.start_iter == 0 and "://" not in cfg.MODEL.WEIGHTS:
+            coco_detectron2.prove_backbone(trainer.model, cfg)
+        trainer.train()
+        report(getattr(trainer, "_last_eval_results", {}))
+
+
+def report(results: dict) -> None:
+    from detectron2.utils import comm
+
+    if comm.is_main_process():
+        for task, numbers in (results or {}).items():
+            print(f"{task}: " + ", ".join(f"{name} {value:.2f}" for name, value in numbers.items()))
+
+
+if __name__ == "__main__":
+    run_command(main)
