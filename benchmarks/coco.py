@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         data, schedule = coco_preflight.proxy(data, schedule, args.proxy, settings)
     framework.set_schedule(recipe_cfg, **schedule)
 
-    identity = _identity(args, settings, file, "" if known else source.sha256)
+    identity = _identity(args, settings, file, "" if known else source.sha256, data.classes)
     with open_run(identity, FREE) as out_dir, StopSignal() as stop:
         if known:
             source, family = coco_weights.find_source(args.weights, arch, settings.SEED, out_dir)
@@ -143,10 +143,11 @@ def _check_recipe(recipe: dict, arch: str, task: str, file: Path) -> None:
                          "mask AP Mask R-CNN's")
 
 
-def _identity(args: argparse.Namespace, settings: CfgNode, file: Path, digest: str) -> CfgNode:
+def _identity(args: argparse.Namespace, settings: CfgNode, file: Path, digest: str, classes: tuple) -> CfgNode:
     """What decides a run's result: a directory belongs to one such combination."""
     run = {"FRAMEWORK": args.framework, "TASK": args.task, "RECIPE": file.stem, "WEIGHTS": digest or args.weights,
            "NUM_GPUS": args.num_gpus, "PROXY": args.proxy, "SCALE_LR": args.scale_lr, "TRIALS": args.trials,
+           "CATEGORIES": list(classes),
            "OPTIONS": list(_split_overrides(args.overrides)[1])}
     return CfgNode({**to_dict(settings), "RUN": run})
 

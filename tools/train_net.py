@@ -62,7 +62,9 @@ def prepare(args):
     out_dir, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
     if not weights and not args.resume:
         raise InputError("MODEL.WEIGHTS is empty: name a checkpoint, or MODEL.WEIGHTS random if that is meant")
-    if weights and "://" not in weights and not is_detectron2(weights):
+    if weights and "://" not in weights and is_detectron2(weights):
+        check_classes(weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    elif weights and "://" not in weights:
         if args.eval_only:
             raise InputError(f"--eval-only needs a trained detector, and {weights} is a backbone")
         source, family = coco_weights.find_source(weights, recipe["arch"], max(cfg.SEED, 0), out_dir)
@@ -84,6 +86,18 @@ def is_detectron2(path: str) -> bool:
     content, _ = read_file(path)
     keys = flatten(content, path).tensors
     return any(part in key for key in keys for part in ("backbone.bottom_up.", "backbone.net.", "roi_heads."))
+
+
+def check_classes(path: str, classes: int) -> None:
+    """A trained head of other classes than the data's would be dropped with no more than a warning."""
+    from convert.flat import flatten
+    from convert.safe_files import read_file
+
+    tensors = {} if path.endswith(".pkl") else flatten(read_file(path)[0], path).tensors
+    for key, value in tensors.items():
+        if key.endswith("roi_heads.box_predictor.cls_score.weight") and len(value) != classes + 1:
+            raise InputError(f"the head in {path} knows {len(value) - 1} categories, the data has {classes}: evaluate "
+                             "on the data it was trained on, or start from a backbone")
 
 
 def train(args, cfg) -> None:
