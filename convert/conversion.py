@@ -49,7 +49,7 @@ def run(request: Request) -> dict:
     started = time.monotonic()
     check_output(request.out, request.to, [], request.force)
     checkpoint = read_checkpoint(request.src, family=request.family, arch=request.arch, network=request.network,
-                                 from_detector=request.from_detector)
+                                 from_detector=request.from_detector, mapped=True)
     outgoing = rename(checkpoint, request.to, model=request.model, prefix=request.prefix)
     beside = snippet_path(request.out, request.to, kind_of(checkpoint.arch) == "vit")
     reports = [request.report] if request.report else []

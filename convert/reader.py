@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,21 +70,40 @@ def network_of(checkpoint: Checkpoint, **build_options) -> nn.Module:
 
 
 def read_checkpoint(path: Path | str, *, family: str | None = None, arch: str | None = None,
-                    network: str | None = None, from_detector: bool = False) -> Checkpoint:
+                    network: str | None = None, from_detector: bool = False, mapped: bool = False) -> Checkpoint:
     """Read one network's backbone from a checkpoint of any family.
 
     Parameters
     ----------
     path: the file. `family`, `arch`, `network` override what is recognised from the keys.
     from_detector: take the backbone out of a trained detector, which is otherwise refused.
+    mapped: leave tensors on the disk until they are used; for a short life, while nobody writes into the file.
 
     Raises InputError if the file is unsafe, unreadable, of no known layout, or if any tensor is missing, unexpected
     or mis-shaped, naming every one.
     """
-    content, header = read_file(path)
-    flat = flatten(content, str(path))
-    if family is None and "arch" in header and "preprocess" in header:
-        return _from_backbone_file(path, flat, header, arch)
+    with ThreadPoolExecutor(1) as beside:  # hashing and reading take about as long, and neither holds the interpreter
+        digest = beside.submit(_digest, path)
+        content, header = read_file(path, mapped=mapped)
+        flat = flatten(content, str(path))
+        if family is None and "arch" in header and "preprocess" in header:
+            return _from_backbone_file(path, flat, header, arch, digest.result())
+        checkpoint = _read(path, content, flat, family, arch, network, from_detector)
+        checkpoint.sha256 = digest.result()
+        return checkpoint
+
+
+def _digest(path: Path | str) -> str:
+    """The file's hash, "" if it cannot be read, which reading reports."""
+    try:
+        return sha256(path)
+    except OSError:
+        return ""
+
+
+def _read(path: Path | str, content: object, flat: Flat, family: str | None, arch: str | None, network: str | None,
+          from_detector: bool) -> Checkpoint:
+    """Recognise, rename and check the chosen network of a flattened checkpoint."""
     entry = by_name(family) if family else recognise(flat.values)
     if entry.detector and not from_detector:
         raise InputError(f"{path} is a trained detector ({entry.rule}); to take its fine-tuned backbone, "
@@ -116,7 +136,7 @@ def read_checkpoint(path: Path | str, *, family: str | None = None, arch: str | 
     if picked.preprocess is None:
         notes.append("the file does not record its preprocessing: ImageNet mean and std, RGB assumed")
     preprocess = picked.preprocess or {**IMAGENET, "size": _image_size(name, options, state)}
-    return Checkpoint(state, name, entry.name, entry.rule, picked.method, picked.network, preprocess, sha256(path),
+    return Checkpoint(state, name, entry.name, entry.rule, picked.method, picked.network, preprocess, "",
                       picked.head, picked.dropped, options, layout.name, body, renamed.counts, notes)
 
 
@@ -279,7 +299,7 @@ def _image_size(arch: str, options: dict, state: dict[str, Tensor]) -> int:
     return 224
 
 
-def _from_backbone_file(path: Path | str, flat: Flat, header: dict, arch: str | None) -> Checkpoint:
+def _from_backbone_file(path: Path | str, flat: Flat, header: dict, arch: str | None, digest: str) -> Checkpoint:
     """A backbone file of this project: timm's names, with a header that says the rest."""
     name = canonical_arch(arch or header["arch"])
     try:
@@ -290,7 +310,7 @@ def _from_backbone_file(path: Path | str, flat: Flat, header: dict, arch: str | 
     architectures.check_complete(state, name, options, str(path))
     rule = "a backbone file of this project: header with 'arch', 'preprocess'"
     return Checkpoint(state, name, "sslight-backbone", rule, header.get("method", "unknown"), "backbone", preprocess,
-                      sha256(path), None, {}, options, "timm", state, {"{rest} -> {rest}": len(state)})
+                      digest, None, {}, options, "timm", state, {"{rest} -> {rest}": len(state)})
 
 
 def family_names() -> list[str]:

@@ -22,22 +22,26 @@ from pretrain.errors import InputError
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch's old format, as pickled
 
 
-def read_file(path: Path | str) -> tuple[object, dict]:
+def read_file(path: Path | str, *, mapped: bool = False, checksums: bool = True) -> tuple[object, dict]:
     """The content of a checkpoint file (nested dicts of CPU tensors and plain values) and its safetensors header.
+
+    `mapped` leaves a zip file's tensors on the disk until they are used: nobody may write into the file meanwhile.
+    `checksums=False` is for a file just written, whose every bit is compared anyway.
 
     Raises InputError if the file is missing, empty, a directory, corrupt, truncated, no checkpoint, or holds objects
     that are not data.
     """
     path = Path(path)
     try:
-        check_archive(path)
+        if checksums:
+            check_archive(path)
         with open(path, "rb") as file:
             start = file.read(64)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     if start.startswith(b"PK"):
         _check_records(path)
-        return _load_torch(path), {}
+        return _load_torch(path, mapped), {}
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
         return _load_safetensors(path)
     if _TORCH_LEGACY in start[:16]:
@@ -74,11 +78,11 @@ def _check_records(path: Path) -> None:
         raise InputError(f"not a checkpoint written by torch: {path} (compressed record '{packed[0]}')")
 
 
-def _load_torch(path: Path) -> object:
+def _load_torch(path: Path, mapped: bool = False) -> object:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(allow_list()):
             warnings.simplefilter("ignore")  # old files warn of typed storages; nothing a user can act on
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # noqa: BLE001 - a parser of untrusted bytes: any failure means a bad file
         raise InputError(f"not a readable checkpoint: {path} ({_reason(error)})") from None
 

@@ -31,7 +31,7 @@ class Verified:
 
 def verify_file(path: Path, to: str, outgoing: Outgoing) -> str:
     """Read the file back as the framework would and compare every tensor, bit for bit."""
-    content, _ = read_file(path)
+    content, _ = read_file(path, mapped=True, checksums=False)
     if path.suffix == ".pkl":
         content = content["model"]
     elif to == "mmdet":

@@ -229,7 +229,7 @@ def mm_vit_own() -> Own:
         else:
             old = next((name for name in names if key.startswith(name)), None)
             state[key.replace(old, names[old]) if old else key] = value
-    return Own(state, own.pooled, own.arch)
+    return Own(state, own.pooled, own.arch, own.size)
 
 
 # Name -> (family, how the file is laid out, the network in it)

@@ -1,8 +1,8 @@
 """Damaged and hostile checkpoint files: each must give one clean error or the right tensors, and execute nothing.
 
-`python -m tests.convert.mutations COUNT [SEED]` tries COUNT files and prints what came out; the test tries some hundreds.
+`python -m tests.convert.mutations COUNT [SEED]` tries COUNT files and prints what came out; the test tries hundreds.
 A changed payload is undetectable where the format has no checksum (torch's legacy files, safetensors, pickles of
-arrays): such files may give other tensors of the right shapes, and are counted apart. Zip files carry CRCs: never there.
+arrays): such files may give other tensors of the right shapes, and are counted apart. Zip files carry CRCs.
 """
 
 from __future__ import annotations
