@@ -29,7 +29,7 @@ setup(
         "h5py>=3.10",
         "webdataset>=0.2.86",
         "fsspec>=2024.2",
-        "opencv-python-headless>=4.9",
+        "opencv-python-headless>=4.11",
         "pillow>=10",
         "scikit-learn>=1.4",
         "scipy>=1.12",
