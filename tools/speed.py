@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 PARTS = {
     "views": "multi-crop views: our data path against the PIL / torchvision reference",
     "step": "one optimisation step against the papers' pseudo-code",
+    "probe": "linear evaluation: a sweep against one head, cached features against an epoch, extraction",
+    "knn": "exact k-NN against matmul + topk and against faiss",
     "convert": "converting a ResNet50 checkpoint against reading and writing it",
 }
 

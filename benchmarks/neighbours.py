@@ -1,0 +1,144 @@
+"""Exact nearest neighbours in bounded memory, and their weighted vote.
+
+The bank may be any size and live on disk: it is read in blocks, and only one block of similarities and the k best
+neighbours found so far are held. Once k neighbours are known, a later block matters only where it is strictly more
+similar than the k-th of them (an equal one has a higher index and loses), which few are: one comparison over the block
+replaces selecting from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.metrics import rank_classes
+
+QUERIES = 512  # rows of one query block; fixed, so that results do not depend on the number of processes
+BANK = 32768  # rows of one bank block
+WORD = 8  # booleans in an int64
+
+
+def load_rows(rows: Tensor | np.ndarray, start: int, stop: int, device: torch.device) -> Tensor:
+    """Rows [start, stop) as float32, L2-normalised, on the device."""
+    part = rows[start:stop]
+    part = torch.from_numpy(np.array(part)) if isinstance(part, np.ndarray) else part  # a copy: maps are read-only
+    return F.normalize(part.to(device, torch.float32), dim=1)
+
+
+def nearest(queries: Tensor, bank: Tensor | np.ndarray, k: int, *, exclude: Tensor | None = None,
+            normalise: bool = True, on_block: Callable[[int], None] | None = None) -> tuple[Tensor, Tensor]:
+    """The k most similar bank rows of every query: similarity [N, k] and index [N, k], most similar first.
+
+    queries [N, D], bank [M, D], both compared by dot product (after L2-normalising the bank's rows if `normalise`;
+    queries are taken as they are). exclude [N]: a bank row that each query may not choose (itself, for leave-one-out).
+    Among equal similarities the lowest index comes first. Works on the queries' device;
+    ValueError if k > M. `on_block` is told the number of rows of every bank block that is done.
+    """
+    available = len(bank) - (exclude is not None)
+    if not 0 < k <= available:
+        raise ValueError(f"k {k} must lie between 1 and the bank's {available} rows")
+    count, device = len(queries), queries.device
+    best = torch.full((count, k), -torch.inf, device=device)  # in the order of their indices until the end
+    index = torch.full((count, k), -1, dtype=torch.long, device=device)
+    width = -(-min(BANK, len(bank)) // WORD) * WORD
+    buffer = torch.full((min(QUERIES, count), width), -torch.inf, device=device)
+    stop = 0
+    while stop < len(bank):
+        # Small blocks first, doubling: selecting from all of a block is dear, and a first threshold spares the rest.
+        start, stop = stop, min(stop + min(BANK, max(stop, BANK // 8, 1)), len(bank))
+        block = load_rows(bank, start, stop, device) if normalise else torch.as_tensor(bank[start:stop], device=device)
+        buffer[:, stop - start:] = -torch.inf
+        for first in range(0, count, QUERIES):
+            last = min(first + QUERIES, count)
+            padded = buffer[:last - first]
+            similarity = padded[:, :stop - start]
+            torch.mm(queries[first:last], block.T, out=similarity)
+            if exclude is not None:
+                inside = (exclude[first:last] >= start) & (exclude[first:last] < stop)
+                row = inside.nonzero().squeeze(1)
+                similarity[row, exclude[first:last][row] - start] = -torch.inf
+            if start == 0:  # nothing is known yet
+                values, found = similarity, None
+            else:
+                values, found = _above(padded, best[first:last].amin(1, keepdim=True))
+            _merge(best[first:last], index[first:last], values, found, start)
+        if on_block:
+            on_block(stop - start)
+    order = best.sort(dim=1, descending=True, stable=True).indices
+    return best.gather(1, order), index.gather(1, order)
+
+
+def _above(similarity: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries of [n, w] above their row's threshold, in column order: values and columns [n, c].
+
+    Shorter rows are filled up with -inf.
+    """
+    mark = similarity > threshold
+    # Eight marks at a time: nearly all are empty, and looking through single ones would cost more than comparing.
+    row, word = (mark.view(torch.int64) != 0).nonzero(as_tuple=True)
+    column = word[:, None] * WORD + torch.arange(WORD, device=word.device)
+    hit = mark[row[:, None], column]
+    row, column = row[:, None].expand_as(column)[hit], column[hit]
+    counts = torch.bincount(row, minlength=len(similarity))
+    longest = int(counts.max())
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    values = similarity.new_full((len(similarity), longest), -torch.inf)
+    found = torch.zeros(len(similarity), longest, dtype=torch.long, device=row.device)
+    values[row, place] = similarity[row, column]
+    found[row, place] = column
+    return values, found
+
+
+def _merge(best: Tensor, index: Tensor, values: Tensor, found: Tensor | None, offset: int) -> None:
+    """Bring the better ones of further values into best and index [n, k]; both stay in the order of the indices.
+
+    `found` are the values' columns in a block whose first column is bank row `offset`; None: all of them in order.
+    """
+    k = best.shape[1]
+    if found is not None:
+        if not values.shape[1]:
+            return
+        values, found = torch.cat([best, values], dim=1), torch.cat([index, found + offset], dim=1)
+    elif values.shape[1] < k:  # fewer rows than k in the block: keep placeholders
+        found = torch.arange(values.shape[1], device=values.device).expand_as(values)
+        values, found = torch.cat([best, values], dim=1), torch.cat([index, found], dim=1)
+    values, column = _select(values, k)
+    best.copy_(values)
+    index.copy_(column if found is None else found.gather(1, column))
+
+
+def _select(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best entries of every row in column order; where the k-th is tied, those of the lowest columns."""
+    k = min(k, similarity.shape[1])
+    take = min(k + 1, similarity.shape[1])
+    values, found = similarity.topk(take, dim=1)
+    if take > k:
+        tied = (values[:, k] == values[:, k - 1]).nonzero().squeeze(1)  # topk may have left out a lower column
+        values, found = values[:, :k], found[:, :k]
+        if len(tied):
+            exact = similarity[tied].sort(dim=1, descending=True, stable=True)
+            values[tied], found[tied] = exact.values[:, :k], exact.indices[:, :k]
+    found, order = found.sort(dim=1)
+    return values.gather(1, order), found
+
+
+def vote(similarity: Tensor, labels: Tensor, classes: int, ks: Sequence[int], temperature: float,
+         r: int = 5) -> dict[int, Tensor]:
+    """Ranked classes [N, min(r, classes)] by weighted vote of the first k neighbours, for every k in one pass.
+
+    similarity [N, K] and labels [N, K] of the neighbours, most similar first; each votes for its class with
+    exp(similarity / temperature) (Wu et al., 2018, section 3.4).
+    """
+    weights = (similarity.double() / temperature).exp()
+    votes = weights.new_zeros(len(similarity), classes)
+    ranked, done = {}, 0
+    for k in sorted(ks):
+        for column in range(done, k):  # in order: the sum does not depend on which other k are asked for
+            votes.scatter_add_(1, labels[:, column:column + 1], weights[:, column:column + 1])
+        done = k
+        ranked[k] = rank_classes(votes, r)
+    return ranked

@@ -1,0 +1,79 @@
+"""The network under test: a checkpoint that `convert` reads, or a random one, and the proof that it did not change."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from convert.reader import load_network
+from pretrain.backbones import build_backbone
+from pretrain.errors import InputError
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A backbone and what is known of it.
+
+    `about` is the `checkpoint` field of a result. `head` holds DINO's projection head (`mlp.N.weight`, ...) or None.
+    mean and std are of RGB images in [0, 1]; `bgr`: the network wants blue first.
+    """
+
+    backbone: nn.Module
+    about: dict
+    mean: list[float]
+    std: list[float]
+    bgr: bool
+    head: dict[str, Tensor] | None
+
+    @property
+    def preprocess(self) -> dict:
+        return {"mean": self.mean, "std": self.std, "color_order": "BGR" if self.bgr else "RGB"}
+
+
+def load_subject(cfg: CfgNode) -> Subject:
+    """The network that WEIGHTS names. Raises InputError if it cannot be read or built."""
+    if cfg.WEIGHTS == "random":
+        if not cfg.MODEL.BACKBONE_ARCH:
+            raise InputError("WEIGHTS random needs a backbone: add MODEL.BACKBONE_ARCH, e.g. resnet18")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.MODEL.INIT_SEED)
+            backbone = build_backbone(cfg.MODEL.BACKBONE_ARCH)
+        about = {"path": "random", "sha256": state_hash(backbone), "arch": backbone.arch, "method": "random",
+                 "family": "random", "network": "random"}
+        preprocess, head = {}, None
+    else:
+        backbone, read = load_network(cfg.WEIGHTS, arch=cfg.MODEL.BACKBONE_ARCH or None,
+                                      network=cfg.MODEL.NETWORK or None)
+        about = {"path": str(cfg.WEIGHTS), "sha256": read.sha256, "arch": read.arch, "method": read.method,
+                 "family": read.family, "network": read.network}
+        preprocess, head = read.preprocess, read.head
+    order = preprocess.get("color_order", "RGB")
+    return Subject(backbone, about, cfg.DATA.MEAN or list(preprocess.get("mean", IMAGENET_MEAN)),
+                   cfg.DATA.STD or list(preprocess.get("std", IMAGENET_STD)), order == "BGR", head)
+
+
+def state_hash(module: nn.Module) -> str:
+    """SHA-256 over every tensor of the state dict, statistics included, with its name, type and shape."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def freeze(backbone: nn.Module) -> nn.Module:
+    """The backbone in eval mode and without gradients."""
+    return backbone.eval().requires_grad_(False)
+
+
+def check_frozen(backbone: nn.Module, before: str) -> None:
+    """Raise RuntimeError unless the backbone still has the tensors whose hash is `before`."""
+    if state_hash(backbone) != before:
+        raise RuntimeError("the frozen backbone changed during evaluation: this is a bug, and its result is void")
