@@ -61,6 +61,8 @@ def report(places: Sequence[Path | str], outputs: Sequence[Path | str], table: P
     beside = published(found, table) if table.exists() else []
     runs = sorted({path.parent for place in map(Path, places) if place.is_dir()
                    for path in place.rglob("metrics.jsonl")})
+    measured = {entry.path.parent for entry in entries}  # a benchmark's own training below it is not pre-training
+    runs = [run for run in runs if not measured & {run, *run.parents}]
     for fault in faults:
         print(f"left out: {fault}")
     print_table(found)
