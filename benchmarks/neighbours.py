@@ -17,8 +17,8 @@ from torch import Tensor
 
 from benchmarks.metrics import rank_classes
 
-QUERIES = 512  # rows of one query block; fixed, so that results do not depend on the number of processes
-BANK = 32768  # rows of one bank block
+QUERIES = 1024  # rows of one query block; fixed, so that results do not depend on the number of processes
+BANK = 16384  # rows of one bank block
 WORD = 8  # booleans in an int64
 
 
@@ -46,6 +46,7 @@ def nearest(queries: Tensor, bank: Tensor | np.ndarray, k: int, *, exclude: Tens
     index = torch.full((count, k), -1, dtype=torch.long, device=device)
     width = -(-min(BANK, len(bank)) // WORD) * WORD
     buffer = torch.full((min(QUERIES, count), width), -torch.inf, device=device)
+    marks = torch.empty_like(buffer, dtype=torch.bool)  # reused: fresh memory would cost more than the comparison
     stop = 0
     while stop < len(bank):
         # Small blocks first, doubling: selecting from all of a block is dear, and a first threshold spares the rest.
@@ -54,7 +55,7 @@ def nearest(queries: Tensor, bank: Tensor | np.ndarray, k: int, *, exclude: Tens
         buffer[:, stop - start:] = -torch.inf
         for first in range(0, count, QUERIES):
             last = min(first + QUERIES, count)
-            padded = buffer[:last - first]
+            padded = buffer[:last - first, :-(-(stop - start) // WORD) * WORD]
             similarity = padded[:, :stop - start]
             torch.mm(queries[first:last], block.T, out=similarity)
             if exclude is not None:
@@ -64,7 +65,8 @@ def nearest(queries: Tensor, bank: Tensor | np.ndarray, k: int, *, exclude: Tens
             if start == 0:  # nothing is known yet
                 values, found = similarity, None
             else:
-                values, found = _above(padded, best[first:last].amin(1, keepdim=True))
+                room = marks[:last - first, :padded.shape[1]]
+                values, found = _above(padded, best[first:last].amin(1, keepdim=True), room)
             _merge(best[first:last], index[first:last], values, found, start)
         if on_block:
             on_block(stop - start)
@@ -72,12 +74,12 @@ def nearest(queries: Tensor, bank: Tensor | np.ndarray, k: int, *, exclude: Tens
     return best.gather(1, order), index.gather(1, order)
 
 
-def _above(similarity: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+def _above(similarity: Tensor, threshold: Tensor, mark: Tensor) -> tuple[Tensor, Tensor]:
     """The entries of [n, w] above their row's threshold, in column order: values and columns [n, c].
 
-    Shorter rows are filled up with -inf.
+    Shorter rows are filled up with -inf. `mark` is room for [n, w] booleans.
     """
-    mark = similarity > threshold
+    torch.gt(similarity, threshold, out=mark)
     # Eight marks at a time: nearly all are empty, and looking through single ones would cost more than comparing.
     row, word = (mark.view(torch.int64) != 0).nonzero(as_tuple=True)
     column = word[:, None] * WORD + torch.arange(WORD, device=word.device)

@@ -23,7 +23,7 @@ def brute_force(queries, bank, k, exclude=None):
     return np.take_along_axis(similarity, index, 1), index
 
 
-@pytest.fixture(params=[(7, 16), (64, 50), (512, 32768)], ids=str)
+@pytest.fixture(params=[(7, 16), (64, 50), (1024, 16384)], ids=str)
 def block_sizes(request, monkeypatch):
     monkeypatch.setattr(neighbours, "QUERIES", request.param[0])
     monkeypatch.setattr(neighbours, "BANK", request.param[1])
