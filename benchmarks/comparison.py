@@ -22,6 +22,7 @@ from pretrain.errors import InputError
 FREE = {"weights", "output_dir", "out_dir", "out", "path_to_data_dir", "data_root", "cache_dir", "workers",
         "num_workers", "persistent_workers", "log_period", "network", "init_seed", "backbone_arch", "seeds", "seed",
         "protocol", "work_dir", "load_from", "dump_dir", "batch_size_features", "num_classes"}
+WEIGHT_SUFFIXES = (".pth", ".pkl", ".safetensors")
 HEADLINES = {"coco": ("box_AP", "mask_AP")}  # of the other benchmarks: the first metric
 IMAGES = {"imagenet": {"val": 50_000}, "coco": {"val": 5_000}}  # by which the published data is recognised
 
@@ -158,7 +159,12 @@ def unlike(a: Entry, b: Entry) -> list[str]:
 
 
 def _plain(value: object) -> object:
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+    """A setting without what only says where a file lies; the data are compared by their fingerprint."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if key.lower() not in FREE}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return "(a path)" if isinstance(value, str) and ("/" in value or value.endswith(WEIGHT_SUFFIXES)) else value
 
 
 def _row(entry: Entry, name: str, baseline: Entry | None, differs: list[str]) -> Row:

@@ -126,6 +126,16 @@ def test_weights_folders_and_seeds_do_not_forbid_a_comparison(tmp_path):
     assert only(tmp_path).verdict == "higher"
 
 
+@pytest.mark.parametrize(("theirs", "differs"), [
+    ("runs/b/weights/random.pth", []), ("b.pth", []), ("SyncBN", ["config framework_config.hooks"])])
+def test_only_where_files_lie_may_differ_inside_lists_of_settings(tmp_path, theirs, differs):
+    """Detection frameworks keep paths of weights deep in their configuration."""
+    for name, text in (("a", "runs/a/weights/moco.pth"), ("b", theirs)):
+        hooks = [{"type": "Proof", "target": text, "work_dir": name}]
+        result(tmp_path / name, random=name == "b", config={"framework_config": {"hooks": hooks}})
+    assert only(tmp_path).differs == differs
+
+
 def test_the_alike_baseline_is_chosen_and_nothing_is_averaged(tmp_path):
     """Two checkpoints and two random networks of other data: each row keeps its own value and its like."""
     for data in ("one", "two"):
