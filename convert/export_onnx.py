@@ -111,5 +111,5 @@ def multiply_adds(network: nn.Module, size: int) -> int:
             module.fused_attn = False
 
     analysis = FlopCountAnalysis(network, torch.zeros(1, 3, size, size))
-    analysis.set_op_handle("aten::batch_norm", None)
-    return int(analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total())
+    counts = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
+    return int(sum(count for operator, count in counts.items() if operator != "batch_norm"))
