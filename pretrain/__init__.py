@@ -1,1 +1,7 @@
 """Pre-train a small vision backbone without labels and without a teacher network: images in, run directory out."""
+
+import os
+
+# OpenMP threads that spin while they wait made two threads ten times slower than one on virtual machines; sleeping
+# ones lose nothing measurable elsewhere. Read once, when torch is first imported, so it is set here, before that.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
