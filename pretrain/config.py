@@ -167,7 +167,8 @@ def _read_file(file: str | Path | None) -> dict:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise InputError(f"{file} is not a YAML file of settings: {reason}") from None
     if not isinstance(tree or {}, Mapping):
-        raise InputError(f"{file} is not a YAML file of settings: it holds a {type(tree).__name__}, not KEY: VALUE lines")
+        raise InputError(f"{file} is not a YAML file of settings: it holds a {type(tree).__name__}, not KEY: VALUE "
+                         "lines")
     return dict(flatten(tree or {}))
 
 

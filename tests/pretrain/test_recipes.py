@@ -13,7 +13,8 @@ from tests.conftest import ROOT
 
 # The 12 rows of the published table, baseline and SSLight.
 ROWS = [(f"dino_vit_{kind}", "vit_tiny") for kind in ("baseline", "sslight")]
-ROWS += [(f"dino_cnn_{kind}", arch) for arch in ("resnet18", "resnet34", "mobilenet_v2") for kind in ("baseline", "sslight")]
+ROWS += [(f"dino_cnn_{kind}", arch) for arch in ("resnet18", "resnet34", "mobilenet_v2")
+         for kind in ("baseline", "sslight")]
 ROWS += [(f"{method}_cnn_{kind}", "mobilenet_v2") for method in ("swav", "moco") for kind in ("baseline", "sslight")]
 
 SMALL = ["VIEWS.GLOBAL_SIZE", 32, "VIEWS.LOCAL_SIZE", 16, "DINO.OUTPUT_DIM", 64, "DINO.HIDDEN_SIZE", 64,
