@@ -68,11 +68,11 @@ class LARS(Optimizer):
             if not params:
                 continue
             updates, momenta = [p.grad for p in params], [self._momentum(p) for p in params]
-            if group["weight_decay"]:
-                torch._foreach_add_(updates, params, alpha=group["weight_decay"])
-            ratios = _trust_ratios(params, updates, group["eta"]) if group["adapt"] else None
-            apply = _apply_in_one_pass if _one_pass_is_right(params, updates, momenta) else _apply
-            apply(params, updates, momenta, ratios, group["momentum"], group["lr"])
+            if _fused_is_right(params, updates, momenta):
+                for p, d, mu in zip(params, updates, momenta, strict=True):  # while its memory is in the cache
+                    _update_on_cpu(p, d, mu, group)
+            else:
+                _update(params, updates, momenta, group)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -81,38 +81,36 @@ class LARS(Optimizer):
         return state["mu"]
 
 
-def _trust_ratios(params: list[Tensor], updates: list[Tensor], eta: float) -> Tensor:
-    """eta |p| / |d| per parameter, [P]; 1 where either norm is 0. Nothing is read back from the device."""
-    weight_norms = torch.stack(torch._foreach_norm(params))
-    update_norms = torch.stack(torch._foreach_norm(updates))
-    ratios = eta * weight_norms / update_norms
-    return torch.where((weight_norms > 0) & (update_norms > 0), ratios, 1.0)
-
-
-def _apply(params: list[Tensor], updates: list[Tensor], momenta: list[Tensor], ratios: Tensor | None, momentum: float,
-           lr: float) -> None:
-    """The last two equations of LARS, a few calls for all parameters."""
-    if ratios is not None:
+def _update(params: list[Tensor], updates: list[Tensor], momenta: list[Tensor], group: dict) -> None:
+    """LARS in a few calls for all parameters of a group. Nothing is read back from the device."""
+    if group["weight_decay"]:
+        torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+    if group["adapt"]:
+        weight_norms = torch.stack(torch._foreach_norm(params))
+        update_norms = torch.stack(torch._foreach_norm(updates))
+        ratios = group["eta"] * weight_norms / update_norms
+        ratios = torch.where((weight_norms > 0) & (update_norms > 0), ratios, 1.0)
         torch._foreach_mul_(updates, list(ratios.unbind()))
-    torch._foreach_mul_(momenta, momentum)
+    torch._foreach_mul_(momenta, group["momentum"])
     torch._foreach_add_(momenta, updates)
-    torch._foreach_add_(params, momenta, alpha=-lr)
+    torch._foreach_add_(params, momenta, alpha=-group["lr"])
 
 
-def _apply_in_one_pass(params: list[Tensor], updates: list[Tensor], momenta: list[Tensor], ratios: Tensor | None,
-                       momentum: float, lr: float) -> None:
-    """The same in one sweep over the memory of each parameter, which is what a CPU waits for.
+def _update_on_cpu(p: Tensor, d: Tensor, mu: Tensor, group: dict) -> None:
+    """LARS for one parameter, momentum and step in one sweep: SGD's "dampening" is 1 minus the gradient's factor."""
+    if group["weight_decay"]:
+        d.add_(p, alpha=group["weight_decay"])
+    ratio = 1.0
+    if group["adapt"]:
+        weight_norm, update_norm = (float(torch.linalg.vector_norm(x)) for x in (p, d))
+        if weight_norm > 0 and update_norm > 0:
+            ratio = group["eta"] * weight_norm / update_norm
+    torch._fused_sgd_([p], [d], [mu], lr=group["lr"], momentum=group["momentum"], dampening=1.0 - ratio,
+                      weight_decay=0.0, nesterov=False, maximize=False, is_first_step=False)
 
-    SGD's "dampening" is 1 minus the factor of the gradient.
-    """
-    for p, d, mu, ratio in zip(params, updates, momenta, ratios.tolist() if ratios is not None else [1.0] * len(params),
-                               strict=True):
-        torch._fused_sgd_([p], [d], [mu], lr=lr, momentum=momentum, dampening=1.0 - ratio, weight_decay=0.0,
-                          nesterov=False, maximize=False, is_first_step=False)
 
-
-def _one_pass_is_right(*lists: list[Tensor]) -> bool:
-    """On a CPU, where reading the ratios back costs nothing; and fused SGD ignores strides, so these must agree."""
+def _fused_is_right(*lists: list[Tensor]) -> bool:
+    """On a CPU, where reading norms costs no waiting; and fused SGD ignores strides, so these must agree."""
     return all(p.device.type == "cpu" and p.dtype == torch.float32 and p.stride() == d.stride() == mu.stride()
                for p, d, mu in zip(*lists, strict=True))
 
