@@ -32,7 +32,8 @@ def steps(out: Path) -> Iterator[tuple[str, list[str]]]:
         for benchmark in ("knn", "linear", "semisup"):
             yield f"{benchmark}, {label}", [
                 "-m", f"benchmarks.{benchmark}", "--cfg", f"configs/classification/demo_{benchmark}.yaml",
-                "WEIGHTS", weights, "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out / "results" / label / benchmark]
+                "WEIGHTS", weights, "MODEL.BACKBONE_ARCH", "resnet18", "DATA.PATH_TO_DATA_DIR", data,
+                "OUTPUT_DIR", out / "results" / label / benchmark]
         for framework in frameworks:
             extension = "py" if framework == "mmdet" else "yaml"
             yield f"Mask R-CNN in {framework}, {label}", [

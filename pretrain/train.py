@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             dry_run(cfg, device)
         else:
             train(cfg, device)
+        distributed.barrier()  # a rank that leaves early can strand the others in their last collective
     finally:
         distributed.stop()
     return 0
