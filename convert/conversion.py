@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,10 @@ def run(request: Request) -> dict:
             verified, facts = export(path, checkpoint, stages=request.stages, picture=request.verify_with)
         else:
             write(path, request.to, outgoing.tensors, checkpoint)
-            verified = _verify(path, checkpoint, outgoing, request)
+            with ThreadPoolExecutor(1) as pool:
+                digest = pool.submit(sha256, path)
+                verified = _verify(path, checkpoint, outgoing, request)
+                facts["sha256"] = digest.result()
         path.with_name(beside.name).write_text(
             snippet(request.out, checkpoint, request.to, request.model, request.prefix))
     done = _report(request, checkpoint, outgoing, verified, beside, facts, time.monotonic() - started)
@@ -86,7 +90,8 @@ def _report(request: Request, checkpoint: Checkpoint, outgoing: Outgoing, verifi
                    "rule": checkpoint.rule, "naming": checkpoint.layout, "network": checkpoint.network,
                    "method": checkpoint.method},
         "arch": checkpoint.arch, "options": checkpoint.options, "preprocess": checkpoint.preprocess,
-        "target": {"framework": request.to, "path": str(request.out), "sha256": sha256(request.out),
+        "target": {"framework": request.to, "path": str(request.out),
+                   "sha256": facts.pop("sha256", None) or sha256(request.out),
                    "bytes": request.out.stat().st_size, "snippet": str(beside),
                    "model": default_model(checkpoint.arch, request.model) if request.to == "detectron2" else None},
         "rules": {"reading": checkpoint.counts, "writing": outgoing.counts},

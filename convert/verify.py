@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -73,12 +74,17 @@ def expected_list(checkpoint: Checkpoint, to: str, model: str | None) -> tuple[d
     if to == "timm":
         return architectures.expected_shapes(arch, **checkpoint.options), "timm"
     if to == "torchvision":
-        with torch.device("meta"):
-            state = torchvision_network(arch)[0].state_dict()
-        return {key: tuple(value.shape) for key, value in state.items()}, "torchvision"
+        return _torchvision_shapes(arch), "torchvision"
     if not installed(to):
         return None, ""
     return importlib.import_module(f"convert.in_{to}").expected_list(checkpoint, model), f"the installed {to}"
+
+
+@functools.cache
+def _torchvision_shapes(arch: str) -> dict[str, tuple]:
+    with torch.device("meta"):
+        state = torchvision_network(arch)[0].state_dict()
+    return {key: tuple(value.shape) for key, value in state.items()}
 
 
 def installed(framework: str) -> bool:

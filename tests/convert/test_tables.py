@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -48,7 +49,8 @@ def test_names_and_shapes_are_the_golden_ones(files, arch, to, prefix, golden):
     assert {key: list(value.shape) for key, value in made.items()} == expected
 
 
-@pytest.mark.parametrize("arch", CNNS)
+@pytest.mark.parametrize("arch", CNNS if os.environ.get("SSLIGHT_ALL_CASES") else [
+    "resnet18", "resnet50", "mobilenetv2_100"])
 @pytest.mark.parametrize("to, suffix, options", [
     ("torchvision", ".pth", {}), ("mmdet", ".pth", {}), ("mmdet", ".pth", {"prefix": "backbone."}),
     ("detectron2", ".pth", {}), ("detectron2", ".pkl", {}), ("timm", ".safetensors", {}),
