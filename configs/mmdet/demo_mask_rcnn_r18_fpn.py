@@ -21,10 +21,10 @@ test_pipeline = _base_.test_pipeline
 test_pipeline[1].update(scale=(128, 128))
 train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
 test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
-train_cfg = dict(max_iters=200, val_interval=201)
+train_cfg = dict(max_iters=180, val_interval=181)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=40),
-    dict(type='MultiStepLR', by_epoch=False, begin=0, end=200, milestones=[150, 190], gamma=0.1),
+    dict(type='MultiStepLR', by_epoch=False, begin=0, end=180, milestones=[135, 170], gamma=0.1),
 ]
 optim_wrapper = dict(optimizer=dict(lr=0.01))
 auto_scale_lr = dict(base_batch_size=4)
