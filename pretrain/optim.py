@@ -69,8 +69,7 @@ class LARS(Optimizer):
                 continue
             updates, momenta = [p.grad for p in params], [self._momentum(p) for p in params]
             if _fused_is_right(params, updates, momenta):
-                for p, d, mu in zip(params, updates, momenta, strict=True):  # while its memory is in the cache
-                    _update_on_cpu(p, d, mu, group)
+                _update_on_cpu(params, updates, momenta, group)
             else:
                 _update(params, updates, momenta, group)
 
@@ -96,17 +95,19 @@ def _update(params: list[Tensor], updates: list[Tensor], momenta: list[Tensor], 
     torch._foreach_add_(params, momenta, alpha=-group["lr"])
 
 
-def _update_on_cpu(p: Tensor, d: Tensor, mu: Tensor, group: dict) -> None:
-    """LARS for one parameter, momentum and step in one sweep: SGD's "dampening" is 1 minus the gradient's factor."""
-    if group["weight_decay"]:
-        d.add_(p, alpha=group["weight_decay"])
-    ratio = 1.0
-    if group["adapt"]:
+def _update_on_cpu(params: list[Tensor], updates: list[Tensor], momenta: list[Tensor], group: dict) -> None:
+    """LARS with momentum and step in one sweep: SGD's "dampening" is 1 minus the gradient's factor."""
+    constants = dict(lr=group["lr"], momentum=group["momentum"], nesterov=False, maximize=False,
+                     is_first_step=False)
+    if not group["adapt"]:
+        torch._fused_sgd_(params, updates, momenta, dampening=0.0, weight_decay=group["weight_decay"], **constants)
+        return
+    for p, d, mu in zip(params, updates, momenta, strict=True):  # one by one, while its memory is in the cache
+        if group["weight_decay"]:
+            d.add_(p, alpha=group["weight_decay"])
         weight_norm, update_norm = (float(torch.linalg.vector_norm(x)) for x in (p, d))
-        if weight_norm > 0 and update_norm > 0:
-            ratio = group["eta"] * weight_norm / update_norm
-    torch._fused_sgd_([p], [d], [mu], lr=group["lr"], momentum=group["momentum"], dampening=1.0 - ratio,
-                      weight_decay=0.0, nesterov=False, maximize=False, is_first_step=False)
+        ratio = group["eta"] * weight_norm / update_norm if weight_norm > 0 and update_norm > 0 else 1.0
+        torch._fused_sgd_([p], [d], [mu], dampening=1.0 - ratio, weight_decay=0.0, **constants)
 
 
 def _fused_is_right(*lists: list[Tensor]) -> bool:
