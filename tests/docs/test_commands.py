@@ -1,0 +1,145 @@
+"""Every command in README.md and docs/ is run: in the order of its page, on small data, made smaller where it must be.
+
+What is shrunk stands in SMALLER, what stands for the reader's data in `place`. Commands that install or submit to a
+cluster are not run: NOT_RUN says why, and what is checked instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import sslight
+from tests.benchmarks.coco_sets import write_set
+from tests.benchmarks.coco_tiny import tiny_detectron2, tiny_mmdet
+from tests.convert.family_files import CASES
+from tests.convert.own_networks import random_like
+from tests.docs.pages import PAGES, ROOT, commands
+
+FULL = os.environ.get("SSLIGHT_FULL") == "1"
+NETWORK = "VIEWS.GLOBAL_SIZE 40 VIEWS.LOCAL_SIZE 32 VIEWS.LOCAL_NUMBER 2 TRAIN.BATCH_SIZE 4 SOLVER.TOTAL_EPOCHS 1 "
+PRETRAIN = NETWORK + ("SOLVER.WARMUP_EPOCHS 0 DATA.WORKERS 0 DINO.HIDDEN_SIZE 16 DINO.BOTTLENECK_DIM 8 "
+                      "DINO.OUTPUT_DIM 16 KNN.PERIOD 0").strip()
+IMAGES = "DATA.RESIZE 36 DATA.SIZE 32 DATA.WORKERS 0 FEATURES.BATCH_SIZE 32 FEATURES.AMP none"
+TRAINED = IMAGES + " TRAIN.BATCH_SIZE 8 SOLVER.TOTAL_EPOCHS 1"
+# the start of a command -> overrides appended to it
+SMALLER = {
+    "sslight pretrain": PRETRAIN, "-m pretrain": PRETRAIN, "sslight bench knn": IMAGES,
+    "sslight bench linear": TRAINED, "-m benchmarks.linear": TRAINED,
+    "sslight bench semisup": TRAINED + " HEAD.HIDDEN_SIZE 16",
+    "-m benchmarks.semisup": TRAINED + " HEAD.HIDDEN_SIZE 16",
+}
+NOT_RUN = {"make": "runs for minutes; the target must exist", "pip": "needs a network", "sbatch": "needs SLURM",
+           "git": "needs a network"}
+
+
+@pytest.fixture
+def place(tmp_path, image_folder, monkeypatch):
+    """A folder in which the commands see the project's files; results land there. $DATA, $IN1K and $COCO are set."""
+    for entry in ROOT.iterdir():
+        if not entry.name.startswith(".") and entry.name not in ("runs", "results"):
+            (tmp_path / entry.name).symlink_to(entry)
+    for name in ("DATA", "IN1K"):
+        monkeypatch.setenv(name, str(image_folder))
+    monkeypatch.setenv("COCO", str(write_set(tmp_path / "coco")))
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def shrink(words: list[str], place) -> list[str]:
+    """The command on fewer processes, pixels, epochs and iterations."""
+    words = ["2" if previous in ("--nproc_per_node", "--nproc-per-node") else word
+             for previous, word in zip(["", *words], words, strict=False)]
+    text = " ".join(words)
+    if "bench coco" in text:
+        return words + coco_recipe(words, place)
+    return words + next((extra.split() for start, extra in SMALLER.items() if start in text), [])
+
+
+def coco_recipe(words: list[str], place) -> list[str]:
+    task = "faster" if words[words.index("--task") + 1] == "det" else "mask"
+    make = tiny_mmdet if "mmdet" in words else tiny_detectron2
+    (place / "recipes").mkdir(exist_ok=True)
+    return ["--config", str(make(f"{task}_rcnn_r18_fpn_1x", place / "recipes")), "EVAL.BOOTSTRAP", "10"]
+
+
+def run_command(line: str, place) -> None:
+    """Run one command; the umbrella in this process, everything else as a process."""
+    words = [os.path.expandvars(word) for word in shlex.split(line, comments=True)]
+    if words[0] in NOT_RUN:
+        if words[0] == "make":
+            assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), f"no such target: {line}"
+        return
+    words = shrink(words, place)
+    if words[0] == "sslight" and words[1] in ("convert", "report", "pack"):
+        assert sslight.dispatch(words[1:]) in (0, None), line
+        return
+    programs = {"sslight": [sys.executable, str(ROOT / "sslight.py")], "python": [sys.executable],
+                "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
+    assert words[0] in programs, f"unknown program in: {line}"
+    done = subprocess.run([*programs[words[0]], *words[1:]], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{line}\nexit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+RUNNABLE = [page for page in PAGES if commands(page) and page.parent.name != "converting"]
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=[str(page.relative_to(ROOT)) for page in RUNNABLE])
+def test_every_command_of_a_page_runs(page, place):
+    if any("mmdet" in command for command in commands(page)):
+        pytest.importorskip("mmdet", reason="comes with the mmdet extra")
+    for command in commands(page):
+        run_command(command, place)
+
+
+def small_file(family: str):
+    """A checkpoint in the family's layout, of its smallest network, with random weights."""
+    if family == "detectron2-detector":
+        shapes = json.loads((ROOT / "tests/data/golden/detectron2_state_dict/mask_rcnn_R_18_FPN.json").read_text())
+        return {"model": {key: random_like(key, shape if ".bottom_up." in key else [min(n, 8) for n in shape])
+                          for key, shape in shapes.items()}, "iteration": 9}
+    if family == "detectron2":
+        own = CASES["torchvision training resnet18"][2]()
+        return own.state
+    sizes = ("vit-s",) if family == "mocov3" else ("resnet18", "mobilenet", "resnet50", "vit-s")  # its page's example
+    names = [name for size in sizes for name, case in CASES.items() if case[0] == family and size in name]
+    _, layout, network = CASES[names[0]]
+    return layout(network())
+
+
+FAMILY_PAGES = [page for page in PAGES if page.parent.name == "converting" and page.stem != "README"]
+
+
+@pytest.mark.parametrize("page", FAMILY_PAGES, ids=[page.stem for page in FAMILY_PAGES])
+def test_every_command_of_a_familys_page_converts_its_checkpoint(page, place):
+    for command in commands(page):
+        words = shlex.split(command)
+        assert words[:2] == ["sslight", "convert"]
+        if "mmdet" in words:
+            pytest.importorskip("mmdet", reason="comes with the mmdet extra")
+        source, out = place / words[2], place / words[words.index("-o") + 1]
+        if not source.exists():
+            torch.save(small_file(page.stem), source)
+            if page.stem == "detectron2":
+                raw = source.rename(place / "resnet18.pth")
+                assert sslight.dispatch(["convert", str(raw), "--to", "detectron2", "-o", str(source)]) in (0, None)
+        report = place / "report.json"
+        report.unlink(missing_ok=True)
+        extra = [] if "--report" in words else ["--report", str(report)]
+        assert sslight.dispatch([*words[1:], *extra]) in (0, None), command
+        assert out.is_file()
+        assert json.loads(report.read_text())["source"]["family"] == page.stem, command
+
+
+def test_every_family_has_a_page():
+    from convert.support import FAMILIES
+    assert {page.stem for page in FAMILY_PAGES} == set(FAMILIES)
