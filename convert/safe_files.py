@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import warnings
-import zipfile
 from pathlib import Path
 
 import torch
@@ -40,7 +39,6 @@ def read_file(path: Path | str, *, mapped: bool = False, checksums: bool = True)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     if start.startswith(b"PK"):
-        _check_records(path)
         return _load_torch(path, mapped), {}
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
         return _load_safetensors(path)
@@ -61,21 +59,6 @@ def _looks_like(start: bytes) -> str:
     if start.isascii():
         return "it is text"
     return "unknown kind of file"
-
-
-def _check_records(path: Path) -> None:
-    """Refuse zip files that torch could read otherwise than the checksums saw: repeated or compressed records."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(f"checkpoint is corrupt or truncated: {path} ({error}); fetch or train it again") from None
-    names = [record.filename for record in records]
-    if len(set(names)) != len(names):
-        raise InputError(f"checkpoint is corrupt: {path} (records of its archive repeat); fetch or train it again")
-    packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise InputError(f"not a checkpoint written by torch: {path} (compressed record '{packed[0]}')")
 
 
 def _load_torch(path: Path, mapped: bool = False) -> object:

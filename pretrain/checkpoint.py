@@ -73,15 +73,32 @@ def check_archive(path: Path | str) -> None:
         raise InputError(f"not a checkpoint file: {path} is a directory; name the file, e.g. {path / 'last.pth'}")
     if path.stat().st_size == 0:
         raise InputError(f"checkpoint is empty (0 bytes): {path}; fetch or train it again")
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
-            raise InputError(f"checkpoint is corrupt: {path} ({error}); fetch or train it again") from None
-        if broken:
-            raise InputError(f"checkpoint is corrupt: {path} (record '{broken}' fails its checksum); "
-                             "fetch or train it again")
+    with open(path, "rb") as file:
+        starts_as_zip = file.read(2) == b"PK"
+    if not starts_as_zip and not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            fault = _archive_fault(archive)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+        fault = str(error)
+    if fault:
+        raise InputError(f"checkpoint is corrupt or truncated: {path} ({fault}); fetch or train it again")
+
+
+def _archive_fault(archive: zipfile.ZipFile) -> str:
+    """What is wrong with a zip that torch should have written; an empty string when nothing is.
+
+    torch could read repeated or compressed records otherwise than the checksums saw, and never writes them.
+    """
+    records = archive.infolist()
+    if len({record.filename for record in records}) != len(records):
+        return "records of its archive repeat"
+    packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        return f"record '{packed[0]}' is compressed, which torch never does"
+    broken = archive.testzip()
+    return f"record '{broken}' fails its checksum" if broken else ""
 
 
 def save_checkpoint(path: Path | str, checkpoint: dict) -> None:

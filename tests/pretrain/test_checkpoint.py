@@ -85,10 +85,21 @@ def test_a_flipped_bit_is_found(tmp_path):
         load_checkpoint(path)
 
 
+def test_a_record_that_claims_to_be_compressed_is_refused_before_it_is_inflated(tmp_path):
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, checkpoint())
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\x01\x02")  # the last one of the central directory; its method stands at offset 10
+    data[entry + 10] = zipfile.ZIP_DEFLATED
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="is compressed"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("content, message", [
     (b"", "empty"),
     (b"<html><body>404 Not Found</body></html>", "not a readable checkpoint"),
-    (b"PK\x03\x04 and then nothing", "not a readable checkpoint"),
+    (b"PK\x03\x04 and then nothing", "corrupt or truncated"),
 ])
 def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):
     path = tmp_path / "last.pth"
