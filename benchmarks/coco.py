@@ -6,18 +6,25 @@
 recipe is chosen by framework, task, architecture, neck and schedule (configs/mmdet, configs/detectron2), or named by
 --config. Trailing KEY VALUE pairs set the keys of DEFAULTS below, or, by their own names, keys of the framework's
 config. The same command goes on after an interruption. Writes `result.json`, the detections, and pictures.
+
+--num-gpus N trains on N GPUs of this machine. On many machines, start the same command once per GPU:
+
+    torchrun --nnodes 2 --nproc_per_node 8 ... sslight.py bench coco --launcher torchrun --framework ...
+    srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 sslight bench coco --launcher slurm --framework ...
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from benchmarks import coco_data, coco_preflight, coco_result, coco_weights
+from benchmarks import coco_data, coco_launch, coco_preflight, coco_result, coco_weights
 from benchmarks.coco_recipes import FRAMEWORKS, choose_recipe, framework_module, resolve_schedule
+from pretrain import distributed
 from pretrain.backbones import canonical_arch
 from pretrain.config import flatten, load_config, to_dict
 from pretrain.errors import InputError, run_command
@@ -53,10 +60,13 @@ FREE = ("LOG_PERIOD", "DATA.WORKERS", "SOLVER.CHECKPOINT_PERIOD", "EVAL.", "OUTP
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     started = time.time()
+    args.overrides += ["TRAIN.AMP", "True"] * args.amp
     settings, framework_options = _split_overrides(args.overrides)
     framework = framework_module(args.framework)
+    processes = coco_launch.processes(args.launcher, args.num_gpus)
+    prepare_only = processes > 1 and args.launcher == "none"  # this process checks and converts, its children train
     data = coco_data.find(settings)
     known = args.weights in (coco_weights.RANDOM, coco_weights.SUPERVISED)
     if not known:
@@ -74,26 +84,31 @@ def main(argv: list[str] | None = None) -> int:
         data, schedule = coco_preflight.proxy(data, schedule, args.proxy, settings)
     framework.set_schedule(recipe_cfg, **schedule)
 
-    identity = _identity(args, settings, file, "" if known else source.sha256, data.classes)
+    identity = _identity(args, settings, file, "" if known else source.sha256, data.classes, processes)
     with open_run(identity, FREE) as out_dir, StopSignal() as stop:
-        if known:
-            source, family = coco_weights.find_source(args.weights, arch, settings.SEED, out_dir)
-        coco_preflight.check(data, recipe, schedule, source.preprocess, settings, out_dir, args.num_gpus, args.scale_lr)
-        if args.check:
-            return 0
-        weights = coco_weights.prepare(args.weights, source, family, args.framework, recipe.get("model"), out_dir)
-        data = coco_preflight.written(data, out_dir)
+        with coco_launch.main_first():
+            if known:
+                source, family = coco_weights.find_source(args.weights, arch, settings.SEED, out_dir)
+            coco_preflight.check(data, recipe, schedule, source.preprocess, settings, out_dir, processes,
+                                 quiet=not distributed.is_main() or (prepare_only and not args.check))
+            if args.check:
+                return 0
+            weights = coco_weights.prepare(args.weights, source, family, args.framework, recipe.get("model"), out_dir)
+            data = coco_preflight.written(data, out_dir)
         runs = []
-        for trial in range(args.trials):
+        for trial in range(0 if prepare_only else args.trials):
             work_dir = out_dir if args.trials == 1 else out_dir / f"seed_{settings.SEED + trial}"
             work_dir.mkdir(exist_ok=True)
             cfg = framework.copy_config(recipe_cfg)
-            framework.adapt(cfg, settings, data, weights, max(args.num_gpus, 1), settings.SEED + trial, work_dir)
-            iterations = framework.train_and_test(cfg, stop, max(args.num_gpus, 1))
+            framework.adapt(cfg, settings, data, weights, processes, settings.SEED + trial, work_dir)
+            iterations = framework.train_and_test(cfg, stop)
             runs.append(coco_result.Run(settings.SEED + trial, iterations,
                                         framework.detections(work_dir, recipe["mask"])))
-        coco_result.write(out_dir, args, settings, data, weights, runs, schedule, framework.to_dict(cfg), file.stem,
-                          time.time() - started)
+        if runs and distributed.is_main():
+            coco_result.write(out_dir, args, settings, data, weights, runs, schedule, framework.to_dict(cfg), file.stem,
+                              time.time() - started)
+    if prepare_only:
+        coco_launch.spread(main, sys.argv[1:] if argv is None else argv, processes)
     return 0
 
 
@@ -105,13 +120,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", choices=("det", "seg"), required=True,
                         help="det: Faster R-CNN, box AP; seg: Mask R-CNN, mask AP")
     parser.add_argument("--weights", required=True,
-                        help="a checkpoint that `sslight convert` reads, random, or SUPERVISED (timm's ImageNet ones)")
+                        help="a checkpoint that `sslight convert` reads, random, or SUPERVISED (torchvision's ImageNet "
+                             "ones; timm's where torchvision has none)")
     parser.add_argument("--schedule", choices=("1x", "2x"), default="1x")
     parser.add_argument("--arch", help="backbone; a checkpoint's own by default")
     parser.add_argument("--neck", choices=("fpn", "p4p6", "c4", "vitdet"),
                         help="default: fpn for ResNets, the published p4p6 for MobileNetV2, vitdet for ViTs")
     parser.add_argument("--config", help="a recipe of the framework instead of the chosen one")
-    parser.add_argument("--num-gpus", type=int, default=1)
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N",
+                        help="processes on this machine, one per GPU (without GPUs they share the CPU)")
+    parser.add_argument("--launcher", choices=coco_launch.LAUNCHERS, default="none",
+                        help="what started this process as one of many, on one or more machines")
+    parser.add_argument("--amp", action="store_true", help="automatic mixed precision: TRAIN.AMP True")
     parser.add_argument("--scale-lr", action="store_true", help="scale the learning rate with the batch, linearly")
     parser.add_argument("--proxy", type=float, metavar="FRACTION", default=0.0,
                         help="train on this fraction of the images with the schedule shortened to match")
@@ -143,10 +163,11 @@ def _check_recipe(recipe: dict, arch: str, task: str, file: Path) -> None:
                          "mask AP Mask R-CNN's")
 
 
-def _identity(args: argparse.Namespace, settings: CfgNode, file: Path, digest: str, classes: tuple) -> CfgNode:
+def _identity(args: argparse.Namespace, settings: CfgNode, file: Path, digest: str, classes: tuple,
+              processes: int) -> CfgNode:
     """What decides a run's result: a directory belongs to one such combination."""
     run = {"FRAMEWORK": args.framework, "TASK": args.task, "RECIPE": file.stem, "WEIGHTS": digest or args.weights,
-           "NUM_GPUS": args.num_gpus, "PROXY": args.proxy, "SCALE_LR": args.scale_lr, "TRIALS": args.trials,
+           "NUM_GPUS": processes, "PROXY": args.proxy, "SCALE_LR": args.scale_lr, "TRIALS": args.trials,
            "CATEGORIES": list(classes),
            "OPTIONS": list(_split_overrides(args.overrides)[1])}
     return CfgNode({**to_dict(settings), "RUN": run})

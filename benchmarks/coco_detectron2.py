@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+import functools
+import logging
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
-from detectron2.engine import launch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from benchmarks.coco_data import CocoData
-from benchmarks.coco_detectron2_parts import Trainer, register, register_as
+from benchmarks.coco_detectron2_parts import Trainer, register
 from benchmarks.coco_proof import prove
 from benchmarks.coco_weights import Weights
 from convert.detectron2_backbones import add_config
+from pretrain import distributed
 from pretrain.backbones import canonical_arch
 from pretrain.config import flatten
 from pretrain.errors import InputError, nearest
@@ -80,8 +83,17 @@ def adapt(cfg: CfgNode, settings, data: CocoData, weights: Weights, processes: i
     cfg.SOLVER.CHECKPOINT_PERIOD = settings.SOLVER.CHECKPOINT_PERIOD or cfg.SOLVER.CHECKPOINT_PERIOD
     cfg.SOLVER.AMP.ENABLED = settings.TRAIN.AMP
     cfg.SEED, cfg.OUTPUT_DIR = seed, str(work_dir)
+    on_this_device(cfg, processes)
+    BenchTrainer.log_period = settings.LOG_PERIOD
+
+
+def on_this_device(cfg: CfgNode, processes: int) -> None:
+    """Without GPUs: on the CPU, where torch's SyncBN refuses to run on several processes."""
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+        for section in (cfg.MODEL.RESNETS, cfg.MODEL.TIMM):
+            if processes > 1:
+                section.NORM = section.NORM.replace("SyncBN", "BN")
 
 
 def set_data(cfg: CfgNode, data: CocoData) -> None:
@@ -97,35 +109,53 @@ class BenchTrainer(Trainer):
     numbers = False
 
 
-def train_and_test(cfg: CfgNode, stop: StopSignal, processes: int = 1) -> int:
+def train_and_test(cfg: CfgNode, stop: StopSignal) -> int:
     """Train (or go on) to the end and write the detections of the test set; returns the iterations done.
 
     Raises Stopped after saving when a signal asked for it, InputError if the loss is not finite.
     """
-    sets = [(name, MetadataCatalog.get(name).json_file, MetadataCatalog.get(name).image_root)
-            for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
-    if processes > 1:
-        launch(_process, processes, dist_url="auto", args=(cfg, sets))
-        return cfg.SOLVER.MAX_ITER
-    return _process(cfg, sets, stop)
+    if distributed.world_size() > 1:
+        _local_group()
+    with _logged(Path(cfg.OUTPUT_DIR)):
+        seed_all_rng(cfg.SEED + comm.get_rank())
+        BenchTrainer.signal = stop
+        trainer = BenchTrainer(cfg)
+        trainer.resume_or_load(resume=True)
+        if trainer.start_iter == 0:
+            prove_backbone(trainer.model, cfg)
+        try:
+            trainer.train()
+        except FloatingPointError as error:
+            raise InputError(diverged(error)) from None
+        return trainer.iter
 
 
-def _process(cfg: CfgNode, sets: list[tuple[str, str, str]], stop: StopSignal | None = None) -> int:
-    """One process's part; `sets` are registered anew where the process was spawned."""
-    for name, json_file, images in sets:
-        register_as(name, Path(json_file), Path(images))
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
-    seed_all_rng(cfg.SEED + comm.get_rank())
-    BenchTrainer.signal = stop
-    trainer = BenchTrainer(cfg)
-    trainer.resume_or_load(resume=True)
-    if trainer.start_iter == 0:
-        prove_backbone(trainer.model, cfg)
+def diverged(error: FloatingPointError) -> str:
+    """What to do about a loss that is not finite, in one line."""
+    return f"{str(error).splitlines()[0]} Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS"
+
+
+@functools.cache  # once a process
+def _local_group() -> None:
+    """What detectron2's own launcher does in every process it starts, beside joining the group."""
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+@contextlib.contextmanager
+def _logged(folder: Path) -> Iterator[None]:
+    """detectron2's log on the terminal, and this run's part of it in its own `log.txt`.
+
+    Its `setup_logger` would add one more terminal for every folder: each trial's lines would appear once more.
+    """
+    logger = setup_logger(distributed_rank=comm.get_rank())  # remembered by detectron2: one terminal a process
+    file = logging.FileHandler(folder / (f"log.txt.rank{comm.get_rank()}" if comm.get_rank() else "log.txt"))
+    file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"))
+    logger.addHandler(file)
     try:
-        trainer.train()
-    except FloatingPointError as error:
-        raise InputError(f"{str(error).splitlines()[0]} Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS") from None
-    return trainer.iter
+        yield
+    finally:
+        logger.removeHandler(file)
+        file.close()
 
 
 def prove_backbone(model: torch.nn.Module, cfg: CfgNode) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import OrderedDict
@@ -18,7 +19,7 @@ from detectron2.data import (
 )
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import TrainingSampler
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, HookBase, defaults
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import build_optimizer
@@ -26,7 +27,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 
 from benchmarks.coco_eval import evaluate
-from pretrain import distributed
+from benchmarks.coco_launch import any_rank
 from pretrain.errors import Stopped
 from pretrain.rundir import StopSignal
 
@@ -64,16 +65,9 @@ class StopHook(HookBase):
 
     def after_step(self) -> None:
         done, total = self.trainer.iter + 1, self.trainer.max_iter
-        if self.signal and _any_rank(self.signal.received) and done < total:
+        if self.signal and any_rank(self.signal.received) and done < total:
             self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
             raise Stopped(f"saved at iteration {done} of {total} in {self.trainer.cfg.OUTPUT_DIR}")
-
-
-def _any_rank(flag: bool) -> bool:
-    if distributed.world_size() == 1:
-        return flag
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    return bool(distributed.all_reduce_sum(torch.tensor(int(flag), device=device)).item())
 
 
 class DetectionWriter(COCOEvaluator):
@@ -100,9 +94,16 @@ class Trainer(DefaultTrainer):
 
     numbers = True  # evaluate after testing, not only write the detections
     signal: StopSignal | None = None
+    log_period = 20  # iterations
+
+    def __init__(self, cfg):
+        with _ddp_on_any_device():
+            super().__init__(cfg)
 
     def build_hooks(self) -> list[HookBase]:
         *others, writer = super().build_hooks()
+        if comm.is_main_process():
+            writer._period = self.log_period
         return [*others, StopHook(self.signal), writer]
 
     @classmethod
@@ -133,6 +134,18 @@ class Trainer(DefaultTrainer):
                                      self.cfg.SEED)
             self._trainer.data_loader = build_detection_train_loader(self.cfg, dataset=images, sampler=sampler)
             self._trainer._data_loader_iter_obj = None
+
+
+@contextlib.contextmanager
+def _ddp_on_any_device() -> Iterator[None]:
+    """detectron2 always names a GPU to DistributedDataParallel, which refuses that for a model on the CPU."""
+    wrap = defaults.create_ddp_model
+    if not torch.cuda.is_available():
+        defaults.create_ddp_model = partial(wrap, device_ids=None)
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = wrap
 
 
 def register(split: str, json_file: Path, images: Path) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +14,10 @@ from mmengine.runner import Runner
 from benchmarks.coco_data import CocoData
 from benchmarks.coco_mmdet_parts import StopHook, readable_checkpoints
 from benchmarks.coco_weights import Weights
-from pretrain.errors import InputError, Stopped, nearest
+from pretrain import distributed
+from pretrain.errors import InputError, nearest
 from pretrain.rundir import StopSignal
 
-ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = {"MobileNetV2": lambda backbone: "mobilenetv2_100", "TimmBackbone": lambda backbone: backbone.arch,
                  "ResNet": lambda backbone: f"resnet{backbone.depth}"}
 
@@ -102,6 +100,9 @@ def set_batch(cfg: Config, processes: int) -> None:
         raise InputError(f"a batch of {cfg.auto_scale_lr.base_batch_size} images does not divide over {processes} "
                          "processes: set SOLVER.IMS_PER_BATCH or --num-gpus")
     cfg.train_dataloader.batch_size = cfg.auto_scale_lr.base_batch_size // processes
+    norm = cfg.model.backbone.get("norm_cfg")
+    if processes > 1 and not torch.cuda.is_available() and norm:
+        norm.type = norm.type.replace("SyncBN", "BN")  # torch's SyncBN refuses the CPU
 
 
 def set_data(cfg: Config, data: CocoData, work_dir: Path) -> None:
@@ -121,26 +122,12 @@ def set_backbone(cfg: Config, file: Path) -> None:
     cfg.custom_hooks = [*cfg.get("custom_hooks", []), dict(type="BackboneProofHook", file=str(file))]
 
 
-def train_and_test(cfg: Config, stop: StopSignal, processes: int = 1) -> int:
+def train_and_test(cfg: Config, stop: StopSignal) -> int:
     """Train (or go on) to the end and write the detections of the test set; returns the iterations done.
 
-    Several processes run `tools/train_mmdet.py` under torchrun on the config written to the work directory.
     Raises Stopped after saving when a signal asked for it.
     """
-    if processes > 1:
-        file = Path(cfg.work_dir) / "recipe.py"
-        cfg.dump(file)
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        code = subprocess.run([*launch, str(ROOT / "tools" / "train_mmdet.py"), str(file), "--launcher", "pytorch",
-                               "--resume"], cwd=ROOT).returncode
-        if stop.received:
-            raise Stopped(f"the processes were told to stop; see {cfg.work_dir}")
-        if code:
-            raise InputError(f"training on {processes} processes ended with exit code {code}; its log lies in "
-                             f"{cfg.work_dir}")
-        return cfg.train_cfg.max_iters
-    runner = run(cfg, stop)
-    return runner.iter
+    return run(cfg, stop, "pytorch" if distributed.world_size() > 1 else "none").iter
 
 
 def run(cfg: Config, stop: StopSignal, launcher: str = "none", test: bool = True) -> Runner:
@@ -149,13 +136,16 @@ def run(cfg: Config, stop: StopSignal, launcher: str = "none", test: bool = True
     cfg.launcher = launcher
     if not torch.cuda.is_available():
         cfg.env_cfg.dist_cfg = dict(backend="gloo")
+        cfg.model_wrapper_cfg = dict(  # mmengine names a GPU to it, which it refuses for a model on the CPU
+            type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False,
+            find_unused_parameters=cfg.get("find_unused_parameters", False))
     cfg.experiment_name = f"{Path(cfg.work_dir).name}_{os.getpid()}_{id(cfg)}"  # mmengine keeps globals by this name
     cfg.visualizer = ConfigDict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")],
                                 name=cfg.experiment_name)
     level, cfg.log_level = cfg.log_level, "WARNING"  # the config and every parameter's options lie in the work dir
     with readable_checkpoints():
         runner = Runner.from_cfg(cfg)
-        for part in (runner.logger, *runner.logger.handlers):
+        for part in (runner.logger, *runner.logger.handlers) if distributed.is_main() else ():
             part.setLevel(level)
         runner.logger.addFilter(lambda record: not record.getMessage().startswith("paramwise_options"))
         runner.register_hook(StopHook(stop))

@@ -25,8 +25,8 @@ from mmengine.logging import HistoryBuffer  # noqa: E402
 from mmengine.model import is_model_wrapper  # noqa: E402
 from mmengine.runner.loops import _InfiniteDataloaderIterator  # noqa: E402
 
+from benchmarks.coco_launch import any_rank  # noqa: E402
 from benchmarks.coco_proof import prove  # noqa: E402
-from pretrain import distributed  # noqa: E402
 from pretrain.errors import InputError, Stopped  # noqa: E402
 from pretrain.rundir import StopSignal  # noqa: E402
 
@@ -109,6 +109,20 @@ class BackboneProofHook(Hook):
 
 
 @HOOKS.register_module()
+class SameClassesHook(Hook):
+    """A detector's head of other categories than the data's would be loaded with no more than a warning."""
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        trained = (checkpoint.get("meta", {}).get("dataset_meta") or {}).get("classes")
+        classes = runner.cfg.train_dataloader.dataset.get("metainfo", {}).get("classes")
+        if trained and classes and tuple(trained) != tuple(classes):
+            absent = [name for name in trained if name not in classes]
+            raise InputError(f"the checkpointed head knows {len(trained)} categories, the data has {len(classes)} or "
+                             f"another order (absent from the data: {', '.join(absent[:5]) or 'none'}): go on with the "
+                             "data it was trained on, or start from a backbone in another directory")
+
+
+@HOOKS.register_module()
 class FiniteLossHook(Hook):
     """A diverged training stops at once instead of spending the rest of the schedule on NaN."""
 
@@ -128,18 +142,11 @@ class StopHook(Hook):
         self.signal = signal
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if _any_rank(self.signal.received) and runner.iter + 1 < runner.max_iters:
+        if any_rank(self.signal.received) and runner.iter + 1 < runner.max_iters:
             for hook in runner.hooks:
                 if type(hook).__name__ == "CheckpointHook":
                     hook._save_checkpoint(runner)
             raise Stopped(f"saved at iteration {runner.iter + 1} of {runner.max_iters} in {runner.work_dir}")
-
-
-def _any_rank(flag: bool) -> bool:
-    if distributed.world_size() == 1:
-        return flag
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    return bool(distributed.all_reduce_sum(torch.tensor(int(flag), device=device)).item())
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import torch
 
 from benchmarks.coco_data import CocoData, Split
 from pretrain.checkpoint import write_json
@@ -22,16 +23,20 @@ BYTES_PER_CHECKPOINT = 600e6  # a Mask R-CNN R50-FPN with its momentum is about 
 KEPT = 3  # checkpoints on the disk at once, at most
 
 
-def check(data: CocoData, recipe: dict, schedule: dict, preprocess: dict, settings, out_dir: Path, num_gpus: int,
-          scale_lr: bool) -> list[str]:
-    """Run every check, print what was seen and doubted; returns the doubts. Raises InputError for faults."""
+def check(data: CocoData, recipe: dict, schedule: dict, preprocess: dict, settings, out_dir: Path, processes: int, *,
+          quiet: bool = False) -> list[str]:
+    """Run every check, print what was seen and doubted unless `quiet`; returns the doubts. Faults raise InputError."""
+    if settings.TRAIN.AMP:
+        amp_possible()
     for split in (data.train, data.val):
         sample_images(split)
     if recipe["mask"]:
         for split in (data.train, data.val):
             masks_present(split)
-    doubts = [*preprocessing(recipe, preprocess), *solver(recipe, schedule, num_gpus, scale_lr),
+    doubts = [*preprocessing(recipe, preprocess), *solver(recipe, schedule, processes),
               *(line for split in (data.train, data.val) for line in shapes(split)), *disk(schedule, recipe, out_dir)]
+    if quiet:
+        return doubts
     images = data.train.image_count
     print(f"data: {images} train and {data.val.image_count} val images, {len(data.classes)} classes")
     print(f"schedule: {schedule['max_iter']} iterations of {schedule['batch']} images "
@@ -41,6 +46,13 @@ def check(data: CocoData, recipe: dict, schedule: dict, preprocess: dict, settin
     for line in doubts:
         print(f"warning: {line}", file=sys.stderr)
     return doubts
+
+
+def amp_possible() -> None:
+    """Mixed precision needs a GPU in both frameworks. Raises InputError where there is none."""
+    if not torch.cuda.is_available():
+        raise InputError("mixed precision (--amp, TRAIN.AMP, SOLVER.AMP.ENABLED) needs a GPU, and this machine has "
+                         "none: leave it out")
 
 
 def sample_images(split: Split) -> None:
@@ -99,11 +111,12 @@ def preprocessing(recipe: dict, preprocess: dict) -> Iterator[str]:
                    f"{[round(v, 2) for v in wanted]}: change the recipe's pixel {name}")
 
 
-def solver(recipe: dict, schedule: dict, num_gpus: int, scale_lr: bool) -> Iterator[str]:
-    """Norm against GPUs, learning rate against batch, milestones inside the schedule."""
-    if recipe["norm"] == "SyncBN" and num_gpus <= 1:
-        yield (f"SyncBN on one process is plain BN over its {schedule['batch']} images: the published numbers are for "
-               "16 images over 8 GPUs")
+def solver(recipe: dict, schedule: dict, processes: int) -> Iterator[str]:
+    """Norm against processes, learning rate against batch, milestones inside the schedule."""
+    if recipe["norm"] == "SyncBN" and (processes == 1 or not torch.cuda.is_available()):
+        where = "one process" if processes == 1 else f"each of {processes} CPU processes"
+        yield (f"SyncBN on {where} is plain BN over its {schedule['batch'] // processes} images: the published numbers "
+               "are for 16 images over 8 GPUs")
     linear = recipe["lr"] * schedule["batch"] / recipe["batch"]
     if not math.isclose(schedule["lr"], linear, rel_tol=1e-6):
         yield (f"learning rate {schedule['lr']:g} for a batch of {schedule['batch']}: the linear rule gives "

@@ -1,4 +1,4 @@
-"""From `--weights` to a file that the framework loads: a checkpoint of any family, a seeded random network, or timm's.
+"""From `--weights` to a file that the framework loads: a checkpoint, a seeded random network, or supervised weights.
 
 Conversions are kept under `OUTPUT_DIR/weights`, named by the source's hash, and made once.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import timm
 import torch
+import torchvision
 from torch import Tensor
 
 from convert.reader import IMAGENET, Checkpoint, read_checkpoint
@@ -35,18 +36,19 @@ class Weights:
 def find_source(weights: str, arch: str | None, seed: int, out_dir: Path) -> tuple[Checkpoint, str]:
     """The backbone that `weights` names, in timm's names, and its family ("random" for a random network).
 
-    weights: a checkpoint file, "random" or "SUPERVISED" (timm's ImageNet weights, downloaded if not cached).
+    weights: a checkpoint file, "random", or "SUPERVISED": torchvision's first ImageNet weights, from which both
+        frameworks' own recipes start; timm's for a network that torchvision lacks. Downloaded if not cached.
     arch: required for the last two; otherwise the checkpoint's own, and an error if it differs.
     """
     if weights in (RANDOM, SUPERVISED):
         if not arch:
             raise InputError(f"--weights {weights} needs --arch, e.g. --arch resnet18")
         arch = canonical_arch(arch)
-        maker, name = (_random, f"random_{arch}_seed{seed}") if weights == RANDOM else (_supervised, f"timm_{arch}")
-        file = out_dir / "weights" / f"{name}.safetensors"
+        file = out_dir / "weights" / f"{weights.lower()}_{arch}_seed{seed}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_backbone(file, maker(arch, seed), arch=arch, method=weights.lower(),
-                      preprocess={**IMAGENET, "size": 224}, converted=f"made by --weights {weights}")
+        state, preprocess = _random(arch, seed) if weights == RANDOM else _supervised(arch)
+        save_backbone(file, state, arch=arch, method=weights.lower(), preprocess=preprocess,
+                      converted=f"made by --weights {weights}")
         return read_checkpoint(file), weights.lower()
     source = read_checkpoint(weights)
     if arch and canonical_arch(arch) != source.arch:
@@ -72,15 +74,27 @@ def prepare(weights: str, source: Checkpoint, family: str, framework: str, model
     return Weights(file, tensors, source.arch, source.preprocess, described)
 
 
-def _random(arch: str, seed: int) -> dict[str, Tensor]:
+def _random(arch: str, seed: int) -> tuple[dict[str, Tensor], dict]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_backbone(arch).state_dict()
+        return build_backbone(arch).state_dict(), {**IMAGENET, "size": 224}
 
 
-def _supervised(arch: str, seed: int) -> dict[str, Tensor]:
+def _supervised(arch: str) -> tuple[dict[str, Tensor], dict]:
+    """Tensors in timm's names and the preprocessing they were trained with."""
+    name = arch.replace("mobilenetv2_100", "mobilenet_v2")
     try:
-        return timm.create_model(arch, pretrained=True, num_classes=0).state_dict()
+        if name in torchvision.models.list_models(torchvision.models):
+            chosen = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+            chosen.get_state_dict(progress=False, check_hash=True)  # into torch's cache, where it is read from
+            file = Path(torch.hub.get_dir()) / "checkpoints" / Path(chosen.url).name
+            return read_checkpoint(file).state, {**IMAGENET, "size": 224}
+        model = timm.create_model(arch, pretrained=True, num_classes=0)
+    except InputError:
+        raise
     except Exception as error:  # noqa: BLE001  (hub and network libraries raise many kinds)
-        raise InputError(f"timm has no reachable ImageNet weights for {arch} ({str(error).splitlines()[0]}): pass a "
+        raise InputError(f"no ImageNet weights for {arch} can be reached ({str(error).splitlines()[0]}): pass a "
                          "downloaded file as --weights") from None
+    trained = timm.data.resolve_model_data_config(model)
+    return model.state_dict(), {"mean": list(trained["mean"]), "std": list(trained["std"]), "color_order": "RGB",
+                                "size": trained["input_size"][-1]}

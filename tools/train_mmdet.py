@@ -2,6 +2,7 @@
 
     python tools/train_mmdet.py configs/mmdet/mask_rcnn_r18_fpn_1x.py --weights last.pth --data coco --work-dir out
     torchrun --nproc_per_node 8 tools/train_mmdet.py CONFIG --launcher pytorch ...
+    srun --ntasks-per-node 8 python tools/train_mmdet.py CONFIG --launcher slurm ...
 
 Works without mmcv's compiled operators. `--weights` takes what `sslight convert` reads, or `random`; the conversion is
 kept in the work directory, named by the file's hash.
@@ -10,7 +11,6 @@ kept in the work directory, named by the file's hash.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -19,19 +19,23 @@ sys.path.insert(0, str(ROOT))
 
 from pretrain.errors import InputError, run_command  # noqa: E402
 
+LAUNCHERS = {"none": "none", "pytorch": "torchrun", "slurm": "slurm"}  # by mmdet's names
+
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    from mmengine.config import DictAction
-
-    from benchmarks import coco_data, coco_mmdet, coco_recipes, coco_weights
+    from benchmarks import coco_data, coco_launch, coco_preflight, coco_recipes, coco_weights
     from benchmarks.coco import DEFAULTS
     from benchmarks.coco_eval import evaluate
     from benchmarks.coco_result import read_detections
+    from pretrain import distributed
     from pretrain.config import load_config
     from pretrain.rundir import StopSignal
 
-    coco_recipes.framework_module("mmdet")
+    coco_mmdet = coco_recipes.framework_module("mmdet")
+    from mmengine.config import DictAction
+
+    processes = coco_launch.join(LAUNCHERS[args.launcher])
     cfg = coco_mmdet.load_config(args.config)
     if args.cfg_options:
         DictAction(["--cfg-options"], "changes")(None, changes := argparse.Namespace(), args.cfg_options)
@@ -40,22 +44,24 @@ def main(argv: list[str] | None = None) -> int:
     work_dir.mkdir(parents=True, exist_ok=True)
     cfg.work_dir, cfg.resume = str(work_dir), args.resume
     if args.amp:
+        coco_preflight.amp_possible()
         cfg.optim_wrapper.type = "AmpOptimWrapper"
     if args.data:
         data = coco_data.find(load_config(DEFAULTS, None, ["DATA.PATH_TO_DATA_DIR", args.data]))
         coco_mmdet.set_data(cfg, data, work_dir)
     if args.weights:
         arch = coco_mmdet.recipe_of(cfg)["arch"]
-        source, family = coco_weights.find_source(args.weights, arch, args.seed, work_dir)
-        coco_mmdet.set_backbone(cfg, coco_weights.prepare(args.weights, source, family, "mmdet", None, work_dir).file)
+        with coco_launch.main_first():
+            source, family = coco_weights.find_source(args.weights, arch, args.seed, work_dir)
+            weights = coco_weights.prepare(args.weights, source, family, "mmdet", None, work_dir)
+        coco_mmdet.set_backbone(cfg, weights.file)
     elif not args.resume and not cfg.load_from and not cfg.model.backbone.get("init_cfg"):
         raise InputError("no weights for the backbone: add --weights CKPT, or --weights random if that is meant")
-    coco_mmdet.set_batch(cfg, int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
-                         if args.launcher != "none" else 1)
+    coco_mmdet.set_batch(cfg, processes)
     cfg.randomness = dict(seed=args.seed)
     with StopSignal() as stop:
         coco_mmdet.run(cfg, stop, args.launcher)
-    if args.data and int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
+    if args.data and distributed.is_main():
         mask = cfg.model.roi_head.get("mask_head") is not None
         for kind, file in coco_mmdet.detections(work_dir, mask).items():
             numbers = evaluate(data.val.content, read_detections(file), kind, keep_matches=False).numbers
@@ -74,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the work directory")
     parser.add_argument("--amp", action="store_true", help="automatic mixed precision")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="none")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override keys of the config")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser

@@ -30,20 +30,22 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.config_file:
         raise InputError("no recipe: add --config-file configs/detectron2/NAME.yaml")
-    if args.num_machines * args.num_gpus <= 1:
-        train(args, prepare(args))
+    cfg = prepare(args)  # also before several processes start, so that a fault is said once and a conversion made once
+    if args.num_machines * args.num_gpus > 1:
+        launch(_one_of_many, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
+               dist_url=args.dist_url, args=(args,))
     else:
-        cfg = prepare(args) if args.machine_rank == 0 or args.num_machines == 1 else None
-        launch(train, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
-               dist_url=args.dist_url, args=(args, cfg))
+        train(args, cfg)
     return 0
+
+
+def _one_of_many(args) -> None:
+    run_command(lambda: train(args, prepare(args)))
 
 
 def prepare(args):
     """The resolved config: overrides, data set, converted backbone."""
-    import torch
-
-    from benchmarks import coco_data, coco_detectron2, coco_weights
+    from benchmarks import coco_data, coco_detectron2, coco_preflight, coco_weights
     from benchmarks.coco import DEFAULTS
     from pretrain.config import load_config
 
@@ -56,11 +58,14 @@ def prepare(args):
     cfg = coco_detectron2.load_config(args.config_file, options)
     if folder:
         coco_detectron2.set_data(cfg, coco_data.find(load_config(DEFAULTS, None, [DATA_KEY, folder])))
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    else:
+        sets_present(cfg, evaluated_only=args.eval_only)
+    coco_detectron2.on_this_device(cfg, args.num_machines * args.num_gpus)
+    if cfg.SOLVER.AMP.ENABLED:
+        coco_preflight.amp_possible()
     recipe = coco_detectron2.recipe_of(cfg)
     out_dir, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
-    if not weights and not args.resume:
+    if not weights and not (args.resume and (out_dir / "last_checkpoint").is_file()):
         raise InputError("MODEL.WEIGHTS is empty: name a checkpoint, or MODEL.WEIGHTS random if that is meant")
     if weights and "://" not in weights and is_detectron2(weights):
         check_classes(weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
@@ -72,6 +77,20 @@ def prepare(args):
         cfg.MODEL.WEIGHTS = str(ready.file)
     cfg.freeze()
     return cfg
+
+
+def sets_present(cfg, evaluated_only: bool) -> None:
+    """detectron2's own data sets lie below DETECTRON2_DATASETS. Raises InputError for one that does not."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    for name in (*(() if evaluated_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+        if name not in DatasetCatalog.list():
+            raise InputError(f"detectron2 knows no data set '{name}': add {DATA_KEY} PATH, or register it")
+        known = MetadataCatalog.get(name)
+        place = Path(known.get("json_file") or known.get("dirname") or ".")
+        if not place.exists():
+            raise InputError(f"data set '{name}' not found: {place} is missing; set DETECTRON2_DATASETS to the folder "
+                             f"that holds it, or add {DATA_KEY} PATH (annotations/, train2017/, val2017/)")
 
 
 def is_detectron2(path: str) -> bool:
@@ -109,7 +128,6 @@ def train(args, cfg) -> None:
     from benchmarks.coco_detectron2_parts import Trainer
     from pretrain.rundir import StopSignal
 
-    cfg = cfg if cfg is not None else prepare(args)
     default_setup(cfg, args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
@@ -122,7 +140,10 @@ def train(args, cfg) -> None:
         trainer.resume_or_load(resume=args.resume)
         if trainer.start_iter == 0 and "://" not in cfg.MODEL.WEIGHTS:
             coco_detectron2.prove_backbone(trainer.model, cfg)
-        trainer.train()
+        try:
+            trainer.train()
+        except FloatingPointError as error:
+            raise InputError(coco_detectron2.diverged(error)) from None
         report(getattr(trainer, "_last_eval_results", {}))
 
 

@@ -109,3 +109,39 @@ def with_masks(detections: list[dict], height=200, width=240) -> list[dict]:
         coded = mask.encode(area)
         found.append({**entry, "segmentation": {"size": coded["size"], "counts": coded["counts"].decode()}})
     return found
+
+
+VOC = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+       "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+OBJECT = ("<object><name>{}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult><bndbox>"
+          "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>")
+
+
+def write_voc(root: Path, seed=0) -> Path:
+    """`VOC2007/` (trainval, test) and `VOC2012/` (trainval) in PASCAL VOC's layout: two objects an image; `root`.
+
+    Every one of the 20 classes is in every list.
+    """
+    rng = np.random.default_rng(seed)
+    number = 0
+    for year, lists in (("2007", ("trainval", "test")), ("2012", ("trainval",))):
+        folder = root / f"VOC{year}"
+        for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (folder / part).mkdir(parents=True)
+        for split in lists:
+            names = []
+            for pair in zip(VOC[::2], VOC[1::2], strict=True):
+                number += 1
+                picture = rng.integers(0, 60, (80, 128, 3), dtype=np.uint8)
+                objects = []
+                for place, name in enumerate(pair):
+                    x, y, side = 64 * place + int(rng.integers(0, 20)), int(rng.integers(0, 36)), 40
+                    picture[y:y + side, x:x + side] = rng.integers(120, 255, 3)
+                    objects.append(OBJECT.format(name, x + 1, y + 1, x + side, y + side))
+                names.append(f"{number:06d}")
+                cv2.imwrite(str(folder / "JPEGImages" / f"{names[-1]}.jpg"), picture)
+                (folder / "Annotations" / f"{names[-1]}.xml").write_text(
+                    f"<annotation><filename>{names[-1]}.jpg</filename><size><width>128</width><height>80</height>"
+                    f"<depth>3</depth></size>{''.join(objects)}</annotation>")
+            (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return root

@@ -32,16 +32,19 @@ def test_the_schedule_is_the_recipes_unless_settings_change_it():
     assert short["steps"] == [6000, 8000] and short["warmup"] == 100
 
 
-def test_doubts_say_what_to_change():
+def test_doubts_say_what_to_change(monkeypatch):
     schedule = resolve_schedule(RECIPE, settings(), False)
-    assert list(coco_preflight.solver(RECIPE, schedule, 8, False)) == []
-    assert "SyncBN" in next(coco_preflight.solver(RECIPE, schedule, 1, False))
-    halved = next(coco_preflight.solver(RECIPE, {**schedule, "batch": 8}, 8, False))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "each of 8 CPU processes is plain BN over its 2 images" in next(coco_preflight.solver(RECIPE, schedule, 8))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert list(coco_preflight.solver(RECIPE, schedule, 8)) == []
+    assert "SyncBN" in next(coco_preflight.solver(RECIPE, schedule, 1))
+    halved = next(coco_preflight.solver(RECIPE, {**schedule, "batch": 8}, 8))
     assert "0.01" in halved and "--scale-lr" in halved
-    late = next(coco_preflight.solver(RECIPE, {**schedule, "steps": [60000, 95000]}, 8, False))
+    late = next(coco_preflight.solver(RECIPE, {**schedule, "steps": [60000, 95000]}, 8))
     assert "95000" in late and "SOLVER.STEPS" in late
     with pytest.raises(InputError, match="do not rise"):
-        list(coco_preflight.solver(RECIPE, {**schedule, "steps": [8, 6]}, 8, False))
+        list(coco_preflight.solver(RECIPE, {**schedule, "steps": [8, 6]}, 8))
     assert list(coco_preflight.preprocessing(RECIPE, PREPROCESS)) == []
     half = {**PREPROCESS, "mean": [0.5] * 3, "color_order": "BGR"}
     assert ["BGR" in line or "127.5" in line for line in coco_preflight.preprocessing(RECIPE, half)] == [True, True]

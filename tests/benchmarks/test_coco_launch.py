@@ -1,0 +1,116 @@
+"""Several processes: what srun's environment means, faults of a wrong start, and real groups of two over gloo."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import coco_launch
+from benchmarks.result import read_result
+from pretrain.errors import InputError
+from tests.benchmarks.coco_sets import write_set
+from tests.benchmarks.coco_tiny import ROOT, tiny_detectron2, tiny_mmdet
+
+SRUN = {"SLURM_JOB_ID": "40123", "SLURM_PROCID": "11", "SLURM_NTASKS": "16", "SLURM_LOCALID": "3",
+        "SLURM_JOB_NODELIST": "gpu[07-08]", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}
+FULL = pytest.mark.skipif(not os.environ.get("SSLIGHT_FULL"), reason="SSLIGHT_FULL=1 runs the long forms")
+DETECTRON2 = pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed")
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """SLURM's own command for expanding node lists, as far as it is asked for here."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\n[ \"$3\" = 'gpu[07-08]' ] && printf 'gpu07\\ngpu08\\n'\n")
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_sruns_environment_becomes_torchruns(scontrol):
+    assert coco_launch.from_slurm(SRUN) == {
+        "RANK": "11", "WORLD_SIZE": "16", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "gpu07",
+        "MASTER_PORT": "20123"}
+    kept = coco_launch.from_slurm({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
+    assert (kept["MASTER_ADDR"], kept["MASTER_PORT"]) == ("10.0.0.1", "29500")
+    with pytest.raises(InputError, match="ntasks-per-node"):
+        coco_launch.from_slurm({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "8,7"})
+    with pytest.raises(InputError, match="set MASTER_ADDR"):
+        coco_launch.from_slurm({**SRUN, "SLURM_JOB_NODELIST": "elsewhere"})
+
+
+def test_a_wrong_start_is_said(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", *SRUN):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="start the command with `torchrun --nproc_per_node"):
+        coco_launch.processes("torchrun", 1)
+    with pytest.raises(InputError, match="SLURM_PROCID is not set: start the command with `srun"):
+        coco_launch.processes("slurm", 1)
+    with pytest.raises(InputError, match="--num-gpus 0"):
+        coco_launch.processes("none", 0)
+
+
+def check(out, log, iterations):
+    result = read_result(out)
+    assert result["iterations"] == iterations and result["config"]["settings"]["SOLVER"]["IMS_PER_BATCH"] == 0
+    assert result["schedule"]["batch"] == 2 and log.count("120 tensors equal") >= 1
+    assert "SyncBN on each of 2 CPU processes is plain BN over its 1 images" in log
+    assert len(result["detections"]) == 1
+    return result
+
+
+def arguments(framework, config, data, out, *more):
+    return [framework, "--task", "det", "--config", config, "--weights", "random", "--arch", "resnet18", *more,
+            "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out, "EVAL.BOOTSTRAP", "0"]
+
+
+def environment(**more):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
+
+
+def as_srun(words, tasks=2):
+    """Start the tasks as srun does, with its variables; returns their exit codes and what they printed together."""
+    started = [subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.coco", "--launcher", "slurm", "--framework",
+         *map(str, words)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=environment(SLURM_JOB_ID=str(os.getpid()), SLURM_PROCID=str(rank), SLURM_NTASKS=str(tasks),
+                        SLURM_LOCALID=str(rank), SLURM_JOB_NODELIST="localhost", MASTER_ADDR="127.0.0.1",
+                        SLURM_STEP_TASKS_PER_NODE=str(tasks))) for rank in range(tasks)]
+    printed = [process.communicate(timeout=400)[0] for process in started]
+    return [process.returncode for process in started], "".join(printed)
+
+
+def test_two_tasks_of_srun_train_one_mmdet_detector(tmp_path):
+    pytest.importorskip("mmdet", reason="comes with the mmdet extra")
+    data, config = write_set(tmp_path / "set"), tiny_mmdet("faster_rcnn_r18_fpn_1x", tmp_path, iterations=3)
+    codes, log = as_srun(arguments("mmdet", config, data, tmp_path / "out"))
+    assert codes == [0, 0], log
+    result = check(tmp_path / "out", log, 3)
+    assert result["config"]["framework_config"]["train_dataloader"]["batch_size"] == 1  # of the recipe's 2
+    assert log.count("written: ") == 1
+    # a fault that only the main process sees ends every task
+    (data / "val2017" / "000000000001.jpg").write_bytes(b"no picture")
+    codes, log = as_srun(arguments("mmdet", config, data, tmp_path / "out2"))
+    assert codes == [2, 2] and log.count("error: image cannot be read") == 1, log
+
+
+@FULL
+def test_two_gpus_of_one_machine_in_mmdet(run, tmp_path):
+    pytest.importorskip("mmdet", reason="comes with the mmdet extra")
+    data, config = write_set(tmp_path / "set"), tiny_mmdet("faster_rcnn_r18_fpn_1x", tmp_path, iterations=3)
+    done = run("-m", "benchmarks.coco", "--framework", *arguments("mmdet", config, data, tmp_path / "out",
+                                                                  "--num-gpus", 2))
+    check(tmp_path / "out", done.stdout + done.stderr, 3)
+
+
+@DETECTRON2
+def test_two_processes_in_detectron2(run, tmp_path):
+    data, config = write_set(tmp_path / "set"), tiny_detectron2("faster_rcnn_r18_fpn_1x", tmp_path, iterations=3)
+    done = run("-m", "benchmarks.coco", "--framework", *arguments("detectron2", config, data, tmp_path / "spread",
+                                                                  "--num-gpus", 2))
+    check(tmp_path / "spread", done.stdout + done.stderr, 3)
+    done = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m", "benchmarks.coco",
+               "--launcher", "torchrun", "--framework", *arguments("detectron2", config, data, tmp_path / "torchrun"))
+    check(tmp_path / "torchrun", done.stdout + done.stderr, 3)
