@@ -61,6 +61,10 @@ def write(out_dir: Path, args, settings, data: CocoData, weights: Weights, runs:
         per_category={kind: _mean_per_category(found[kind]) for kind in kinds},
         detections=[{kind: str(file.relative_to(out_dir)) for kind, file in run.files.items()} for run in runs],
         pictures=[str(picture.relative_to(out_dir)) for picture in pictures])
+    if len(runs) > 1:
+        for run in per_seed:
+            print(f"seed {run['seed']}: " + ", ".join(f"{kind} AP {run.get(f'{kind}_AP', math.nan):.2f}"
+                                                      for kind in kinds))
     for kind in kinds:
         print(f"{kind} AP {_shown(metrics, f'{kind}_AP')}, AP50 {_shown(metrics, f'{kind}_AP50')}")
     print(f"written: {path}")
@@ -80,5 +84,6 @@ def _mean_per_category(evaluations: list[Evaluation]) -> dict[str, float]:
 def _shown(metrics: dict, name: str) -> str:
     if name not in metrics:
         return "undefined"
-    interval = metrics[name]["interval"]
-    return f"{metrics[name]['value']:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+    metric = metrics[name]
+    return (f"{metric['value']:.2f}" + (f" +- {metric['std']:.2f}" if "std" in metric else "")
+            + (f" [{metric['interval'][0]:.2f}, {metric['interval'][1]:.2f}]" if metric["interval"] else ""))

@@ -22,11 +22,14 @@ NAME = "mmcv._ext"
 AVERAGE = 1  # mmcv's pool_mode; 0 is max
 
 
-def install() -> bool:
-    """Make `mmcv._ext` importable; True if it is this stand-in, False if mmcv's compiled operators are there."""
+def install(*, replace: bool = False) -> bool:
+    """Make `mmcv._ext` importable; True if it is this stand-in, False if mmcv's compiled operators are there.
+
+    replace: use the stand-in even there, to compare the two.
+    """
     loaded = sys.modules.get(NAME)
     if loaded is None:
-        if importlib.util.find_spec(NAME) is not None:
+        if importlib.util.find_spec(NAME) is not None and not replace:
             return False
         spec = ModuleSpec(NAME, _Loader(), origin=__file__)
         loaded = importlib.util.module_from_spec(spec)

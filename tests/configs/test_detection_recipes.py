@@ -140,6 +140,8 @@ def test_every_detectron2_config_takes_a_training_step(name):
         long = coco_detectron2.load_config(CONFIGS / "detectron2" / f"{name[:-2]}2x.yaml",
                                            ["MODEL.DEVICE", "cpu", "MODEL.VITDET.IMAGE_SIZE", "64"])
         assert cfg.MODEL == long.MODEL and cfg.INPUT == long.INPUT and long.SOLVER.MAX_ITER == 2 * cfg.SOLVER.MAX_ITER
+        long.SOLVER.MAX_ITER, long.SOLVER.STEPS = cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS
+        assert cfg.SOLVER == long.SOLVER
     torch.manual_seed(0)
     model = build_model(cfg)
     optimizer = Trainer.build_optimizer(cfg, model)

@@ -1,6 +1,7 @@
 """The stand-in for mmcv's compiled operators against slow references written from the operators' definitions."""
 
 import importlib.util
+import json
 import math
 
 import pytest
@@ -178,6 +179,55 @@ def test_cuda_equals_cpu(dtype):
     tolerance = 1e-5 if dtype == torch.float32 else 2e-3
     torch.testing.assert_close(outs[0], outs[1].cpu(), rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(grads[0], grads[1], rtol=tolerance, atol=tolerance)
+
+
+TRAINING = """
+import json, sys
+from convert.mmcv_ops import install
+assert install(replace=sys.argv[2] == "stand-in") == (sys.argv[2] == "stand-in")
+import numpy as np, torch
+import benchmarks.coco_mmdet_parts, convert.mmdet_backbones
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+cfg = Config.fromfile(sys.argv[1])
+init_default_scope("mmdet")
+torch.manual_seed(0)
+np.random.seed(0)
+model = MODELS.build(cfg.model)
+model.init_weights()
+optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+model.train()
+losses = []
+for step in range(20):
+    sample = DetDataSample(metainfo=dict(img_shape=(96, 96), ori_shape=(96, 96), pad_shape=(96, 96),
+                                         scale_factor=(1, 1), batch_input_shape=(96, 96)))
+    mask = np.zeros((1, 96, 96), np.uint8)
+    x, y = 4 * (step % 5), 3 * (step % 7)
+    mask[0, y:y + 48, x:x + 56] = 1
+    sample.gt_instances = InstanceData(bboxes=torch.tensor([[x, y, x + 56.0, y + 48.0]]),
+                                       labels=torch.tensor([step % 3]), masks=BitmapMasks(mask, 96, 96))
+    image = torch.randint(0, 60, (3, 96, 96), dtype=torch.uint8)
+    image[step % 3, y:y + 48, x:x + 56] = 255
+    found = model.train_step({"inputs": [image], "data_samples": [sample]}, optimizer)
+    losses.append([float(found[name]) for name in ("loss", "loss_rpn_cls", "loss_cls", "loss_bbox", "loss_mask")])
+print("LOSSES", json.dumps(losses))
+"""
+
+
+@pytest.mark.skipif(STAND_IN, reason="mmcv's compiled operators are not installed")
+def test_a_training_has_the_losses_of_the_compiled_operators(run, tmp_path):
+    from tests.benchmarks.coco_tiny import tiny_mmdet
+
+    config = tiny_mmdet("mask_rcnn_r18_fpn_1x", tmp_path)
+    printed = {which: run("-c", TRAINING, config, which).stdout for which in ("compiled", "stand-in")}
+    compiled, stand_in = (torch.tensor(json.loads(text.split("LOSSES ")[1])) for text in printed.values())
+    assert compiled.shape == (20, 5) and compiled[-1, 0] < compiled[0, 0]
+    torch.testing.assert_close(stand_in, compiled, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not STAND_IN, reason="mmcv's compiled operators are installed and used")
