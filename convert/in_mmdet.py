@@ -42,7 +42,7 @@ def build(arch: str, init: dict | None = None) -> torch.nn.Module:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """mmengine prints one line per initialised tensor."""
     from mmengine.logging import MMLogger
 
@@ -67,7 +67,7 @@ def features(path: Path, checkpoint: Checkpoint, images: Tensor, *, prefix: str 
 
     init = {"type": "Pretrained", "checkpoint": str(path), **({"prefix": prefix} if prefix else {})}
     backbone = build(checkpoint.arch, init)
-    with _quiet():
+    with quiet():
         backbone.init_weights()
     tensors = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     check_loaded("mmdet's Pretrained init", backbone.state_dict(),
