@@ -1,0 +1,69 @@
+"""The diffs of docs/extending/ apply to this tree and do what their pages say."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.convert.family_files import CASES, under
+from tests.docs.pages import ROOT, blocks
+
+FOLDERS = ("pretrain", "convert", "benchmarks", "configs", "tests")
+
+
+@pytest.fixture
+def extended(tmp_path):
+    """A function: page -> a copy of the project with the page's diff applied; it runs commands there."""
+
+    def make(page: str):
+        tree = tmp_path / "tree"
+        for name in FOLDERS:
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "sslight.py", tree)
+        [diff] = blocks(ROOT / "docs" / "extending" / f"{page}.md", "diff")
+        subprocess.run(["git", "apply", "-"], cwd=tree, input=diff, text=True, check=True)
+        env = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+
+        def run(*words):
+            done = subprocess.run([sys.executable, *map(str, words)], cwd=tree, env=env, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
+        return run
+    return make
+
+
+def test_the_new_method_trains_and_converts(extended, image_folder, tmp_path):
+    run, out = extended("method"), tmp_path / "out"
+    run("-m", "pretrain", "--cfg", "configs/pretrain/simclr_cnn.yaml", "MODEL.BACKBONE_ARCH", "resnet18",
+        "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", out, "VIEWS.GLOBAL_SIZE", "40", "TRAIN.BATCH_SIZE", "8",
+        "SOLVER.TOTAL_EPOCHS", "1", "SOLVER.WARMUP_EPOCHS", "0", "SIMCLR.HIDDEN_SIZE", "32", "KNN.PERIOD", "0",
+        "DATA.WORKERS", "0")
+    assert (out / "backbone.safetensors").exists()
+    said = run("-m", "sslight", "convert", out / "checkpoints" / "last.pth", "--to", "torchvision", "-o",
+               tmp_path / "r18.pth")
+    assert "network (simclr): resnet18" in said
+
+
+def test_the_new_family_is_recognised_and_its_heads_are_dropped_by_name(extended, tmp_path):
+    state = CASES["torchvision training resnet18"][2]().state
+    torch.save({"epoch": 1, "model": under("module.", {
+        **under("backbone.", state), "projector.0.weight": torch.randn(4, 4), "bn.running_mean": torch.randn(4)})},
+        tmp_path / "checkpoint.pth")
+    said = extended("family")("-m", "sslight", "convert", tmp_path / "checkpoint.pth", "--to", "timm", "-o",
+                              tmp_path / "backbone.safetensors")
+    assert "barlow-twins: " in said and "2 projector and its norm" in said and "difference 0" in said
+
+
+def test_the_new_framework_gets_its_file_and_its_snippet(extended, tmp_path):
+    state = CASES["torchvision training resnet18"][2]().state
+    torch.save(state, tmp_path / "r18.pth")
+    extended("framework")("-m", "sslight", "convert", tmp_path / "r18.pth", "--to", "mmseg", "-o",
+                          tmp_path / "mmseg.pth")
+    written = torch.load(tmp_path / "mmseg.pth", weights_only=True)
+    assert all(torch.equal(written[key], value) for key, value in state.items())
+    assert "type='ResNet', depth=18" in (tmp_path / "mmseg.py").read_text()
