@@ -61,15 +61,16 @@ def shrink(words: list[str], place) -> list[str]:
              for previous, word in zip(["", *words], words, strict=False)]
     text = " ".join(words)
     if "bench coco" in text:
-        return words + coco_recipe(words, place)
+        at = words.index("--framework")
+        return [*words[:at], "--config", coco_recipe(words, place), *words[at:], "EVAL.BOOTSTRAP", "10"]
     return words + next((extra.split() for start, extra in SMALLER.items() if start in text), [])
 
 
-def coco_recipe(words: list[str], place) -> list[str]:
+def coco_recipe(words: list[str], place) -> str:
     task = "faster" if words[words.index("--task") + 1] == "det" else "mask"
     make = tiny_mmdet if "mmdet" in words else tiny_detectron2
     (place / "recipes").mkdir(exist_ok=True)
-    return ["--config", str(make(f"{task}_rcnn_r18_fpn_1x", place / "recipes")), "EVAL.BOOTSTRAP", "10"]
+    return str(make(f"{task}_rcnn_r18_fpn_1x", place / "recipes"))
 
 
 def run_command(line: str, place) -> None:
