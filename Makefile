@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: install demo test test-full
+.PHONY: install demo test test-full faults
 
 install: $(VENV)/.installed
 
@@ -27,3 +27,7 @@ test: install
 # Everything `make test` leaves out for time: the whole evaluation matrix.
 test-full: install
 	OMP_NUM_THREADS=1 SSLIGHT_FULL=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=15
+
+# Kill, cut, fill, starve and feed garbage to every command, in the full numbers; one table of what survived.
+faults: install
+	$(BIN)/python -m tests.faults
