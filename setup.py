@@ -38,6 +38,7 @@ setup(
         "tensorboard>=2.16",
         "matplotlib>=3.8",
         "jinja2>=3.1",
+        "argcomplete>=3.5",
     ],
     extras_require={**EXTRAS, "all": sorted({name for extra in EXTRAS.values() for name in extra})},
     entry_points={"console_scripts": ["sslight=sslight:main"]},

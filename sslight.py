@@ -1,30 +1,55 @@
-"""The umbrella command: `sslight pretrain | convert | bench | report | pack | demo`. Imports a part only to run it."""
+"""The umbrella command: `sslight pretrain | convert | bench | report | pack | demo`. Imports a part only to run it.
+
+`--help` and shell completion import the parser of a command, not what it runs: they need no torch.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import os
 import sys
+from dataclasses import dataclass
 
-from pretrain.errors import EXIT_BAD_INPUT, EXIT_DONE, nearest, run_command
+from pretrain.errors import EXIT_BAD_INPUT, EXIT_DONE, Parser, nearest, run_command
 
-COMMANDS = {
-    "pretrain": ("pretrain.train", "pre-train a backbone without labels: images in, run directory out"),
-    "convert": ("convert.convert_ckpt", "turn a checkpoint of any family into a verified file for a framework"),
-    "bench": (None, "measure a checkpoint downstream: knn, linear, semisup, coco"),
-    "report": ("benchmarks.report", "one page over many results, beside the published numbers"),
-    "pack": ("pretrain.pack", "convert a data directory between class folders, HDF5 and tar shards"),
-    "demo": ("benchmarks.demo", "the whole road on real handwritten digits, in about fifteen minutes"),
-}
+
+@dataclass(frozen=True)
+class Command:
+    """`main`: the module whose `main(argv)` runs it; `parser`: module:function of its arguments, quick to import."""
+
+    text: str
+    main: str
+    parser: str
+
+
 BENCHMARKS = {
-    "knn": ("benchmarks.knn", "weighted k-NN on frozen features"),
-    "linear": ("benchmarks.linear", "linear classification on frozen features"),
-    "semisup": ("benchmarks.semisup", "fine-tuning on 1%, 10% or all of the labels"),
-    "coco": ("benchmarks.coco", "detection and instance segmentation in mmdet or detectron2"),
+    "knn": Command("weighted k-NN on frozen features", "benchmarks.knn", "benchmarks.settings:knn"),
+    "linear": Command("linear classification on frozen features", "benchmarks.linear", "benchmarks.settings:linear"),
+    "semisup": Command("fine-tuning on 1%, 10% or all of the labels", "benchmarks.semisup",
+                       "benchmarks.settings:semisup"),
+    "coco": Command("detection and instance segmentation in mmdet or detectron2", "benchmarks.coco",
+                    "benchmarks.coco_options:parser"),
+}
+COMMANDS = {
+    "pretrain": Command("pre-train a backbone without labels: images in, run directory out", "pretrain.train",
+                        "pretrain.command_line:pretrain"),
+    "convert": Command("turn a checkpoint of any family into a verified file for a framework", "convert.convert_ckpt",
+                       "convert.convert_ckpt:parser"),
+    "bench": BENCHMARKS,
+    "report": Command("one page over many results, beside the published numbers", "benchmarks.report",
+                      "benchmarks.report:parser"),
+    "pack": Command("convert a data directory between class folders, HDF5 and tar shards", "pretrain.pack",
+                    "pretrain.command_line:pack"),
+    "demo": Command("the whole road on real handwritten digits, in about fifteen minutes", "benchmarks.demo",
+                    "benchmarks.demo:parser"),
 }
 
 
-def usage(program: str, commands: dict[str, tuple[str | None, str]]) -> str:
-    lines = "\n".join(f"  {name:<10}{text}" for name, (_, text) in commands.items())
+def usage(program: str, commands: dict) -> str:
+    texts = {name: f"measure a checkpoint downstream: {', '.join(command)}" if isinstance(command, dict)
+             else command.text for name, command in commands.items()}
+    lines = "\n".join(f"  {name:<10}{text}" for name, text in texts.items())
     return (f"usage: {program} COMMAND ...\n\ncommands:\n{lines}\n\n"
             f"example:\n  {program} {next(iter(commands))} --help\n")
 
@@ -33,19 +58,47 @@ def dispatch(arguments: list[str], program: str = "sslight", commands: dict | No
     """Hand the arguments to the command's own `main(argv)`; a wrong name is answered with the nearest one."""
     commands = COMMANDS if commands is None else commands
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage(program, commands))
+        print(usage(program, commands), file=sys.stdout if arguments else sys.stderr)
         return EXIT_DONE if arguments else EXIT_BAD_INPUT
     name, *rest = arguments
     if name not in commands:
         print(f"error: {program} has no command '{name}'{nearest(name, commands)}: use {', '.join(commands)}",
               file=sys.stderr)
         return EXIT_BAD_INPUT
-    if name == "bench" and commands is COMMANDS:
-        return dispatch(rest, "sslight bench", BENCHMARKS)
-    return importlib.import_module(commands[name][0]).main(rest)
+    command = commands[name]
+    if isinstance(command, dict):
+        return dispatch(rest, f"{program} {name}", command)
+    if "-h" in rest or "--help" in rest:
+        parser_of(command).print_help()
+        return EXIT_DONE
+    return importlib.import_module(command.main).main(rest)
+
+
+def parser_of(command: Command) -> Parser:
+    module, function = command.parser.split(":")
+    return getattr(importlib.import_module(module), function)()
+
+
+def complete() -> None:
+    """Answer the shell, and exit. Of all commands only the one typed so far is imported."""
+    import argcomplete
+
+    *_, typed, _ = argcomplete.split_line(os.environ["COMP_LINE"], int(os.environ["COMP_POINT"]))
+    root = here = argparse.ArgumentParser("sslight")
+    commands, words = COMMANDS, iter(typed[1:])
+    while isinstance(commands, dict):
+        chosen, sub = next(words, ""), here.add_subparsers()
+        for name in commands:
+            parents = [parser_of(commands[name])] if name == chosen and isinstance(commands[name], Command) else []
+            parser = sub.add_parser(name, parents=parents, add_help=not parents)
+            here = parser if name == chosen else here
+        commands = commands.get(chosen)
+    argcomplete.autocomplete(root)
 
 
 def main() -> None:
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could follow
+        complete()
     run_command(lambda: dispatch(sys.argv[1:]))
 
 

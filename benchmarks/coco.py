@@ -1,16 +1,6 @@
 """Object detection and instance segmentation from a backbone, in mmdet or detectron2: `sslight bench coco`.
 
-    sslight bench coco --framework mmdet --task seg --weights last.pth DATA.PATH_TO_DATA_DIR coco OUTPUT_DIR out
-
-`--task det` trains Faster R-CNN and gives the published table's box AP, `--task seg` Mask R-CNN and its mask AP. The
-recipe is chosen by framework, task, architecture, neck and schedule (configs/mmdet, configs/detectron2), or named by
---config. Trailing KEY VALUE pairs set the keys of DEFAULTS below, or, by their own names, keys of the framework's
-config. The same command goes on after an interruption. Writes `result.json`, the detections, and pictures.
-
---num-gpus N trains on N GPUs of this machine. On many machines, start the same command once per GPU:
-
-    torchrun --nnodes 2 --nproc_per_node 8 ... sslight.py bench coco --launcher torchrun --framework ...
-    srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 sslight bench coco --launcher slurm --framework ...
+What it can be told stands in coco_options.py. Writes `result.json`, the detections, and pictures.
 """
 
 from __future__ import annotations
@@ -23,44 +13,19 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from benchmarks import coco_data, coco_launch, coco_preflight, coco_result, coco_weights
-from benchmarks.coco_recipes import FRAMEWORKS, choose_recipe, framework_module, resolve_schedule
+from benchmarks.coco_options import DEFAULTS, parser
+from benchmarks.coco_recipes import choose_recipe, framework_module, resolve_schedule
 from pretrain import distributed
 from pretrain.backbones import canonical_arch
 from pretrain.config import flatten, load_config, to_dict
 from pretrain.errors import InputError, run_command
 from pretrain.rundir import StopSignal, open_run
 
-DEFAULTS = {
-    "SEED": 0,  # of the random parts of the detector, of a random backbone, and of the data's order
-    "OUTPUT_DIR": "",
-    "LOG_PERIOD": 20,  # iterations
-    "DATA": {
-        "PATH_TO_DATA_DIR": "",  # annotations/instances_{train,val}2017.json, train2017/, val2017/
-        "TRAIN_JSON": "",  # explicit places instead of that layout
-        "TRAIN_IMAGES": "",
-        "VAL_JSON": "",
-        "VAL_IMAGES": "",
-        "WORKERS": -1,  # loader processes per process; -1: the recipe's
-    },
-    "SOLVER": {  # 0 or empty: the recipe's
-        "IMS_PER_BATCH": 0,  # over all processes
-        "BASE_LR": 0.0,
-        "MAX_ITER": 0,
-        "STEPS": [],
-        "WARMUP_ITERS": -1,
-        "CHECKPOINT_PERIOD": 0,  # iterations
-    },
-    "TRAIN": {"AMP": False},
-    "EVAL": {
-        "BACKEND": "faster",  # faster (faster-coco-eval) or pycocotools
-        "BOOTSTRAP": 200,  # samples of the val images for the 95% intervals; 0: none
-    },
-}
 FREE = ("LOG_PERIOD", "DATA.WORKERS", "SOLVER.CHECKPOINT_PERIOD", "EVAL.", "OUTPUT_DIR", "RUN.TRIALS")  # of resuming
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_intermixed_args(argv)
+    args = parser().parse_intermixed_args(argv)
     started = time.time()
     args.overrides += ["TRAIN.AMP", "True"] * args.amp
     settings, framework_options = _split_overrides(args.overrides)
@@ -110,36 +75,6 @@ def main(argv: list[str] | None = None) -> int:
     if prepare_only:
         coco_launch.spread(main, sys.argv[1:] if argv is None else argv, processes)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sslight bench coco", description=__doc__.splitlines()[0],
-                                     epilog=__doc__.split("\n", 2)[2],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--framework", choices=FRAMEWORKS, required=True)
-    parser.add_argument("--task", choices=("det", "seg"), required=True,
-                        help="det: Faster R-CNN, box AP; seg: Mask R-CNN, mask AP")
-    parser.add_argument("--weights", required=True,
-                        help="a checkpoint that `sslight convert` reads, random, or SUPERVISED (torchvision's ImageNet "
-                             "ones; timm's where torchvision has none)")
-    parser.add_argument("--schedule", choices=("1x", "2x"), default="1x")
-    parser.add_argument("--arch", help="backbone; a checkpoint's own by default")
-    parser.add_argument("--neck", choices=("fpn", "p4p6", "c4", "vitdet"),
-                        help="default: fpn for ResNets, the published p4p6 for MobileNetV2, vitdet for ViTs")
-    parser.add_argument("--config", help="a recipe of the framework instead of the chosen one")
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N",
-                        help="processes on this machine, one per GPU (without GPUs they share the CPU)")
-    parser.add_argument("--launcher", choices=coco_launch.LAUNCHERS, default="none",
-                        help="what started this process as one of many, on one or more machines")
-    parser.add_argument("--amp", action="store_true", help="automatic mixed precision: TRAIN.AMP True")
-    parser.add_argument("--scale-lr", action="store_true", help="scale the learning rate with the batch, linearly")
-    parser.add_argument("--proxy", type=float, metavar="FRACTION", default=0.0,
-                        help="train on this fraction of the images with the schedule shortened to match")
-    parser.add_argument("--trials", type=int, default=1, help="repeat with this many seeds, SEED and up")
-    parser.add_argument("--show", type=int, metavar="N", default=0, help="pictures of predictions beside the truth")
-    parser.add_argument("--check", action="store_true", help="only the checks that every run begins with")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
-    return parser
 
 
 def _split_overrides(pairs: list[str]) -> tuple[CfgNode, list[str]]:

@@ -27,7 +27,6 @@ from pretrain import distributed
 from pretrain.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, Stopped, run_command
 from pretrain.rundir import StopSignal
 
-LAUNCHERS = ("none", "torchrun", "slurm")
 NEEDED = {"torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
           "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_NODELIST")}
 START = {"torchrun": "torchrun --nproc_per_node GPUS", "slurm": "srun --ntasks-per-node GPUS"}

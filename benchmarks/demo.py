@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import shlex
 import subprocess
@@ -11,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pretrain.errors import EXIT_DONE
+from pretrain.errors import EXIT_DONE, Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {"timm": "timm.safetensors", "torchvision": "torchvision.pth", "detectron2": "detectron2.pth",
@@ -44,11 +43,15 @@ def steps(out: Path) -> Iterator[tuple[str, list[str]]]:
     yield "report", ["-m", "benchmarks.report", out / "results", out / "pretrain", "-o", out / "report.html"]
 
 
+def parser() -> Parser:
+    made = Parser("sslight demo", __doc__.splitlines()[0], "sslight demo runs/demo")
+    made.add_argument("out", nargs="?", default="runs/demo", metavar="DIR",
+                      help="where everything goes (default: runs/demo)")
+    return made
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sslight demo", description=__doc__.splitlines()[0],
-                                     epilog="example: sslight demo runs/demo")
-    parser.add_argument("out", nargs="?", default="runs/demo", help="where everything goes (default: runs/demo)")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     started, spent = time.monotonic(), []
     for title, command in steps(Path(args.out).resolve()):
         words = [str(word) for word in command]

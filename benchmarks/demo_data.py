@@ -16,7 +16,6 @@ Whatever was chosen for the demo (data, method, schedule) was chosen there; val 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
 from pretrain.checkpoint import write_json
-from pretrain.errors import InputError, run_command
+from pretrain.errors import InputError, Parser, run_command
 
 VERSION = 1  # part of the fingerprint: raise it whenever the same settings give other pictures
 MARKER = "demo_data.json"
@@ -266,7 +265,8 @@ def _write_jpeg(path: Path, picture: np.ndarray) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_data", description=__doc__.splitlines()[0])
+    parser = Parser("python -m benchmarks.demo_data", __doc__.splitlines()[0],
+                    "python -m benchmarks.demo_data runs/demo/data")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tuning", action="store_true", help="split the train glyphs only, for choosing settings")

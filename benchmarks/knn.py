@@ -19,7 +19,9 @@ from benchmarks.labelled import describe, open_splits
 from benchmarks.metrics import accuracy_metrics, as_ranked, detail
 from benchmarks.neighbours import QUERIES, load_rows, nearest, vote
 from benchmarks.result import write_result
-from benchmarks.settings import FREE_KEYS, defaults, parse
+from benchmarks.settings import FREE_KEYS, parse
+from benchmarks.settings import KNN as DEFAULTS
+from benchmarks.settings import knn as command_line
 from benchmarks.spread import gather_rows, my_batches
 from benchmarks.weights import check_frozen, freeze, load_subject, state_hash
 from pretrain import distributed
@@ -28,20 +30,9 @@ from pretrain.errors import InputError, Stopped, run_command
 from pretrain.logs import Bar, RunLog
 from pretrain.rundir import StopSignal, open_run
 
-DEFAULTS = defaults({
-    "KNN": {
-        "K": [10, 20, 50, 100, 200],
-        "HEADLINE_K": 20,  # whose accuracy is the result's top1: named beforehand, not the best on val
-        "TEMPERATURE": 0.07,
-        "LEAVE_ONE_OUT": False,  # val against val
-        "FEATURE": "pooled",
-    },
-})
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    cfg, departures = parse("knn", "k-NN accuracy of frozen features: a checkpoint in, a result.json out.", DEFAULTS,
-                            argv, {"--loo": ("leave-one-out on val, as published", ("KNN.LEAVE_ONE_OUT", "True"))})
+    cfg, departures = parse(command_line(), DEFAULTS, argv)
     device = distributed.start()
     try:
         run(cfg, departures, device)

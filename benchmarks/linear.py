@@ -22,7 +22,9 @@ from benchmarks.labelled import Labelled, describe, open_splits
 from benchmarks.metrics import detail, hits
 from benchmarks.report_runs import per_seed, seed_metrics
 from benchmarks.result import write_result
-from benchmarks.settings import FREE_KEYS, TRAINING, defaults, parse
+from benchmarks.settings import FREE_KEYS, parse
+from benchmarks.settings import LINEAR as DEFAULTS
+from benchmarks.settings import linear as command_line
 from benchmarks.subsets import holdout
 from benchmarks.training import Job, Outcome, fit, predict
 from benchmarks.weights import Subject, check_frozen, freeze, load_subject, state_hash
@@ -32,22 +34,9 @@ from pretrain.errors import InputError, run_command
 from pretrain.logs import RunLog
 from pretrain.rundir import StopSignal, open_run
 
-DEFAULTS = defaults(TRAINING, {
-    "PROBE": {
-        "FEATURES": ["pooled"],  # see benchmarks/features.py; auto: all that suit the network
-        "LEARNING_RATES": [],  # one head each, per 256 images; empty: SOLVER.BASE_LR alone
-        "HOLDOUT": 0.0,  # part of every class of train that chooses among several heads; 0: a single head
-        "CACHED": False,  # logistic regression on features extracted once, instead of training on crops
-        "FLIPS": False,  # cached: mirrored images too
-        "PENALTIES": [1.0, 0.1, 0.01, 0.001, 1e-4, 1e-5],  # cached: the regularisation path
-        "STEPS": 200,  # cached: at most so many L-BFGS steps for each penalty
-    },
-})
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    cfg, departures = parse("linear", "Linear probe of frozen features: a checkpoint in, a result.json out.",
-                            DEFAULTS, argv)
+    cfg, departures = parse(command_line(), DEFAULTS, argv)
     check(cfg)
     device = distributed.start()
     try:

@@ -7,7 +7,6 @@ whatever is not alike is flagged instead of compared, and nothing is averaged ov
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -22,10 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks import report_plots
 from benchmarks.comparison import Entry, Published, Row, load, published, rows
-from pretrain.checkpoint import write_atomically
-from pretrain.errors import InputError, run_command
+from pretrain.errors import InputError, Parser, run_command
+from pretrain.files import write_atomically
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "configs" / "suites" / "published.yaml"
 HOW = ("Intervals of values are as the result files give them: bootstrap over the test images, and over the seeds "
@@ -35,16 +33,19 @@ COLUMNS = ("benchmark", "metric", "network", "value", "interval", "random", "ran
            "difference interval", "verdict", "differs", "protocol", "framework", "file")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="sslight report", description=__doc__.splitlines()[0],
-        epilog="example: sslight report runs/demo/results runs/demo/pretrain -o runs/demo/report.html")
-    parser.add_argument("places", nargs="+", metavar="DIR", help="folders with results, and run directories")
-    parser.add_argument("-o", "--output", nargs="+", default=[], metavar="FILE",
+def parser() -> Parser:
+    made = Parser("sslight report", "One page over many results, beside the published numbers.",
+                  "sslight report results runs/r18 -o report.html report.csv")
+    made.add_argument("places", nargs="+", metavar="DIR", help="folders with results, and run directories")
+    made.add_argument("-o", "--output", nargs="+", default=[], metavar="FILE",
                         help="files to write: .html, .md, .csv or .json")
-    parser.add_argument("--published", default=PUBLISHED, metavar="YAML", help="published numbers to put beside ours")
-    parser.add_argument("--title", default="Downstream results")
-    args = parser.parse_args(argv)
+    made.add_argument("--published", default=PUBLISHED, metavar="YAML", help="published numbers to put beside ours")
+    made.add_argument("--title", default="Downstream results")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
     report(args.places, args.output, Path(args.published), args.title)
     return 0
 
@@ -131,6 +132,8 @@ def to_html(title: str, found: Sequence[Row], entries: Sequence[Entry], beside: 
                                      undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": number, "span": span, "listed": listed, "verdict": verdict,
                             "pretty": lambda value: json.dumps(value, indent=1, ensure_ascii=False, default=str)}
+    from benchmarks import report_plots  # matplotlib is not needed for a table
+
     pictures = report_plots.draw_all(found, entries, runs)
     return environment.get_template("report.html.j2").render(
         title=title, rows=found, entries=entries, published=beside, faults=faults, how=HOW,

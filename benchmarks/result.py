@@ -23,10 +23,8 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
-from pretrain.checkpoint import write_json
 from pretrain.errors import InputError
+from pretrain.files import write_json
 
 SCHEMA = "sslight-result-1"
 BENCHMARKS = ("knn", "linear", "semisup", "finetune", "coco")
@@ -124,6 +122,8 @@ def _finite(value: object) -> bool:
 
 def environment() -> dict:
     """Versions of Python and of what is installed of PACKAGES, and the device."""
+    import torch
+
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

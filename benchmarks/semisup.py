@@ -20,7 +20,9 @@ from benchmarks.linear import single
 from benchmarks.metrics import detail
 from benchmarks.report_runs import per_seed, seed_metrics
 from benchmarks.result import write_result
-from benchmarks.settings import FREE_KEYS, TRAINING, defaults, parse
+from benchmarks.settings import FREE_KEYS, parse
+from benchmarks.settings import SEMISUP as DEFAULTS
+from benchmarks.settings import semisup as command_line
 from benchmarks.subsets import labelled_subset, write_list
 from benchmarks.training import Job, fit
 from benchmarks.weights import Subject, load_subject
@@ -30,24 +32,9 @@ from pretrain.errors import InputError, run_command
 from pretrain.logs import RunLog
 from pretrain.rundir import StopSignal, open_run
 
-DEFAULTS = defaults(TRAINING, {
-    "LABELS": {
-        "FRACTION": 0.1,  # of the training images; 1: fine-tuning on all
-        "LIST": "standard",  # a file of names; standard: the field's ImageNet lists, elsewhere a balanced draw
-    },
-    "HEAD": {
-        "KIND": "mlp",  # mlp (published) or linear
-        "FROM_DINO": True,  # hidden layers from DINO's projection head where the checkpoint has it
-        "HIDDEN_SIZE": 2048,  # without one
-        "LAYERS": 3,
-        "BN": True,
-    },
-})
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    cfg, departures = parse("semisup", "Fine-tune on few or all labels: a checkpoint in, a result.json out.",
-                            DEFAULTS, argv)
+    cfg, departures = parse(command_line(), DEFAULTS, argv)
     if cfg.HEAD.KIND not in ("mlp", "linear"):
         raise InputError(f"config key 'HEAD.KIND' wants mlp or linear, not {cfg.HEAD.KIND!r}")
     device = distributed.start()

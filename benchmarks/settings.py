@@ -1,8 +1,7 @@
-"""Configuration that every classification benchmark shares, and its command line: `--cfg FILE KEY VALUE...`."""
+"""What the classification benchmarks can be told: their keys, defaults and command lines. Needs no torch."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from pretrain.config import flatten, load_config, to_dict
-from pretrain.errors import InputError
+from pretrain.errors import InputError, Parser
 
 COMMON = {
     "PROTOCOL": "",  # the name in the result; by default the config file's
@@ -62,13 +61,6 @@ TRAINING = {
     },
 }
 
-# What may differ between two starts of one run: where things lie and how fast they go.
-FREE_KEYS = ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "WEIGHTS", "FEATURES.CACHE_DIR",
-             "TRAIN.LOG_PERIOD")
-# What may differ from a protocol's file without changing the protocol.
-OWN_KEYS = (*FREE_KEYS, "PROTOCOL", "SEEDS", "MODEL.BACKBONE_ARCH", "MODEL.NETWORK", "MODEL.INIT_SEED",
-            "DATA.NUM_CLASSES", "FEATURES.BATCH_SIZE", "FEATURES.DTYPE")
-
 
 def defaults(*parts: Mapping) -> dict:
     """COMMON with further sections; a section that occurs twice is merged."""
@@ -82,27 +74,91 @@ def defaults(*parts: Mapping) -> dict:
     return merged
 
 
-def parse(name: str, description: str, settings: Mapping, argv: Sequence[str] | None,
-          flags: Mapping[str, tuple[str, tuple[str, str]]] | None = None) -> tuple[CfgNode, dict]:
-    """The configuration of a command line, and what in it departs from its protocol's file: {key: value}.
+KNN = defaults({
+    "KNN": {
+        "K": [10, 20, 50, 100, 200],
+        "HEADLINE_K": 20,  # whose accuracy is the result's top1: named beforehand, not the best on val
+        "TEMPERATURE": 0.07,
+        "LEAVE_ONE_OUT": False,  # val against val
+        "FEATURE": "pooled",
+    },
+})
 
-    `flags` maps an option such as --loo to (its help, the KEY VALUE pair that it stands for).
-    """
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+LINEAR = defaults(TRAINING, {
+    "PROBE": {
+        "FEATURES": ["pooled"],  # see benchmarks/features.py; auto: all that suit the network
+        "LEARNING_RATES": [],  # one head each, per 256 images; empty: SOLVER.BASE_LR alone
+        "HOLDOUT": 0.0,  # part of every class of train that chooses among several heads; 0: a single head
+        "CACHED": False,  # logistic regression on features extracted once, instead of training on crops
+        "FLIPS": False,  # cached: mirrored images too
+        "PENALTIES": [1.0, 0.1, 0.01, 0.001, 1e-4, 1e-5],  # cached: the regularisation path
+        "STEPS": 200,  # cached: at most so many L-BFGS steps for each penalty
+    },
+})
+
+SEMISUP = defaults(TRAINING, {
+    "LABELS": {
+        "FRACTION": 0.1,  # of the training images; 1: fine-tuning on all
+        "LIST": "standard",  # a file of names; standard: the field's ImageNet lists, elsewhere a balanced draw
+    },
+    "HEAD": {
+        "KIND": "mlp",  # mlp (published) or linear
+        "FROM_DINO": True,  # hidden layers from DINO's projection head where the checkpoint has it
+        "HIDDEN_SIZE": 2048,  # without one
+        "LAYERS": 3,
+        "BN": True,
+    },
+})
+
+# What may differ between two starts of one run: where things lie and how fast they go.
+FREE_KEYS = ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "WEIGHTS", "FEATURES.CACHE_DIR",
+             "TRAIN.LOG_PERIOD")
+# What may differ from a protocol's file without changing the protocol.
+OWN_KEYS = (*FREE_KEYS, "PROTOCOL", "SEEDS", "MODEL.BACKBONE_ARCH", "MODEL.NETWORK", "MODEL.INIT_SEED",
+            "DATA.NUM_CLASSES", "FEATURES.BATCH_SIZE", "FEATURES.DTYPE")
+
+
+
+def knn() -> Parser:
+    parser = _parser("knn", "k-NN accuracy of frozen features: a checkpoint in, a result.json out.", "knn.yaml", KNN)
+    parser.add_argument("--loo", action="store_const", const=("KNN.LEAVE_ONE_OUT", "True"),
+                        help="leave-one-out on val, as published")
+    return parser
+
+
+def linear() -> Parser:
+    return _parser("linear", "Linear probe of frozen features: a checkpoint in, a result.json out.", "linear_cnn.yaml",
+                   LINEAR)
+
+
+def semisup() -> Parser:
+    return _parser("semisup", "Fine-tune on few or all labels: a checkpoint in, a result.json out.",
+                   "semi_1percent.yaml", SEMISUP)
+
+
+def _parser(name: str, description: str, config: str, settings: Mapping) -> Parser:
+    parser = Parser(
+        f"sslight bench {name}", description,
+        f"sslight bench {name} --cfg configs/classification/{config} WEIGHTS runs/r18/checkpoints/last.pth \\\n"
+        f"      DATA.PATH_TO_DATA_DIR $DATA OUTPUT_DIR results/r18/{Path(config).stem}",
+        epilog=f"On several GPUs: torchrun --nproc_per_node 8 -m benchmarks.{name} and the same arguments.\n"
+               "Every key and its default: benchmarks/settings.py.")
     parser.add_argument("--cfg", metavar="FILE", help="YAML configuration, e.g. one of configs/classification/")
-    for flag, (text, pair) in (flags or {}).items():
-        parser.add_argument(flag, action="append_const", const=pair, dest="pairs", help=text)
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="override configuration keys")
-    parser.set_defaults(pairs=[])
+    parser.add_overrides(settings)
+    return parser
+
+
+def parse(parser: Parser, settings: Mapping, argv: Sequence[str] | None) -> tuple[CfgNode, dict]:
+    """The configuration of a command line, and what in it departs from its protocol's file: {key: value}."""
     args = parser.parse_intermixed_args(argv)
-    overrides = [*args.overrides, *(word for pair in args.pairs for word in pair)]
+    overrides = [*args.overrides, *(getattr(args, "loo", None) or ())]
     cfg = load_config(settings, args.cfg, overrides)
     published = dict(flatten(to_dict(load_config(settings, args.cfg))))
     departures = {key: value for key, value in flatten(to_dict(cfg))
                   if value != published[key] and key not in OWN_KEYS}
     if not cfg.PROTOCOL:
         cfg.defrost()
-        cfg.PROTOCOL = Path(args.cfg).stem if args.cfg else name
+        cfg.PROTOCOL = Path(args.cfg).stem if args.cfg else parser.prog.split()[-1]
         cfg.freeze()
     _check(cfg)
     return cfg, departures

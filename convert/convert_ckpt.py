@@ -1,14 +1,11 @@
 """A checkpoint of any family in, a verified file for a framework out.
 
-  python convert/convert_ckpt.py SRC --to {timm,torchvision,detectron2,mmdet,onnx} -o OUT
-
 Every tensor is accounted for by a named rule; the file is read back, compared with the framework's full list of
 tensors, loaded by the framework where it is installed, and its features compared with the source network's.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +14,7 @@ if __name__ == "__main__":  # as a script, the project's root takes the place of
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from convert.support import FAMILIES, TARGETS, matrix_text
-from pretrain.errors import InputError, run_command
+from pretrain.errors import InputError, Parser, run_command
 
 
 def convert(src: Path | str, to: str, out: Path | str, *, family: str | None = None, arch: str | None = None,
@@ -44,10 +41,11 @@ def convert(src: Path | str, to: str, out: Path | str, *, family: str | None = N
                        verify_with and Path(verify_with), force, report and Path(report)))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="sslight convert", description=__doc__, epilog=matrix_text(),
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser("sslight convert", __doc__,
+                  "sslight convert runs/r18/checkpoints/last.pth --to mmdet -o r18_mmdet.pth",
+                  epilog=f"\n{matrix_text()}")
     made.add_argument("src", metavar="SRC", help=".pth, .pth.tar, .pt, .ckpt, .pkl or .safetensors")
     made.add_argument("--to", required=True, choices=TARGETS)
     made.add_argument("-o", "--out", required=True, metavar="OUT", help="the file to write")

@@ -1,4 +1,4 @@
-"""Files that survive: atomic writes, checked reads, the run's checkpoint and the exported backbone.
+"""Files that survive: checked reads, the run's checkpoint and the exported backbone.
 
 A checkpoint is a plain dict that `torch.load(weights_only=True)` reads. Required keys:
 `format` ("sslight-1"), `method`, `arch` (timm's name), `epoch`, `step`, `model` (state dict), `optimizer`, `rng`,
@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,37 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain.errors import InputError
+from pretrain.files import write_atomically, write_json  # noqa: F401  (both are this module's, too)
 
 FORMAT = "sslight-1"
-_UMASK = os.umask(0o022)
-os.umask(_UMASK)
 REQUIRED = ("format", "method", "arch", "epoch", "step", "model", "optimizer", "rng", "config", "preprocess",
             "networks")
-
-
-def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
-    """Call `write(temporary)`, flush to the disk and rename to `path`: readers see the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_UMASK)  # safetensors writes files that only their owner reads
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_json(path: Path | str, data: object) -> None:
-    """Write `data` as indented JSON, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n"))
 
 
 def sha256(path: Path | str) -> str:

@@ -8,7 +8,6 @@ same for every format: `sha256sum -c` reads it inside a class folder tree.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain import command_line
 from pretrain.errors import EXIT_DONE, InputError, Stopped, run_command
 from pretrain.index import Source, is_image
 from pretrain.logs import Bar
@@ -33,13 +33,7 @@ MAGIC = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG\r\n\x1a\n", ".png"), (b"GIF8", ".
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sslight pack", description=__doc__.splitlines()[0])
-    parser.add_argument("src", help="data directory with train and val in any of the three forms, or a URL of shards")
-    parser.add_argument("dst", type=Path, help="directory to write")
-    parser.add_argument("--to", required=True, choices=PACKERS)
-    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: those of train and val that are there")
-    parser.add_argument("--shard-images", type=int, default=10_000, metavar="N", help="images per shard (10000)")
-    args = parser.parse_args(argv)
+    args = command_line.pack().parse_args(argv)
     if args.shard_images < 1:
         raise InputError("--shard-images wants at least 1")
     if not is_url(args.src) and Path(args.src).resolve() == args.dst.resolve():

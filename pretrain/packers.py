@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain.command_line import FORMATS
 from pretrain.errors import InputError
 from pretrain.shards import ShardSource
 
@@ -206,4 +207,4 @@ def _member(name: str) -> str:
     return folder + slash + stem.replace(".", "%2E") + extension
 
 
-PACKERS = {"folder": FolderPacker, "h5": HDF5Packer, "shards": ShardPacker}
+PACKERS = dict(zip(FORMATS, (FolderPacker, HDF5Packer, ShardPacker), strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import time
@@ -14,7 +13,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain import distributed
+from pretrain import command_line, distributed
 from pretrain.checkpoint import backbone_state, load_checkpoint, save_backbone, sha256
 from pretrain.config import DEFAULTS, dump, flatten, load_config, to_dict
 from pretrain.data import Batch, CorruptCounter, TrainLoader, batches_per_epoch, to_device
@@ -40,22 +39,9 @@ FREE_KEYS = ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "DATA.MAX_CO
 
 COLLAPSED = 0.01  # std of unit-length outputs times sqrt(width): 1 spread over the sphere, 0 constant
 
-EPILOG = """""example:
-  python -m pretrain --cfg configs/pretrain/dino_cnn_sslight.yaml MODEL.BACKBONE_ARCH resnet18 \\
-      DATA.PATH_TO_DATA_DIR $IN1K OUTPUT_DIR runs/r18
-The same command started again continues the run. Every key and its default: pretrain/config.py."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pretrain", epilog=EPILOG,
-                                     description="Pre-train a backbone without labels: images in, run directory out.",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg", metavar="FILE", help="YAML configuration, e.g. one of configs/pretrain/")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="build everything, take one batch, print the resolved configuration, stop")
-    parser.add_argument("--show-views", metavar="PNG", help="write a picture of one batch of views, and stop")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="trailing overrides")
-    args = parser.parse_args(argv)
+    args = command_line.pretrain().parse_intermixed_args(argv)
     cfg = load_config(DEFAULTS, args.cfg, args.overrides, translate)
     if args.show_views:
         write_views(cfg, args.show_views)

@@ -25,8 +25,8 @@ LAUNCHERS = {"none": "none", "pytorch": "torchrun", "slurm": "slurm"}  # by mmde
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     from benchmarks import coco_data, coco_launch, coco_preflight, coco_recipes, coco_weights
-    from benchmarks.coco import DEFAULTS
     from benchmarks.coco_eval import evaluate
+    from benchmarks.coco_options import DEFAULTS
     from benchmarks.coco_result import read_detections
     from pretrain import distributed
     from pretrain.config import load_config

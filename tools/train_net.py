@@ -46,7 +46,7 @@ def _one_of_many(args) -> None:
 def prepare(args):
     """The resolved config: overrides, data set, converted backbone."""
     from benchmarks import coco_data, coco_detectron2, coco_preflight, coco_weights
-    from benchmarks.coco import DEFAULTS
+    from benchmarks.coco_options import DEFAULTS
     from pretrain.config import load_config
 
     options = list(args.opts)
