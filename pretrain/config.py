@@ -103,6 +103,7 @@ DEFAULTS = {
         "COMPILE": False,
         "AUTO_RESUME": True,
         "CHECKPOINT_FILE_PATH": "",  # start from this checkpoint
+        "ALLOW_CHANGES": False,  # go on under a recipe other than the one that the run or checkpoint began with
         "CHECKPOINT_PERIOD": 20,  # epochs between kept checkpoints; the last one is always kept
         "SAVE_SECONDS": 600.0,  # at most this much work is lost in a crash
         "JOINT_LINEAR_PROBE": False,

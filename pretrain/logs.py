@@ -32,11 +32,14 @@ class Bar:
     """Progress of something long: a bar when a person watches, plain lines now and then when not.
 
     total, initial: units of work in all and already done. `update(n, loss=0.5)` shows further figures beside it.
+    line_every: units between plain lines; 0: one every `line_seconds`.
     """
 
-    def __init__(self, total: int, label: str, unit: str = "it", initial: int = 0, line_seconds: float = 15.0):
+    def __init__(self, total: int, label: str, unit: str = "it", initial: int = 0, line_seconds: float = 15.0,
+                 line_every: int = 0):
         self.total, self.label, self.unit, self.done, self.initial = total, label, unit, initial, initial
         self.line_seconds, self.started, self.last_line = line_seconds, time.monotonic(), time.monotonic()
+        self.line_every = line_every
         self.bar = None
         if distributed.is_main() and sys.stderr.isatty():
             from tqdm import tqdm
@@ -49,13 +52,18 @@ class Bar:
             if figures:
                 self.bar.set_postfix({key: f"{value:.4g}" for key, value in figures.items()}, refresh=False)
             self.bar.update(n)
-        elif distributed.is_main() and time.monotonic() - self.last_line >= self.line_seconds:
+        elif distributed.is_main() and self._line_due(n):
             self.last_line = time.monotonic()
             rate = (self.done - self.initial) / max(self.last_line - self.started, 1e-9)
             left = (self.total - self.done) / max(rate, 1e-9)
             extra = "".join(f", {key} {value:.4g}" for key, value in figures.items())
             print(f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, "
                   f"{left:.0f} s left{extra}", flush=True)
+
+    def _line_due(self, n: int) -> bool:
+        if self.line_every:
+            return self.done // self.line_every > (self.done - n) // self.line_every
+        return time.monotonic() - self.last_line >= self.line_seconds
 
     def close(self) -> None:
         if self.bar is not None:

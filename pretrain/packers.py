@@ -84,7 +84,11 @@ class FolderPacker(Packer):
 
 
 class HDF5Packer(Packer):
-    """`split.h5`: a group per class, one encoded image per dataset."""
+    """`split.h5`: a group per class, one encoded image per dataset.
+
+    HDF5 has no journal: a kill while it overwrites its own metadata may cost the file. So metadata stays in memory from
+    one flush to the next, which closes the file and opens it anew to forget it; images only ever append.
+    """
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -93,7 +97,13 @@ class HDF5Packer(Packer):
     def _open(self, mode: str):
         import h5py
 
-        return h5py.File(self.file, mode)
+        file = h5py.File(self.file, mode)
+        if mode == "a":
+            cache = file.id.get_mdc_config()
+            cache.evictions_enabled = False
+            cache.incr_mode = cache.flash_incr_mode = cache.decr_mode = 0  # no evictions: no resizing either
+            file.id.set_mdc_config(cache)
+        return file
 
     def finished(self) -> bool:
         return (self.dst / f"{self.split}.h5").is_file()
@@ -101,7 +111,11 @@ class HDF5Packer(Packer):
     def resume(self, done: int) -> int:
         try:
             self.handle = self._open("a")
-        except OSError:  # killed in the middle of a write: HDF5 has no journal of its own
+            known = sum(1 for group in self.handle.values() for _ in group) if done else 0
+        except (OSError, RuntimeError, KeyError):  # killed in the middle of a flush
+            known = -1
+        if known < done:
+            self.close()
             self.file.unlink()
             self.handle, done = self._open("a"), 0
         return done
@@ -114,7 +128,8 @@ class HDF5Packer(Packer):
     def flush(self, last: bool) -> bool:
         due = super().flush(last)
         if due:
-            self.handle.flush()
+            self.handle.close()
+            self.handle = self._open("a")
         return due
 
     def close(self) -> None:

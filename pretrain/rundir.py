@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import yaml
@@ -20,11 +21,12 @@ from pretrain.errors import InputError
 
 
 @contextlib.contextmanager
-def open_run(cfg: CfgNode, free: Collection[str] = ()) -> Iterator[Path]:
+def open_run(cfg: CfgNode, free: Collection[str] = (), consent: str = "") -> Iterator[Path]:
     """Create or re-enter `cfg.OUTPUT_DIR`, write `config.yaml` there and hold the directory until the end.
 
     free: dotted keys, or "SECTION." prefixes, which may differ from the `config.yaml` that is already there because
-    they do not decide the result. Raises InputError if another recipe's run or another process owns the directory.
+    they do not decide the result. consent: dotted key of the flag that lets a run go on under another recipe.
+    Raises InputError if another recipe's run or another process owns the directory.
     """
     if not cfg.OUTPUT_DIR:
         raise InputError("OUTPUT_DIR is not set: add OUTPUT_DIR PATH to say where the run is kept")
@@ -36,32 +38,41 @@ def open_run(cfg: CfgNode, free: Collection[str] = ()) -> Iterator[Path]:
             try:
                 out_dir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_lock(out_dir))
-                _check_same_run(out_dir, cfg, tuple(free))
+                _check_same_run(out_dir, cfg, free, consent)
                 write_atomically(out_dir / "config.yaml", lambda temporary: temporary.write_text(dump(cfg)))
             except OSError as error:
                 raise InputError(f"cannot write to OUTPUT_DIR {out_dir}: {error.strerror}") from None
         yield out_dir
 
 
-def _check_same_run(out_dir: Path, cfg: CfgNode, free: tuple[str, ...]) -> None:
+def _check_same_run(out_dir: Path, cfg: CfgNode, free: Collection[str], consent: str) -> None:
     try:
-        old = dict(flatten(yaml.safe_load((out_dir / "config.yaml").read_text()) or {}))
+        old = yaml.safe_load((out_dir / "config.yaml").read_text()) or {}
+        check_same_recipe(f"OUTPUT_DIR {out_dir} belongs to a run", old, cfg, free, consent)
     except FileNotFoundError:
         foreign = [item.name for item in out_dir.iterdir() if item.suffix in (".pth", ".safetensors", ".json")
                    or item.name == "checkpoints"]
         if foreign:
             raise InputError(f"OUTPUT_DIR {out_dir} holds files of another run ({', '.join(sorted(foreign)[:3])}) "
                              "and no config.yaml: choose an empty directory") from None
-        return
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
         raise InputError(f"{out_dir / 'config.yaml'} is not readable: remove it or choose another OUTPUT_DIR") from None
-    new = dict(flatten(to_dict(cfg)))
+
+
+def check_same_recipe(what: str, old: Mapping, cfg: CfgNode, free: Collection[str], consent: str = "") -> None:
+    """Raise InputError naming the settings that differ from `old`, those of `what`; with consent, only warn of them."""
+    old, new = dict(flatten(old)), dict(flatten(to_dict(cfg)))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
                and not any(key == name or (name.endswith(".") and key.startswith(name)) for name in free)]
-    if changed:
-        named = "; ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
-        raise InputError(f"OUTPUT_DIR {out_dir} belongs to a run with another recipe ({named}): "
-                         "choose another directory, or start again with the old values")
+    if not changed:
+        return
+    text = f"{what} with another recipe ({'; '.join(f'{key} {old.get(key)!r} -> {new.get(key)!r}' for key in changed)})"
+    if not consent:
+        raise InputError(f"{text}: choose another directory, or start again with the old values")
+    if not new[consent]:
+        raise InputError(f"{text}: start again with the old values, choose another directory, or go on all the same "
+                         f"with {consent} True")
+    logging.getLogger(__name__).warning("%s; going on, as %s says", text, consent)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pretrain.config import to_dict
 from pretrain.errors import InputError
 from pretrain.logs import RunLog
 from pretrain.monitor import Objective
+from pretrain.rundir import check_same_recipe
 
 
 @dataclass
@@ -78,8 +80,11 @@ def preprocess(cfg: CfgNode) -> dict:
     return {"mean": list(cfg.DATA.MEAN), "std": list(cfg.DATA.STD), "color_order": "RGB", "size": cfg.VIEWS.GLOBAL_SIZE}
 
 
-def resume(cfg: CfgNode, state: State, out_dir: Path, log: RunLog) -> None:
-    """Load where the run stands: its own `last.pth`, else TRAIN.CHECKPOINT_FILE_PATH, else nothing."""
+def resume(cfg: CfgNode, state: State, out_dir: Path, log: RunLog, free: Collection[str], consent: str) -> None:
+    """Load where the run stands: its own `last.pth`, else TRAIN.CHECKPOINT_FILE_PATH, else nothing.
+
+    A checkpoint from elsewhere must be of the same recipe but for the keys `free`, unless the flag `consent` is set.
+    """
     last = last_checkpoint(out_dir)
     if cfg.TRAIN.AUTO_RESUME and last.exists():
         path = last
@@ -99,6 +104,8 @@ def resume(cfg: CfgNode, state: State, out_dir: Path, log: RunLog) -> None:
         raise InputError(f"{path} was trained with a global batch of {checkpoint['global_batch']}, this start has "
                          f"{global_batch(cfg)}: set TRAIN.BATCH_SIZE or TRAIN.ACCUMULATE so that processes x batch x "
                          "accumulation stays the same")
+    if path != last:
+        check_same_recipe(f"{path} was trained", checkpoint["config"], cfg, free, consent)
     model = dict(checkpoint["model"])
     probe = {key: model.pop(f"classifier.{key}") for key in ("weight", "bias") if f"classifier.{key}" in model}
     try:
@@ -115,4 +122,6 @@ def resume(cfg: CfgNode, state: State, out_dir: Path, log: RunLog) -> None:
         if "cuda" in rng and torch.cuda.is_available():
             torch.cuda.set_rng_state(rng["cuda"])
     state.step, state.epoch_open = checkpoint["step"], checkpoint["epoch_open"]
+    if path != last and distributed.is_main():  # the run owns what it stands on, also before it saves for itself
+        write_atomically(last, lambda temporary: shutil.copyfile(path, temporary))
     log(f"continuing from {path} at step {state.step}")

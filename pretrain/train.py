@@ -31,11 +31,12 @@ from pretrain.sources import Source, open_source
 from pretrain.state import State, global_batch, last_checkpoint, resume, save
 from pretrain.views import view_set
 
+CONSENT = "TRAIN.ALLOW_CHANGES"
 # Keys that may change between the starts of one run: where things lie, how often it reports, how fast it goes.
 # Batch size, processes and accumulation may trade places as long as their product, the global batch, stays.
 FREE_KEYS = ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "DATA.MAX_CORRUPT", "KNN.", "TRAIN.COMPILE",
              "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_FILE_PATH", "TRAIN.CHECKPOINT_PERIOD", "TRAIN.SAVE_SECONDS",
-             "TRAIN.LOG_PERIOD", "TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATE")
+             "TRAIN.LOG_PERIOD", "TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATE", CONSENT)
 
 COLLAPSED = 0.01  # std of unit-length outputs times sqrt(width): 1 spread over the sphere, 0 constant
 
@@ -109,9 +110,9 @@ def train(cfg: CfgNode, device: torch.device) -> None:
     """Run, or go on with, the whole recipe. Raises Stopped after saving when a signal asks for it."""
     state, source, val, steps_per_epoch = build(cfg, device)
     knn_bank = source if cfg.KNN.MODE == "train" else None
-    with open_run(cfg, FREE_KEYS) as out_dir, StopSignal() as stop:
+    with open_run(cfg, FREE_KEYS, CONSENT) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
-        resume(cfg, state, out_dir, log)
+        resume(cfg, state, out_dir, log, FREE_KEYS, CONSENT)
         metrics = MetricsLog(out_dir, state.step)
         if state.step == 0 and distributed.is_main():
             metrics.image("views", first_views(cfg, source), 0)
@@ -125,7 +126,7 @@ def train(cfg: CfgNode, device: torch.device) -> None:
         log(f"{cfg.METHOD} on {method.backbone.arch}: {len(source)} images ({source.kind}), {len(views)} views, "
             f"global batch {global_batch(cfg)}, steps {state.step} to {total}, {distributed.world_size()} process(es) "
             f"on {device.type}")
-        bar = Bar(total, "pretrain", "step", initial=state.step)
+        bar = Bar(total, "pretrain", "step", initial=state.step, line_every=cfg.TRAIN.LOG_PERIOD)
         corrupt = CorruptCounter(len(source), cfg.DATA.MAX_CORRUPT)
         loader = TrainLoader(source, views, cfg, rank=distributed.rank(), world=distributed.world_size())
         saved_at = time.monotonic()

@@ -26,6 +26,19 @@ def test_the_same_recipe_comes_back_and_another_is_named(tmp_path):
             pass
 
 
+def test_another_recipe_goes_on_where_the_flag_says_so(tmp_path, caplog):
+    consent, flag = "TRAIN.ALLOW_CHANGES", ("TRAIN.ALLOW_CHANGES", "True")
+    with open_run(config(tmp_path / "run"), (consent,), consent):
+        pass
+    with pytest.raises(InputError, match=r"SOLVER.BASE_LR 0.48 -> 0.1.*TRAIN.ALLOW_CHANGES True"):
+        with open_run(config(tmp_path / "run", "SOLVER.BASE_LR", "0.1"), (consent,), consent):
+            pass
+    with open_run(config(tmp_path / "run", "SOLVER.BASE_LR", "0.1", *flag), (consent,), consent):
+        assert "SOLVER.BASE_LR 0.48 -> 0.1" in caplog.text
+    with open_run(config(tmp_path / "run", "SOLVER.BASE_LR", "0.1"), (consent,), consent):  # the recipe is the new one
+        pass
+
+
 def test_a_directory_with_foreign_files_and_a_file_are_refused(tmp_path):
     (tmp_path / "model.pth").write_bytes(b"x")
     with pytest.raises(InputError, match="model.pth"):

@@ -59,6 +59,8 @@ def test_a_run_leaves_what_it_promises(finished):
                  "backbone.safetensors"):
         assert (out_dir / name).is_file(), name
     assert any((out_dir / "tensorboard").iterdir())
+    plain = [line for line in done.stdout.splitlines() if line.startswith("pretrain: ")]  # LOG_PERIOD is 1
+    assert len(plain) == 12 and all(word in plain[-1] for word in ("12/12 step", "s left", "loss", "images", "wait"))
     assert len(losses(out_dir)) == 12 and "waited" in done.stdout and "sslight convert" in done.stdout
     lines = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "knn_top1" in line] == [1, 2]
@@ -141,6 +143,20 @@ def test_another_recipe_or_global_batch_is_refused(finished, image_folder, run):
     assert "SOLVER.BASE_LR 0.48 -> 0.1" in done.stderr
     with pytest.raises(InputError, match="global batch of 16, this start has 8"):
         main(*common, "TRAIN.BATCH_SIZE", 8)
+
+
+def test_a_checkpoint_from_elsewhere_starts_a_run_of_the_same_recipe(finished, image_folder, tmp_path):
+    """It goes on at the checkpoint's step, with its optimizer; another recipe must be agreed to."""
+    common = [*SMALL, "TRAIN.JOINT_LINEAR_PROBE", True, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", tmp_path,
+              "TRAIN.CHECKPOINT_FILE_PATH", finished[0] / "checkpoints" / "last.pth"]
+    main(*common)
+    assert losses(tmp_path) == []  # it was at the end already
+    assert all(torch.equal(model_of(tmp_path)[key], value) for key, value in model_of(finished[0]).items())
+    longer = [*common, "OUTPUT_DIR", tmp_path / "longer", "SOLVER.TOTAL_EPOCHS", 3]
+    with pytest.raises(InputError, match="SOLVER.TOTAL_EPOCHS 2 -> 3.*TRAIN.ALLOW_CHANGES True"):
+        main(*longer)
+    main(*longer, "TRAIN.ALLOW_CHANGES", True)
+    assert len(losses(tmp_path / "longer")) == 6
 
 
 @pytest.mark.parametrize("overrides, message", [

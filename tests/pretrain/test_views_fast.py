@@ -32,7 +32,7 @@ from pretrain.views import (
 from tests.pretrain.photos import photos
 
 PLAIN = Color((), (1.0, 1.0, 1.0, 0.0), False, 0.0, False)
-# Mean absolute difference in levels of 255 that an operation may show. The task allows 2; measured are 0.0 to 0.4.
+# Mean absolute difference in levels of 255 that an operation may show. 2 would be tolerable; measured are 0.0 to 0.4.
 TOLERANCE = {"brightness": 0.05, "contrast": 0.4, "saturation": 0.5, "hue": 0.9, "grayscale": 0.05, "blur": 0.8,
              "solarize": 0.0}
 OPERATIONS = {
