@@ -60,20 +60,30 @@ def entry_facts(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, fl
             "amp": cfg.FEATURES.AMP, "dtype": cfg.FEATURES.DTYPE}
 
 
-def cached_features(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, device: torch.device,
-                    stop: StopSignal, *, flip: bool = False) -> Rows:
-    """The features of a split under one choice, extracted unless they are in the cache already.
+def find_entry(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, *,
+               flip: bool = False) -> tuple[Path, dict]:
+    """The folder of an entry, which need not exist yet, and its facts.
 
-    Raises InputError where the entry's index says that it holds something else; Stopped after a signal.
+    Raises InputError where the entry's index says that it holds something else.
     """
     facts = entry_facts(cfg, subject, split, choice, flip)
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(cfg.FEATURES.CACHE_DIR or Path(cfg.OUTPUT_DIR) / "features") / name
+    if (folder / "index.json").exists():
+        _check_entry(folder / "index.json", facts)
+    return folder, facts
+
+
+def cached_features(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, device: torch.device,
+                    stop: StopSignal, *, flip: bool = False) -> Rows:
+    """The features of a split under one choice, extracted unless they are in the cache already.
+
+    Raises InputError where they are damaged or another's; Stopped after a signal.
+    """
+    folder, facts = find_entry(cfg, subject, split, choice, flip=flip)
     paths = [folder / f"{first:09d}.npy" for first in range(0, len(split), PART)]
     index = folder / "index.json"
-    if index.exists():
-        _check_entry(index, facts)
-    else:
+    if not index.exists():
         folder.mkdir(parents=True, exist_ok=True)
         _extract(cfg, subject, split, choice, flip, device, stop, paths)
         if distributed.is_main():

@@ -6,15 +6,14 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
-from benchmarks.cache import cached_features
+from benchmarks.cache import Rows
 from benchmarks.labelled import Labelled
 from benchmarks.logistic import Problem, Standard, path, scores
-from benchmarks.metrics import hits, rank_classes
+from benchmarks.metrics import hits
 from benchmarks.subsets import holdout
-from benchmarks.weights import Subject
-from pretrain import distributed
 from pretrain.errors import Stopped
 from pretrain.logs import Bar, RunLog
+from pretrain.neighbours import rank_classes
 from pretrain.rundir import StopSignal
 
 
@@ -34,29 +33,29 @@ class Stacked:
                                self.pair[1][max(start - half, 0):max(stop - half, 0)]])
 
 
-def fit_cached(cfg: CfgNode, subject: Subject, train: Labelled, val: Labelled, choices: list[str], seed: int,
+def needed(cfg: CfgNode, train: Labelled, val: Labelled) -> list[tuple[Labelled, bool]]:
+    """The splits whose features are needed, and whether mirrored: train, perhaps train mirrored, val."""
+    return [(train, False), *([(train, True)] if cfg.PROBE.FLIPS else []), (val, False)]
+
+
+def fit_cached(cfg: CfgNode, rows: dict[str, list[Rows]], train: Labelled, val: Labelled, seed: int,
                device: torch.device, stop: StopSignal, log: RunLog) -> dict:
     """One seed: the feature choice and penalty that are best on a held-out part of train, refitted on all of it.
 
-    Every rank extracts its part of the features; rank 0 fits, for the others only wait.
+    rows: for every feature choice, the features of the `needed` splits.
     """
-    rows = {choice: [cached_features(cfg, subject, split, choice, device, stop, flip=flip)
-                     for split, flip in ((train, False), (train, True), (val, False)) if cfg.PROBE.FLIPS or not flip]
-            for choice in choices}
-    if not distributed.is_main():
-        return {"ranked": np.zeros((0, 1), dtype=np.int64)}
     fitted, held = holdout(train.labels, cfg.PROBE.HOLDOUT, seed)
     labels = np.concatenate([train.labels] * (1 + cfg.PROBE.FLIPS))
     fitted = np.concatenate([fitted, fitted + len(train)]) if cfg.PROBE.FLIPS else fitted
     found, weights = [], {}
-    bar = Bar(len(choices) * len(cfg.PROBE.PENALTIES) * cfg.PROBE.STEPS, "logistic regression", "step")
+    bar = Bar(len(rows) * len(cfg.PROBE.PENALTIES) * cfg.PROBE.STEPS, "logistic regression", "step")
 
     def on_step() -> None:
         bar.update()
         if stop.received:
             raise Stopped("the features are kept; start the same command again to go on")
 
-    for choice in choices:
+    for choice in rows:
         data = Stacked(*rows[choice][:2]) if cfg.PROBE.FLIPS else rows[choice][0]
         problem = Problem(data, labels, len(train.classes), Standard.of(data, fitted), fitted, device)
         for penalty, weight, objective, taken in path(problem, cfg.PROBE.PENALTIES, data.shape[1],

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
-from benchmarks.cache import Rows, cached_features
+from benchmarks.cache import Rows, cached_features, find_entry
 from benchmarks.features import choices_for
 from benchmarks.labelled import describe, open_splits
 from benchmarks.metrics import accuracy_metrics, as_ranked, detail
-from benchmarks.neighbours import QUERIES, load_rows, nearest, vote
 from benchmarks.result import write_result
 from benchmarks.settings import FREE_KEYS, parse
 from benchmarks.settings import KNN as DEFAULTS
@@ -28,6 +27,7 @@ from pretrain import distributed
 from pretrain.config import to_dict
 from pretrain.errors import InputError, Stopped, run_command
 from pretrain.logs import Bar, RunLog
+from pretrain.neighbours import QUERIES, load_rows, nearest, vote
 from pretrain.rundir import StopSignal, open_run
 
 
@@ -49,6 +49,8 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
     choices_for(subject.backbone, [cfg.KNN.FEATURE])
     freeze(subject.backbone)
     before = state_hash(subject.backbone)
+    for split in (val,) if cfg.KNN.LEAVE_ONE_OUT else (val, train):
+        find_entry(cfg, subject, split, cfg.KNN.FEATURE)
     with open_run(cfg, FREE_KEYS) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
         log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(train)} train and "
@@ -91,16 +93,19 @@ def classify(queries: Rows, bank: Rows, bank_labels: np.ndarray, classes: int, k
     """Ranked classes of every query for every k, shared over the ranks by blocks of queries."""
     labels = torch.as_tensor(bank_labels, device=device)
     mine = my_batches(len(queries), QUERIES)
-    rows = load_rows(queries, int(mine[0]), int(mine[-1]) + 1, device) if len(mine) else None
-    found = {k: torch.zeros(0, min(5, classes), dtype=torch.long, device=device) for k in ks}
+    rows = load_rows(queries, int(mine[0]), int(mine[-1]) + 1, device) if len(mine) else \
+        torch.zeros(0, queries.shape[1], device=device)
+    exclude = torch.as_tensor(mine, device=device) if cfg.KNN.LEAVE_ONE_OUT else None
     bar = Bar(len(bank), "neighbours", "row")
-    if rows is not None:
-        exclude = torch.as_tensor(mine, device=device) if cfg.KNN.LEAVE_ONE_OUT else None
-        similarity, index = nearest(rows, bank, max(ks), exclude=exclude, on_block=bar.update)
-        found = vote(similarity, labels[index], classes, ks, cfg.KNN.TEMPERATURE)
+
+    def on_block(done: int) -> None:
+        bar.update(done)
+        if stop.requested():  # every rank, also one without queries, passes over the same blocks of the bank
+            raise Stopped("the features are kept; start the same command again to go on")
+
+    similarity, index = nearest(rows, bank, max(ks), exclude=exclude, on_block=on_block)
+    found = vote(similarity, labels[index], classes, ks, cfg.KNN.TEMPERATURE)
     bar.close()
-    if stop.requested():
-        raise Stopped("the features are kept; start the same command again to go on")
     return {k: gather_rows(found[k]) for k in ks}
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
-from benchmarks.cached_linear import fit_cached
+from benchmarks.cache import cached_features, find_entry
+from benchmarks.cached_linear import fit_cached, needed
 from benchmarks.features import Features, choices_for, widths
 from benchmarks.heads import LinearProbes
 from benchmarks.labelled import Labelled, describe, open_splits
@@ -66,18 +67,24 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
     rates = list(cfg.PROBE.LEARNING_RATES) or [cfg.SOLVER.BASE_LR]
     if len(choices) * len(rates) > 1 and not cfg.PROBE.HOLDOUT and not cfg.PROBE.CACHED:
         raise InputError("several heads need PROBE.HOLDOUT, the part of train that chooses among them, e.g. 0.1")
+    for choice in choices if cfg.PROBE.CACHED else []:
+        for split, flip in needed(cfg, train, val):
+            find_entry(cfg, subject, split, choice, flip=flip)
     freeze(subject.backbone)
     before = state_hash(subject.backbone)
     with open_run(cfg, FREE_KEYS) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
         log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(train)} train and "
             f"{len(val)} val images of {len(train.classes)} classes, features {', '.join(choices)}")
-        runs = []
+        runs, rows = [], {}
+        if cfg.PROBE.CACHED:
+            rows = {choice: [cached_features(cfg, subject, split, choice, device, stop, flip=flip)
+                             for split, flip in needed(cfg, train, val)] for choice in choices}
         for seed in cfg.SEEDS:
-            if cfg.PROBE.CACHED:
-                runs.append(fit_cached(cfg, subject, train, val, choices, seed, device, stop, log))
-            else:
+            if not cfg.PROBE.CACHED:
                 runs.append(fit_probes(cfg, subject, train, val, choices, rates, seed, out_dir, device, stop, log))
+            elif distributed.is_main():  # every rank has extracted its part; the rest is for one
+                runs.append(fit_cached(cfg, rows, train, val, seed, device, stop, log))
         check_frozen(subject.backbone, before)
         if distributed.is_main():
             write(cfg, departures, out_dir, subject, train, val, runs, time.monotonic() - started, log)

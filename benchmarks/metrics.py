@@ -17,11 +17,6 @@ DRAWS = 1000  # bootstrap samples
 LEVEL = (2.5, 97.5)  # percentiles of a 95% interval
 
 
-def rank_classes(scores: Tensor, r: int = 5) -> Tensor:
-    """The `r` best classes of every row of scores [N, C], best first: int64 [N, min(r, C)]."""
-    return scores.sort(dim=1, descending=True, stable=True).indices[:, :r]
-
-
 def hits(ranked: np.ndarray, labels: np.ndarray, r: int) -> np.ndarray:
     """Whether the label is among the first `r` predictions: float64 [N] of 0 and 1."""
     return (np.asarray(ranked)[:, :r] == np.asarray(labels)[:, None]).any(1).astype(np.float64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,21 +17,24 @@ import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.features import prepare
 from benchmarks.labelled import Labelled
-from benchmarks.metrics import hits, rank_classes
+from benchmarks.metrics import hits
 from benchmarks.spread import gather_rows, my_batches
 from pretrain import distributed
 from pretrain.checkpoint import check_archive, write_atomically
 from pretrain.data import center_crop, epoch_order, eval_batches, random_resized_crop
 from pretrain.errors import InputError, Stopped
 from pretrain.logs import Bar, MetricsLog, RunLog
+from pretrain.neighbours import rank_classes
 from pretrain.optim import LARS, parameter_groups
 from pretrain.rundir import StopSignal
 from pretrain.schedules import cosine, scaled_learning_rate
 
+SAVE_SECONDS = 600.0  # at most this much work is lost in a crash
 
 @dataclass
 class Outcome:
@@ -71,12 +75,13 @@ def fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Run
     optimizer = build_optimizer(cfg, job.groups)
     state = State(folder=job.folder)
     state.load(model, optimizer)
-    batch = min(cfg.TRAIN.BATCH_SIZE * world, len(job.subset))
+    batch = global_batch(cfg, model, len(job.subset))
     steps = len(job.subset) // batch
     total = cfg.SOLVER.TOTAL_EPOCHS
     metrics = MetricsLog(job.folder, state.epoch * steps + state.step)
     peak = scaled_learning_rate(cfg.SOLVER.BASE_LR, cfg.TRAIN.BATCH_SIZE * world)
     bar = Bar(total * steps, f"train (seed {job.seed})", "step", initial=state.epoch * steps + state.step)
+    saved_at = time.monotonic()
     while state.epoch < total:
         order = job.subset[epoch_order(len(job.subset), job.seed, state.epoch)]
         mine = [np.array_split(order[i * batch:(i + 1) * batch], world)[distributed.rank()]
@@ -100,6 +105,9 @@ def fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Run
                 metrics.close()
                 raise Stopped(f"saved {state.path} in epoch {state.epoch + 1} of {total} (seed {job.seed}); start the "
                               "same command again to go on")
+            if time.monotonic() - saved_at > SAVE_SECONDS:
+                state.save(model, optimizer)
+                saved_at = time.monotonic()
         if loss is not None:
             check_loss(loss, (state.epoch + 1) * steps - 1)
         state.epoch, state.step = state.epoch + 1, 0
@@ -111,9 +119,26 @@ def fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Run
             log(f"seed {job.seed}, epoch {state.epoch}/{total}: " + ", ".join(
                 f"{name} {value:.2f}%" for name, value in list(scores.items())[:4]))
         state.save(model, optimizer)
+        saved_at = time.monotonic()
     bar.close()
     metrics.close()
     return state.outcome
+
+
+def global_batch(cfg: CfgNode, model: nn.Module, images: int) -> int:
+    """Images of a step over all processes: all there are, if they are fewer than asked for.
+
+    Raises InputError if that leaves a process without an image, or with a single one where batch norm trains.
+    """
+    world = distributed.world_size()
+    batch = min(cfg.TRAIN.BATCH_SIZE * world, images)
+    normed = any(isinstance(module, _BatchNorm) and module.training for module in model.train().modules())
+    least = 2 if normed else 1
+    if batch < least * world:
+        raise InputError(f"a global batch of {batch} training image(s) over {world} process(es): each needs at least "
+                         f"{least}{' (batch norm)' if normed else ''}; raise TRAIN.BATCH_SIZE, label more images or "
+                         "start fewer processes")
+    return batch
 
 
 def eval_requests(cfg: CfgNode, job: Job, batches: list[np.ndarray], epoch: int):
@@ -198,12 +223,15 @@ def predict(cfg: CfgNode, model: nn.Module, split: Labelled, indices: np.ndarray
     was_training = model.training
     model.eval()
     found: dict[str, list[Tensor]] = {}
+    bar = Bar(len(mine), "evaluate", "image")
     for images, _ in eval_batches(split.source, mine, center_crop(cfg.DATA.RESIZE, cfg.DATA.SIZE),
                                   batch_size=cfg.TRAIN.BATCH_SIZE, workers=cfg.DATA.WORKERS):
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.TRAIN.AMP == "bf16"):
             logits = model(prepare(images, preprocess, device))
         for name, value in logits.items():
             found.setdefault(name, []).append(rank_classes(value.float()))
+        bar.update(len(images))
+    bar.close()
     model.train(was_training)
     none = torch.zeros(0, min(5, len(split.classes)), dtype=torch.long, device=device)
     return {name: gather_rows(torch.cat(found.get(name, [none]))).cpu().int() for name in model.names}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.data import center_crop, eval_batches, normalize
 from pretrain.methods.base import Method, Progress
+from pretrain.neighbours import nearest, vote
 from pretrain.sources import Source
 
 
@@ -71,26 +72,8 @@ def knn_top1(backbone: nn.Module, val: Source, train: Source | None, cfg: CfgNod
     """
     features, labels = extract(backbone, val, cfg, device)
     bank, bank_labels = extract(backbone, train, cfg, device) if train else (features, labels)
-    return weighted_knn(features, labels, bank, bank_labels, k=cfg.KNN.K, temperature=cfg.KNN.TEMPERATURE,
-                        leave_one_out=train is None)
-
-
-def weighted_knn(features: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, *, k: int, temperature: float,
-                 leave_one_out: bool = False, chunk: int = 1024) -> float:
-    """Top-1 of the vote of the k nearest bank rows by cosine, each weighted by exp(cosine / temperature).
-
-    features [N, D] and bank [M, D] are L2-normalised (Wu et al., 2018, section 3.4).
-    """
-    correct = 0
-    classes = int(max(labels.max(), bank_labels.max())) + 1
-    for start in range(0, len(features), chunk):
-        part = features[start:start + chunk]
-        similarity = part @ bank.T
-        if leave_one_out:
-            rows = torch.arange(len(part), device=part.device)
-            similarity[rows, rows + start] = -torch.inf
-        value, index = similarity.topk(min(k, len(bank) - leave_one_out), dim=1)
-        votes = torch.zeros(len(part), classes, device=part.device)
-        votes.scatter_add_(1, bank_labels[index], (value / temperature).exp())
-        correct += int((votes.argmax(1) == labels[start:start + chunk]).sum())
-    return correct / len(features)
+    exclude = None if train else torch.arange(len(features), device=device)
+    k = min(cfg.KNN.K, len(bank) - (train is None))
+    similarity, index = nearest(features, bank, k, exclude=exclude, normalise=False)
+    ranked = vote(similarity, bank_labels[index], int(bank_labels.max()) + 1, [k], cfg.KNN.TEMPERATURE, r=1)
+    return float((ranked[k][:, 0] == labels).double().mean())

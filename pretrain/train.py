@@ -64,6 +64,11 @@ def build(cfg: CfgNode, device: torch.device) -> tuple[State, Source, Source | N
     check(cfg, device)
     source = open_source(cfg.DATA.PATH_TO_DATA_DIR, "train", labels=needs_train_labels(cfg))
     val = open_source(cfg.DATA.PATH_TO_DATA_DIR, "val") if cfg.KNN.PERIOD else None
+    if val is not None and cfg.KNN.MODE == "train" and val.classes != source.classes:
+        raise InputError(f"{val.where} and {source.where} hold different classes: KNN.MODE train needs the same ones, "
+                         "loo does not")
+    if val is not None and cfg.KNN.MODE == "loo" and len(val) < 2:
+        raise InputError(f"{val.where} holds a single image, which has no neighbours: add more, or set KNN.PERIOD 0")
     world = distributed.world_size()
     steps_per_epoch = batches_per_epoch(source, cfg, world) // cfg.TRAIN.ACCUMULATE
     if steps_per_epoch == 0:
@@ -94,7 +99,7 @@ def check(cfg: CfgNode, device: torch.device) -> None:
         raise InputError(f"KNN.MODE '{cfg.KNN.MODE}': use loo (val against val) or train (val against train)")
     settings = dict(flatten(to_dict(cfg)))
     for key in ("TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATE", "TRAIN.LOG_PERIOD", "TRAIN.CHECKPOINT_PERIOD",
-                "SOLVER.TOTAL_EPOCHS"):
+                "SOLVER.TOTAL_EPOCHS", "KNN.K"):
         if settings[key] < 1:
             raise InputError(f"{key} must be at least 1")
     if not 0 <= cfg.SOLVER.WARMUP_EPOCHS <= cfg.SOLVER.TOTAL_EPOCHS:

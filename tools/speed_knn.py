@@ -8,15 +8,18 @@ linearly; --queries 50000 runs all of them.
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.neighbours import BANK, QUERIES, nearest
+from pretrain.neighbours import nearest
 
 CHUNK = 1024  # queries of one plain matmul
 
@@ -31,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, float]:
-    """Print times and the memory that each side needs beside the bank; return `vs_matmul` and `vs_faiss`."""
+    """Print times and the memory that each side takes beside the bank; return `vs_matmul` and `vs_faiss`."""
     import faiss
 
     torch.set_num_threads(args.threads)
@@ -46,7 +49,8 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         "matmul + topk": lambda: plain(queries, bank, args.k),
         "faiss exact": lambda: torch.from_numpy(index.search(queries.numpy(), args.k)[1]),
     }
-    check(*(side() for side in sides.values()))
+    memory, found = zip(*(peak(side) for side in sides.values()), strict=True)
+    check(*found)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(args.pairs):
         names = list(sides)[::-1] if turn % 2 else list(sides)
@@ -54,13 +58,32 @@ def run(args: argparse.Namespace) -> dict[str, float]:
             started = time.perf_counter()
             sides[name]()
             times[name].append(time.perf_counter() - started)
-    megabytes = {"ours": QUERIES * BANK * 4 / 2**20, "matmul + topk": min(CHUNK, args.queries) * args.bank * 4 / 2**20}
     print(f"{args.queries} x {args.bank} x {args.width}, k {args.k}, {args.threads} thread(s), median of {args.pairs}")
-    for name, taken in times.items():
-        memory = f"{megabytes[name]:7.0f} MiB of similarities" if name in megabytes else ""
-        print(f"  {name:14} {statistics.median(taken):8.2f} s  {memory}")
+    for (name, taken), extra in zip(times.items(), memory, strict=True):
+        print(f"  {name:14} {statistics.median(taken):8.2f} s {extra / 2**20:8.0f} MiB")
     return {key: round(statistics.median(b / a for a, b in zip(times["ours"], times[name], strict=True)), 3)
             for key, name in (("vs_matmul", "matmul + topk"), ("vs_faiss", "faiss exact"))}
+
+
+def peak(side: Callable[[], Tensor]) -> tuple[int, Tensor]:
+    """Bytes that the process grew by at the most while `side` ran (looked at every 5 ms), and what it returned."""
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    sizes, done = [resident()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            sizes.append(resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        found = side()
+    finally:
+        done.set()
+        watcher.join()
+    return max(sizes) - sizes[0], found
 
 
 def plain(queries: Tensor, bank: Tensor, k: int) -> Tensor:

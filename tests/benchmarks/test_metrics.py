@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
-from benchmarks.metrics import accuracy_metrics, confusions, detail, interval, metric, per_class, rank_classes
+from benchmarks.metrics import accuracy_metrics, confusions, detail, interval, metric, per_class
+from pretrain.neighbours import rank_classes
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import neighbours
-from benchmarks.neighbours import nearest, vote
+from pretrain import neighbours
+from pretrain.neighbours import nearest, vote
 
 
 def brute_force(queries, bank, k, exclude=None):

@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.metrics import rank_classes
-
 QUERIES = 1024  # rows of one query block; fixed, so that results do not depend on the number of processes
 BANK = 16384  # rows of one bank block
 WORD = 8  # booleans in an int64
@@ -135,12 +133,18 @@ def vote(similarity: Tensor, labels: Tensor, classes: int, ks: Sequence[int], te
     similarity [N, K] and labels [N, K] of the neighbours, most similar first; each votes for its class with
     exp(similarity / temperature) (Wu et al., 2018, section 3.4).
     """
-    weights = (similarity.double() / temperature).exp()
-    votes = weights.new_zeros(len(similarity), classes)
-    ranked, done = {}, 0
-    for k in sorted(ks):
-        for column in range(done, k):  # in order: the sum does not depend on which other k are asked for
-            votes.scatter_add_(1, labels[:, column:column + 1], weights[:, column:column + 1])
-        done = k
-        ranked[k] = rank_classes(votes, r)
-    return ranked
+    ranked: dict[int, list[Tensor]] = {k: [] for k in sorted(ks)}
+    for first in range(0, max(len(similarity), 1), QUERIES):  # one block's votes for all classes at a time
+        weights = (similarity[first:first + QUERIES].double() / temperature).exp()
+        chosen, votes, done = labels[first:first + QUERIES], weights.new_zeros(len(weights), classes), 0
+        for k, blocks in ranked.items():
+            for column in range(done, k):  # in order: the sum does not depend on which other k are asked for
+                votes.scatter_add_(1, chosen[:, column:column + 1], weights[:, column:column + 1])
+            done = k
+            blocks.append(rank_classes(votes, r))
+    return {k: torch.cat(blocks) for k, blocks in ranked.items()}
+
+
+def rank_classes(scores: Tensor, r: int = 5) -> Tensor:
+    """The `r` best classes of every row of scores [N, C], best first, ties in class order: int64 [N, min(r, C)]."""
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :r]
