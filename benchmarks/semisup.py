@@ -24,7 +24,7 @@ from benchmarks.settings import FREE_KEYS, parse
 from benchmarks.settings import SEMISUP as DEFAULTS
 from benchmarks.settings import semisup as command_line
 from benchmarks.subsets import labelled_subset, write_list
-from benchmarks.training import Job, fit
+from benchmarks.training import Job, fit, global_batch
 from benchmarks.weights import Subject, load_subject
 from pretrain import distributed
 from pretrain.config import to_dict
@@ -50,6 +50,7 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
     train, val = open_splits(cfg)
     subsets = [labelled_subset(cfg, train, seed) for seed in cfg.SEEDS]
     subject = load_subject(cfg)
+    global_batch(cfg, build(cfg, subject, len(train.classes), cfg.SEEDS[0])[0], min(len(part) for part, _ in subsets))
     with open_run(cfg, FREE_KEYS) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
         log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(subsets[0][0])} of "

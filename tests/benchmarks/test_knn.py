@@ -82,14 +82,6 @@ def test_leave_one_out_on_val(image_folder, weights, independent, tmp_path):
     assert "top1_k50" not in result["metrics"]  # 31 neighbours at most
 
 
-def test_two_processes_give_the_same_numbers(image_folder, weights, run, tmp_path, monkeypatch):
-    argv = arguments(image_folder, weights, tmp_path / "two")
-    run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "benchmarks.knn", *argv)
-    knn.main(arguments(image_folder, weights, tmp_path / "one"))
-    one, two = read_result(tmp_path / "one"), read_result(tmp_path / "two")
-    assert one["metrics"] == two["metrics"] and one["confusions"] == two["confusions"]
-
-
 def test_features_are_reused_and_those_of_other_weights_refused(image_folder, weights, tmp_path, monkeypatch):
     cache = {"FEATURES.CACHE_DIR": tmp_path / "cache"}
     knn.main(arguments(image_folder, weights, tmp_path / "first", **cache))
