@@ -8,8 +8,8 @@ from pretrain.errors import InputError, nearest
 from pretrain.methods.base import Method, Progress
 from pretrain.methods.dino import DINO
 from pretrain.methods.moco import MoCo
-from pretrain.methods.precision import check_bf16_on_cpu
 from pretrain.methods.swav import SwAV
+from pretrain.methods.view_sizes import check_view_sizes
 
 METHODS = {"dino": DINO, "swav": SwAV, "moco": MoCo}
 
@@ -20,11 +20,11 @@ def build_method(cfg) -> Method:
     """The method that `cfg.METHOD` names, freshly initialised, on the CPU.
 
     Call it after the process group is joined: queue lengths depend on the number of processes. Raises InputError for
-    an unknown method or backbone, and for views that it cannot be trained on in the chosen precision.
+    an unknown method or backbone, and for views that it cannot be trained on.
     """
     if cfg.METHOD not in METHODS:
         raise InputError(f"unknown METHOD '{cfg.METHOD}'{nearest(cfg.METHOD, METHODS)}: use {', '.join(METHODS)}")
     method = METHODS[cfg.METHOD](cfg)
-    if cfg.TRAIN.AMP == "bf16" and not torch.cuda.is_available():
-        check_bf16_on_cpu(method.backbone, {cfg.VIEWS.GLOBAL_SIZE, *[cfg.VIEWS.LOCAL_SIZE] * cfg.VIEWS.LOCAL_NUMBER})
+    sizes = {cfg.VIEWS.GLOBAL_SIZE, *[cfg.VIEWS.LOCAL_SIZE] * cfg.VIEWS.LOCAL_NUMBER}
+    check_view_sizes(method.backbone, sizes, cfg.TRAIN.AMP == "bf16" and not torch.cuda.is_available())
     return method

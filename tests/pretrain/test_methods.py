@@ -8,7 +8,7 @@ import torch
 from pretrain.errors import InputError
 from pretrain.methods import METHODS, Progress, build_method
 from pretrain.methods.multicrop import multicrop_cross_entropy, spread
-from pretrain.methods.precision import check_bf16_on_cpu
+from pretrain.methods.view_sizes import check_view_sizes
 from pretrain.optim import build_optimizer, set_hyperparameters
 from tests.pretrain.golden import relative_error
 from tests.pretrain.tiny import config, views
@@ -118,6 +118,12 @@ def test_an_unknown_method_is_refused_with_the_nearest():
         build_method(config("moco2"))
 
 
+@pytest.mark.parametrize("arch", ["swin_tiny_patch4_window7_224", "levit_128s"])
+def test_a_backbone_for_one_image_size_is_refused_before_training(arch):
+    with pytest.raises(InputError, match=f"'{arch}' does not take views of 128 px"):
+        build_method(config("dino", MODEL__BACKBONE_ARCH=arch))
+
+
 @needs_cpu
 def test_bf16_on_a_cpu_refuses_strides_over_one_pixel():
     """ResNet18 strides over a 1x1 map at 16 px, not at 32; a ViT never does."""
@@ -134,7 +140,7 @@ def test_what_the_bf16_check_lets_through_has_right_gradients():
     """Every strided convolution of ResNet18 at 32 px: bf16 weight gradients within 5% of float32's."""
     torch.manual_seed(0)
     method = build_method(config("swav", MODEL__BACKBONE_ARCH="resnet18"))
-    check_bf16_on_cpu(method.backbone, {32})
+    check_view_sizes(method.backbone, {32}, bf16_on_cpu=True)
     inputs = {}
     convs = {name: module for name, module in method.backbone.named_modules()
              if isinstance(module, torch.nn.Conv2d) and module.stride[0] > 1}
