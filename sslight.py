@@ -30,6 +30,8 @@ BENCHMARKS = {
                        "benchmarks.settings:semisup"),
     "coco": Command("detection and instance segmentation in mmdet or detectron2", "benchmarks.coco",
                     "benchmarks.coco_options:parser"),
+    "cost": Command("parameters, FLOPs, latency and throughput on this machine", "benchmarks.cost",
+                    "benchmarks.cost:parser"),
 }
 COMMANDS = {
     "pretrain": Command("pre-train a backbone without labels: images in, run directory out", "pretrain.train",

@@ -9,10 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import yaml
 
 from benchmarks.result import read_result
 from pretrain.config import flatten
@@ -23,8 +21,8 @@ FREE = {"weights", "output_dir", "out_dir", "out", "path_to_data_dir", "data_roo
         "num_workers", "persistent_workers", "log_period", "network", "init_seed", "backbone_arch", "seeds", "seed",
         "protocol", "work_dir", "load_from", "dump_dir", "batch_size_features", "num_classes"}
 WEIGHT_SUFFIXES = (".pth", ".pkl", ".safetensors")
+COMBINED = "the two intervals combined"
 HEADLINES = {"coco": ("box_AP", "mask_AP")}  # of the other benchmarks: the first metric
-IMAGES = {"imagenet": {"val": 50_000}, "coco": {"val": 5_000}}  # by which the published data is recognised
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Entry:
 
     path: Path
     result: dict
+    tag: str = ""  # tells networks of the same label apart
 
     @property
     def random(self) -> bool:
@@ -50,7 +49,8 @@ class Entry:
     def label(self) -> str:
         """What was measured, in a few words: method and architecture, or the random network."""
         checkpoint = self.result["checkpoint"]
-        return f"{'random' if self.random else checkpoint['method'] or checkpoint['family']} {checkpoint['arch']}"
+        what = "random" if self.random else checkpoint["method"] or checkpoint["family"]
+        return f"{what} {checkpoint['arch']}{self.tag and f' ({self.tag})'}"
 
     @property
     def headlines(self) -> tuple[str, ...]:
@@ -70,19 +70,29 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one result, beside the random network's. `differs` names what forbids a difference."""
+    """One metric of one result, beside that of a baseline. `differs` names what forbids a difference.
+
+    `std` is the standard deviation over the seeds where there are several; `how` says where the difference's interval
+    comes from.
+    """
 
     entry: Entry
     metric: str
     value: float
     interval: list[float] | None
     headline: bool
+    std: float | None = None
     baseline: Entry | None = None
     base_value: float | None = None
     base_interval: list[float] | None = None
     differs: list[str] = field(default_factory=list)
     difference: float | None = None
     difference_interval: list[float] | None = None
+    how: str = ""
+
+    @property
+    def seeds(self) -> int:
+        return len(self.entry.result["per_seed"])
 
     @property
     def verdict(self) -> str:
@@ -117,7 +127,26 @@ def load(places: Sequence[Path | str]) -> tuple[list[Entry], list[str]]:
     if not entries:
         where = ", ".join(map(str, places))
         raise InputError(f"no result.json in {where}; run a benchmark first" if not faults else faults[0])
-    return entries, faults
+    return _told_apart(entries), faults
+
+
+def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, tagged where networks share a label: by what differs in path and network, else by their hashes."""
+    def identity(entry: Entry) -> tuple[str, tuple[str, ...]]:
+        about = entry.result["checkpoint"]
+        return str(about["sha256"]), (*Path(str(about["path"])).parts, str(about.get("network") or ""))
+
+    found = []
+    for entry in entries:
+        namesakes = {identity(other) for other in entries if other.label == entry.label}
+        sha256, path = identity(entry)
+        paths = [other for _, other in namesakes]
+        start = len(os.path.commonprefix(paths))
+        end = len(os.path.commonprefix([other[start:][::-1] for other in paths]))
+        differing = "/".join(filter(None, path[start:len(path) - end]))
+        unique = len(set(paths)) == len(paths)
+        found.append(replace(entry, tag=(differing if unique else sha256[:8]) if len(paths) > 1 else ""))
+    return found
 
 
 def rows(entries: Sequence[Entry]) -> list[Row]:
@@ -131,10 +160,10 @@ def rows(entries: Sequence[Entry]) -> list[Row]:
         baseline, differs = _baseline(entry, baselines)
         if baseline:
             used.add(baseline.path)
-        found += [_row(entry, name, baseline, differs) for name in entry.result["metrics"]]
+        found += [row(entry, name, baseline, differs) for name in entry.result["metrics"]]
     for entry in baselines:
         if entry.path not in used:
-            found += [_row(entry, name, None, []) for name in entry.result["metrics"]]
+            found += [row(entry, name, None, []) for name in entry.result["metrics"]]
     return found
 
 
@@ -158,6 +187,18 @@ def unlike(a: Entry, b: Entry) -> list[str]:
     return [name for name in dict.fromkeys([*ours, *theirs]) if _plain(ours.get(name)) != _plain(theirs.get(name))]
 
 
+def alike(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Groups of entries that may be compared with one another."""
+    groups: list[list[Entry]] = []
+    for entry in entries:
+        group = next((group for group in groups if not unlike(group[0], entry)), None)
+        if group is None:
+            groups.append([entry])
+        else:
+            group.append(entry)
+    return groups
+
+
 def _plain(value: object) -> object:
     """A setting without what only says where a file lies; the data are compared by their fingerprint."""
     if isinstance(value, dict):
@@ -167,10 +208,11 @@ def _plain(value: object) -> object:
     return "(a path)" if isinstance(value, str) and ("/" in value or value.endswith(WEIGHT_SUFFIXES)) else value
 
 
-def _row(entry: Entry, name: str, baseline: Entry | None, differs: list[str]) -> Row:
+def row(entry: Entry, name: str, baseline: Entry | None, differs: list[str]) -> Row:
+    """One metric beside the baseline's, with a difference where nothing forbids it."""
     metric = entry.result["metrics"][name]
     own = {"entry": entry, "metric": name, "value": metric["value"], "interval": metric["interval"],
-           "headline": name in entry.headlines}
+           "headline": name in entry.headlines, "std": metric.get("std")}
     other = baseline.result["metrics"].get(name) if baseline else None
     if other is None:
         return Row(**own)
@@ -178,7 +220,7 @@ def _row(entry: Entry, name: str, baseline: Entry | None, differs: list[str]) ->
     if differs:
         return Row(**own)
     return Row(**own, difference=metric["value"] - other["value"],
-               difference_interval=difference_interval(metric, other))
+               difference_interval=difference_interval(metric, other), how=COMBINED)
 
 
 def difference_interval(a: dict, b: dict) -> list[float] | None:
@@ -193,60 +235,3 @@ def difference_interval(a: dict, b: dict) -> list[float] | None:
     (la, ua), (lb, ub), difference = a["interval"], b["interval"], a["value"] - b["value"]
     return [difference - math.hypot(a["value"] - la, ub - b["value"]),
             difference + math.hypot(ua - a["value"], b["value"] - lb)]
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published number, and ours of the same architecture and benchmark beside it."""
-
-    benchmark: str
-    metric: str
-    arch: str
-    method: str
-    recipe: str
-    value: float
-    source: str
-    ours: Row
-    differs: list[str]
-
-
-def published(found: Sequence[Row], file: Path | str) -> list[Published]:
-    """The published numbers of every architecture and benchmark that occur in `found`, each beside every one of ours.
-
-    Raises InputError if the file of published numbers is not one.
-    """
-    try:
-        table = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        pairs = []
-        for line in table["rows"]:
-            for name, value in line["numbers"].items():
-                column = table["columns"][name]
-                pairs += [Published(column["title"], row.metric, line["arch"], line["method"], line["recipe"],
-                                    float(value), table["source"], row, _unpublished(row.entry, line, column))
-                          for row in found if _belongs(row, line, column)]
-        return pairs
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{file} is not a table of published numbers: {error!r}") from None
-
-
-def _belongs(row: Row, line: dict, column: dict) -> bool:
-    """Whether this metric of ours goes beside this published number at all, comparable or not."""
-    result = row.entry.result
-    if row.entry.random or (row.entry.benchmark, row.metric) != (column["benchmark"], column["metric"]):
-        return False
-    known = dict(flatten(result))
-    return result["checkpoint"]["arch"] == line["arch"] and all(
-        known.get(key) == value for key, value in column.get("where", {}).items())
-
-
-def _unpublished(entry: Entry, line: dict, column: dict) -> list[str]:
-    """How our result departs from the published row: method, data, protocol."""
-    differs = []
-    if entry.result["checkpoint"]["method"] != line["method"]:
-        differs.append(f"method {entry.result['checkpoint']['method']}")
-    counts = entry.result["data"]["counts"]
-    if any(counts.get(split) != number for split, number in IMAGES[column["data"]].items()):
-        differs.append("data")
-    if entry.result["protocol"] not in column["protocols"] or entry.result.get("departures"):
-        differs.append("protocol")
-    return differs

@@ -17,6 +17,7 @@ from benchmarks.cache import Rows, cached_features, find_entry
 from benchmarks.features import choices_for
 from benchmarks.labelled import describe, open_splits
 from benchmarks.metrics import accuracy_metrics, as_ranked, detail
+from benchmarks.predictions import write_predictions
 from benchmarks.result import write_result
 from benchmarks.settings import FREE_KEYS, parse
 from benchmarks.settings import KNN as DEFAULTS
@@ -64,6 +65,8 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
             return
         found = {k: accuracy_metrics([as_ranked(ranked[k])], val.labels) for k in ks}
         metrics = found[cfg.KNN.HEADLINE_K] | {f"top1_k{k}": found[k]["top1"] for k in ks}
+        write_predictions(out_dir, {"": [as_ranked(ranked[cfg.KNN.HEADLINE_K])],
+                                    **{f"_k{k}": [as_ranked(ranked[k])] for k in ks}}, val.labels)
         write_result(
             out_dir, benchmark="knn", protocol=cfg.PROTOCOL + (" --loo" if cfg.KNN.LEAVE_ONE_OUT else ""),
             checkpoint=subject.about, data=describe(cfg, train, val), metrics=metrics, config=to_dict(cfg),

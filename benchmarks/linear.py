@@ -21,6 +21,7 @@ from benchmarks.features import Features, choices_for, widths
 from benchmarks.heads import LinearProbes
 from benchmarks.labelled import Labelled, describe, open_splits
 from benchmarks.metrics import detail, hits
+from benchmarks.predictions import write_predictions
 from benchmarks.report_runs import per_seed, seed_metrics
 from benchmarks.result import write_result
 from benchmarks.settings import FREE_KEYS, parse
@@ -136,6 +137,7 @@ def write(cfg: CfgNode, departures: dict, out_dir: Path, subject: Subject, train
                if key in runs[0]}
     headline = ("logistic regression on cached centre-crop features (not the published protocol)" if cfg.PROBE.CACHED
                 else "last epoch, head chosen on a held-out part of train" if cfg.PROBE.HOLDOUT else "last epoch")
+    write_predictions(out_dir, predictions, val.labels)
     write_result(out_dir, benchmark="linear", protocol=cfg.PROTOCOL, checkpoint=subject.about,
                  data=describe(cfg, train, val), metrics=metrics,
                  per_seed=per_seed(cfg.SEEDS, predictions, val.labels, **further), config=to_dict(cfg), seconds=seconds,

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,7 +45,7 @@ def write_result(out_dir: Path | str, *, benchmark: str, protocol: str, checkpoi
     result = {"schema": SCHEMA, "benchmark": benchmark, "protocol": protocol, "checkpoint": dict(checkpoint),
               "data": dict(data), "metrics": dict(metrics),
               "per_seed": [dict(run) for run in per_seed], "config": dict(config), "seconds": float(seconds),
-              "environment": environment(), "git": git_state(), "command": " ".join(sys.argv), **extra}
+              "environment": environment(), "git": git_state(), "command": command(), **extra}
     fault = _fault(result)
     if fault:
         raise ValueError(f"malformed result: {fault}")
@@ -120,8 +122,23 @@ def _finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def command() -> str:
+    """What was typed, fit to be typed again in `environment`'s directory; with `torchrun` where that started it."""
+    spec = sys.modules["__main__"].__spec__
+    words = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local, world = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        nodes = ["--nnodes", str(world // local)] if world > local else []
+        words = ["torchrun", *nodes, "--nproc_per_node", str(local), *words]
+    elif Path(words[0]).name == "sslight":
+        words = ["sslight"]
+    else:
+        words = ["python", *words]
+    return shlex.join([*words, *sys.argv[1:]])
+
+
 def environment() -> dict:
-    """Versions of Python and of what is installed of PACKAGES, and the device."""
+    """Versions of Python and of what is installed of PACKAGES, the device, and where the command ran."""
     import torch
 
     versions = {"python": platform.python_version()}
@@ -131,7 +148,8 @@ def environment() -> dict:
         except metadata.PackageNotFoundError:
             continue
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
-    return {"versions": versions, "device": device, "threads": torch.get_num_threads()}
+    return {"versions": versions, "device": device, "threads": torch.get_num_threads(),
+            "directory": os.getcwd()}
 
 
 def git_state() -> dict:

@@ -18,6 +18,7 @@ from benchmarks.heads import Classifier, linear_head, semi_head
 from benchmarks.labelled import Labelled, describe, open_splits
 from benchmarks.linear import single
 from benchmarks.metrics import detail
+from benchmarks.predictions import write_predictions
 from benchmarks.report_runs import per_seed, seed_metrics
 from benchmarks.result import write_result
 from benchmarks.settings import FREE_KEYS, parse
@@ -92,6 +93,7 @@ def write(cfg: CfgNode, departures: dict, out_dir: Path, subject: Subject, train
     further = {key: [run[key] for run in runs] for key in ("best_epoch", "labels", "images", "head", "curve")}
     data = describe(cfg, train, val)
     data["counts"]["labelled"] = runs[0]["images"]
+    write_predictions(out_dir, predictions, val.labels)
     write_result(out_dir, benchmark="finetune" if cfg.LABELS.FRACTION == 1 and runs[0]["labels"] == "all labels"
                  else "semisup", protocol=cfg.PROTOCOL, checkpoint=subject.about, data=data, metrics=metrics,
                  per_seed=per_seed(cfg.SEEDS, predictions, val.labels, **further), config=to_dict(cfg), seconds=seconds,

@@ -39,11 +39,15 @@ def first_views(cfg: CfgNode, source: Source, images: int = 8) -> Tensor:
         return views_picture(to_device(next(batches), small, torch.device("cpu")), small)
 
 
+def save_picture(picture: Tensor, path: str | Path) -> None:
+    """Write a uint8 [3, H, W] picture as PNG."""
+    image = Image.fromarray(np.ascontiguousarray(picture.permute(1, 2, 0).numpy()))
+    write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
 def write_views(cfg: CfgNode, path: str) -> None:
     """Write the picture of the first batch's views to `path` (.png), without training."""
     if Path(path).suffix.lower() != ".png":
         raise InputError(f"--show-views writes a PNG: name a file that ends in .png, not {path}")
-    picture = first_views(cfg, open_source(cfg.DATA.PATH_TO_DATA_DIR, "train", labels=False))
-    image = Image.fromarray(np.ascontiguousarray(picture.permute(1, 2, 0).numpy()))
-    write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+    save_picture(first_views(cfg, open_source(cfg.DATA.PATH_TO_DATA_DIR, "train", labels=False)), path)
     print(f"one row per image, one column per view: {path}")

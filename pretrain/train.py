@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain import command_line, distributed
-from pretrain.checkpoint import backbone_state, load_checkpoint, save_backbone, sha256
 from pretrain.config import DEFAULTS, dump, flatten, load_config, to_dict
 from pretrain.data import Batch, CorruptCounter, TrainLoader, batches_per_epoch, to_device
 from pretrain.errors import InputError, Stopped
+from pretrain.export import export
 from pretrain.logs import Bar, Meter, MetricsLog, RunLog
 from pretrain.methods import build_method
 from pretrain.methods.base import Progress
 from pretrain.monitor import Objective, knn_top1
 from pretrain.optim import build_optimizer, set_hyperparameters
 from pretrain.original import translate
-from pretrain.pictures import first_views, write_views
+from pretrain.pictures import first_views, save_picture, write_views
 from pretrain.rundir import StopSignal, open_run
 from pretrain.schedules import cosine, scaled_learning_rate, warmup_cosine
 from pretrain.sources import Source, open_source
@@ -120,7 +120,9 @@ def train(cfg: CfgNode, device: torch.device) -> None:
         resume(cfg, state, out_dir, log, FREE_KEYS, CONSENT)
         metrics = MetricsLog(out_dir, state.step)
         if state.step == 0 and distributed.is_main():
-            metrics.image("views", first_views(cfg, source), 0)
+            picture = first_views(cfg, source)
+            metrics.image("views", picture, 0)
+            save_picture(picture, out_dir / "views.png")
         method = state.objective.method
         model = parallel(state.objective, device)
         if cfg.TRAIN.COMPILE:
@@ -173,7 +175,8 @@ def train(cfg: CfgNode, device: torch.device) -> None:
             saved_at = time.monotonic()
         bar.close()
         metrics.close()
-        export(out_dir, log)
+        if distributed.is_main():
+            log(export(out_dir))
 
 
 def end_epoch(cfg: CfgNode, state: State, val: Source | None, knn_bank: Source | None, out_dir: Path,
@@ -251,22 +254,6 @@ def parallel(objective: Objective, device: torch.device) -> nn.Module:
     # Buffers stay each rank's own: norms follow SyncBN where it exists, centres and queues are equal by construction.
     return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None,
                                    broadcast_buffers=False)
-
-
-def export(out_dir: Path, log: RunLog) -> None:
-    """Write `backbone.safetensors` from `last.pth` and say what to do with it."""
-    if not distributed.is_main():
-        return
-    last = last_checkpoint(out_dir)
-    checkpoint = load_checkpoint(last)
-    target = out_dir / "backbone.safetensors"
-    save_backbone(target, backbone_state(checkpoint), arch=checkpoint["arch"], method=checkpoint["method"],
-                  preprocess=checkpoint["preprocess"], source_sha256=sha256(last), converted="exported by pretrain")
-    data = checkpoint["config"]["DATA"]["PATH_TO_DATA_DIR"]
-    log(f"done: {target}\nnext:\n"
-        f"  sslight bench knn --cfg configs/classification/knn.yaml WEIGHTS {last} DATA.PATH_TO_DATA_DIR {data} "
-        f"OUTPUT_DIR {out_dir / 'knn'}\n"
-        f"  sslight convert {last} --to mmdet -o {out_dir / 'mmdet.pth'}")
 
 
 def dry_run(cfg: CfgNode, device: torch.device) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import comparison, report, report_plots
+from benchmarks import comparison, published, report, report_plots
 from benchmarks.result import write_result
 from pretrain.errors import InputError
 
@@ -204,7 +204,7 @@ def test_csv_holds_the_numbers_and_no_formula(tmp_path):
     result(tmp_path / "a", protocol="=HYPERLINK(1)")
     result(tmp_path / "b", random=True, protocol="=HYPERLINK(1)")
     line = next(csv.DictReader(io.StringIO(write(tmp_path, ".csv"))))
-    assert (line["value"], line["random"], line["difference"], line["verdict"]) == ("30.0", "20.0", "10.0", "higher")
+    assert (line["value"], line["baseline"], line["difference"], line["verdict"]) == ("30.0", "20.0", "10.0", "higher")
     assert (line["interval low"], line["interval high"]) == ("27.0", "32.0")
     assert line["protocol"] == "'=HYPERLINK(1)"
 
@@ -212,7 +212,7 @@ def test_csv_holds_the_numbers_and_no_formula(tmp_path):
 def test_json_and_markdown_hold_every_number_and_its_provenance(pair):
     content = json.loads(write(pair, ".json", ".md"))
     (row,) = content["rows"]
-    assert (row["value"], row["random"], row["difference"]) == (30, 20, 10)
+    assert (row["value"], row["baseline"], row["difference"]) == (30, 20, 10)
     stored = content["results"][str(pair / "pretrained" / "result.json")]
     assert stored == json.loads((pair / "pretrained" / "result.json").read_text())
     text = (pair / "report.md").read_text()
@@ -228,18 +228,27 @@ def test_html_names_the_origin_of_every_number(pair):
 
 
 def test_published_numbers_stand_beside_ours_and_say_what_differs(tmp_path):
-    metrics = {"top1": {"value": 64.0, "interval": None}, "top1_best_epoch": {"value": 65.0, "interval": None}}
+    """Ours of 65 against the published 62.2 and 65.7, one digit of float error; unlike ones are marked instead."""
+    metrics = {"top1": {"value": 64.0, "interval": None},
+               "top1_best_epoch": {"value": 65.0, "interval": [64.0, 66.5], "std": 0.25}}
     imagenet = {"path": "in1k", "counts": {"train": 1281167, "val": 50000}, "fingerprint": "1"}
     result(tmp_path / "same", benchmark="linear", protocol="linear_cnn", data=imagenet, metrics=metrics,
-           checkpoint={"method": "dino"})
-    result(tmp_path / "other", benchmark="semisup", metrics=metrics, config={"LABELS": {"FRACTION": 0.1}})
-    found = comparison.rows(comparison.load([tmp_path])[0])
-    lines = comparison.published(found, report.PUBLISHED)
-    linear = {(line.recipe, line.value): line.differs for line in lines if line.benchmark == "linear"}
-    assert linear == {("baseline", 62.2): [], ("SSLight", 65.7): []}
-    semi = {line.value: line.differs for line in lines if line.benchmark.startswith("semi")}
-    assert semi == {59.2: ["method swav", "data", "protocol"], 63.0: ["method swav", "data", "protocol"]}
-    assert all(line.ours.metric == "top1_best_epoch" for line in lines)
+           checkpoint={"method": "dino"}, per_seed=[{"seed": 0}, {"seed": 1}])
+    result(tmp_path / "other", benchmark="semisup", metrics=metrics, config={"LABELS": {"FRACTION": 0.1}},
+           checkpoint={"sha256": "b" * 64})
+    result(tmp_path / "changed", benchmark="linear", protocol="linear_cnn", data=imagenet, metrics=metrics,
+           checkpoint={"method": "dino"}, departures={"SOLVER.TOTAL_EPOCHS": 50})
+    table = published.beside_published(comparison.rows(comparison.load([tmp_path])[0]), report.PUBLISHED)
+    assert [line.recipe for line in table.lines if line.arch == "resnet18"] == ["baseline", "SSLight", "ours", "ours"]
+    assert len([line for line in table.lines if line.numbers]) == 12
+    ours = {line.label: line.ours for line in table.lines if line.ours}
+    assert [found.differs for found in ours["dino resnet18"]["linear"]] == [["protocol"], []]  # both, not their mean
+    assert [found.differs for found in ours["swav resnet18"]["semi 10%"]] == [["data", "protocol"]]
+    assert {found.published.recipe: (round(found.value, 9), [round(x, 9) for x in found.interval])
+            for found in table.differences} == {"baseline": (2.8, [1.8, 4.3]), "SSLight": (-0.7, [-1.7, 0.8])}
+    page = Page(write(tmp_path, ".html", ".md")).text
+    assert "65.00 ± 0.25 over 2 seeds [64.00, 66.50]" in " ".join(page.split()) and "other protocol" in page
+    assert "\\[1.80, +4.30\\]" in (tmp_path / "report.md").read_text().replace("+1.80", "1.80")
 
 
 def test_published_table_matches_the_facts():
@@ -327,7 +336,7 @@ def test_a_broken_file_is_named_and_the_others_are_reported(pair, capsys):
 
 def test_terminal_table_shows_each_metric_beside_random(pair):
     console = Console(file=io.StringIO(), width=100)
-    report.print_table(comparison.rows(comparison.load([pair])[0]), console)
+    report.print_table(report.gather([pair], report.PUBLISHED, None), console)
     text = console.file.getvalue()
     for word in ("knn", "top1", "30.00", "[27.00, 32.00]", "20.00", "[18.00, 23.00]", "+10.00", "[+5.76, +12.83]",
                  "higher"):

@@ -1,0 +1,68 @@
+"""What a backbone costs on this machine: `sslight bench cost resnet18 last.pth ... -o results/cost`.
+
+One `cost.json` a network: parameters, FLOPs, latency at batch 1 and throughput. It depends on the architecture and the
+machine, not on the weights; what has been measured on this machine with these settings is kept. Needs no torch to read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pretrain.errors import InputError, Parser, run_command
+from pretrain.files import write_json
+
+SCHEMA = "sslight-cost-1"
+DEFAULT = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "vit_tiny")
+SAME = ("arch", "image_size", "batch_size", "machine", "threads", "torch")  # equal: the same measurement
+NUMBERS = ("parameters", "flops", "latency_ms", "images_per_second")
+
+
+def parser() -> Parser:
+    made = Parser("sslight bench cost", "Parameters, FLOPs, latency at batch 1 and throughput, on this machine.",
+                  "sslight bench cost resnet18 mobilenet_v2 vit_tiny -o results/cost",
+                  epilog="FLOPs are fvcore's: a multiplication with its addition counts once. Latency is the median.")
+    made.add_argument("networks", nargs="*", metavar="ARCH", default=DEFAULT,
+                      help=f"timm's names, aliases or checkpoints (default: {' '.join(DEFAULT)})")
+    made.add_argument("-o", "--out", required=True, metavar="DIR", help="where ARCH/cost.json is written")
+    made.add_argument("--size", type=int, default=224, metavar="PX", help="pixels of the square image (224)")
+    made.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once for the throughput (64)")
+    made.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each of the two (3)")
+    made.add_argument("--force", action="store_true", help="measure again what was measured here before")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if args.size < 1 or args.batch_size < 1 or not args.seconds > 0:
+        raise InputError("--size, --batch-size and --seconds want positive numbers")
+    from benchmarks import cost_measure
+
+    for arch in cost_measure.architectures(args.networks):
+        file = Path(args.out) / arch / "cost.json"
+        about = cost_measure.about(arch, args.size, args.batch_size)
+        found = read_cost(file) if file.is_file() and not args.force else None
+        kept = found is not None and all(found[key] == about[key] for key in SAME)
+        if not kept:
+            found = {"schema": SCHEMA, **about, **cost_measure.measure(arch, args.size, args.batch_size, args.seconds)}
+            write_json(file, found)
+        print(f"{arch}: {found['parameters'] / 1e6:.2f} M parameters, {found['flops'] / 1e9:.2f} GFLOPs, "
+              f"{found['latency_ms']:.2f} ms an image alone, {found['images_per_second']:.0f} images/s in batches of "
+              f"{found['batch_size']}{' (measured before)' if kept else ''}", flush=True)
+    return 0
+
+
+def read_cost(file: Path) -> dict:
+    """A cost file. Raises InputError if it is not one."""
+    try:
+        cost = json.loads(file.read_text(encoding="utf-8"))
+        if cost["schema"] == SCHEMA and all(cost[key] > 0 for key in NUMBERS) and all(key in cost for key in SAME):
+            return cost
+    except (ValueError, OSError, KeyError, TypeError):
+        pass
+    raise InputError(f"not a file of `sslight bench cost`: {file}; remove it and measure again")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,85 @@
+"""Counting and timing one backbone in FP32 inference."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from benchmarks.result import command, environment, git_state
+from convert.reader import load_network
+from pretrain.backbones import build_backbone, canonical_arch
+
+LEAST = 10  # repetitions, however long they take
+
+
+def architectures(networks: Sequence[str]) -> Iterator[str]:
+    """timm's name of each network, an architecture or a checkpoint's, each once. Raises InputError."""
+    names = [load_network(name)[1].arch if Path(name).is_file() else canonical_arch(name) for name in networks]
+    yield from dict.fromkeys(names)
+
+
+def about(arch: str, image_size: int, batch_size: int) -> dict:
+    """What has to agree for two measurements to be the same."""
+    here = environment()
+    machine = here["device"] if torch.cuda.is_available() else f"{_processor()} ({platform.machine()})"
+    return {"arch": arch, "image_size": image_size, "batch_size": batch_size, "machine": machine,
+            "threads": here["threads"], "torch": torch.__version__}
+
+
+def measure(arch: str, image_size: int, batch_size: int, seconds: float) -> dict:
+    """Parameters, FLOPs of one image, median latency in ms at batch 1 and images a second, with their provenance."""
+    started = time.monotonic()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = build_backbone(arch).eval().to(device)
+    one = torch.randn(1, 3, image_size, image_size, device=device)
+    alone = times(backbone, one, seconds)
+    batch = times(backbone, one.expand(batch_size, -1, -1, -1).contiguous(), seconds)
+    return {"parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+            "flops": flops(backbone, one), "latency_ms": 1000 * float(np.median(alone)),
+            "latency_ms_quartiles": [1000 * float(t) for t in np.percentile(alone, (25, 75))],
+            "images_per_second": batch_size / float(np.median(batch)), "environment": environment(),
+            "git": git_state(), "command": command(), "seconds": time.monotonic() - started}
+
+
+def flops(backbone: nn.Module, image: Tensor) -> int:
+    """fvcore's count for one image: a multiplication and its addition are one. Attention is counted unfused."""
+    backbone = copy.deepcopy(backbone)
+    for module in backbone.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # fvcore does not look into the fused operator
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing a ViT turns sizes into constants, as is meant here
+        analysis = FlopCountAnalysis(backbone, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        return int(analysis.total())
+
+
+@torch.inference_mode()
+def times(backbone: nn.Module, images: Tensor, seconds: float) -> list[float]:
+    """Seconds of each forward, repeated for `seconds` after a tenth of that to warm up."""
+    taken, begun = [], time.perf_counter()
+    while len(taken) < LEAST or time.perf_counter() - begun < seconds:
+        start = time.perf_counter()
+        backbone(images)
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    warm = next((i for i, total in enumerate(np.cumsum(taken)) if total > seconds / 10), 0) + 1
+    return taken[min(warm, len(taken) // 2):]
+
+
+def _processor() -> str:
+    """The processor's model, as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "cpu"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
