@@ -17,6 +17,8 @@ from pretrain.index import Source
 from pretrain.loader import batch_loader, empty_images
 from pretrain.views import UNIFORMS, View, draw, uniforms
 
+LONGEST = 32  # times the shorter side: of a longer image the rest goes first, or resizing it could fill the memory
+
 Transform = Callable[[np.ndarray, int, np.ndarray], None]  # (RGB image, its index, where to write the result)
 
 
@@ -30,6 +32,10 @@ class CenterCrop:
     def __call__(self, image: np.ndarray, index: int, out: np.ndarray) -> None:
         height, width = image.shape[:2]
         short = min(height, width)
+        if max(height, width) > LONGEST * short:
+            top, left = (max(0, side - LONGEST * short) // 2 for side in (height, width))
+            image = image[top:top + LONGEST * short, left:left + LONGEST * short]
+            height, width = image.shape[:2]
         new = np.empty((self.resize * height // short, self.resize * width // short, 3), dtype=np.uint8)
         resize_fast(np.ascontiguousarray(image), new)
         top, left = (round((side - self.size) / 2) for side in new.shape[:2])

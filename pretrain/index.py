@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +18,22 @@ from pretrain.errors import InputError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
 FINGERPRINT_SAMPLES = 1000  # images whose sizes are looked at
+MAX_BYTES = 1 << 30  # of an encoded image: more than any takes that the decoders accept
 
 
 def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def inside(name: str, where: Path | str) -> str:
+    """A name that a foreign file gives, as a plain relative path. Raises InputError where it leads elsewhere."""
+    parts = name.split("/")
+    if "" in parts or "." in parts:  # `tar c .` writes ./class/file
+        parts = [part for part in parts if part not in ("", ".")]
+    if name.startswith("/") or "\0" in name or ".." in parts or not parts:
+        raise InputError(f"{where} holds the name {name!r}, which is none of a file inside a data directory: do not "
+                         "trust the file, or write it anew")
+    return "/".join(parts)
 
 
 def shared(array: np.ndarray) -> torch.Tensor:

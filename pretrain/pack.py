@@ -112,7 +112,10 @@ def _same_images(source: Source, sums: Path) -> bool:
 def _check_space(source: Source, dst: Path) -> None:
     """Raise InputError if the images, judged by up to 1,000 of them, do not fit on the disk."""
     some = np.linspace(0, len(source) - 1, min(len(source), 1000)).astype(int)
-    need = sum(source.size(int(i)) for i in some) / len(some) * len(source)
+    try:
+        need = sum(source.size(int(i)) for i in some) / len(some) * len(source)
+    except OSError as error:
+        raise InputError(f"cannot read the images of {source.where} ({error})") from None
     source.close()
     dst.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(dst).free
@@ -134,7 +137,10 @@ def _write(source: Source, packer: Packer, journal: Path, split: str) -> None:
             except OSError as error:
                 raise InputError(f"cannot read {source.name(i)} of {source.where} ({error})") from None
             name = _target_name(source.name(i), None if labels is None else classes[labels[i]], data)
-            packer.add(i, name, data, None if labels is None else int(labels[i]))
+            try:
+                packer.add(i, name, data, None if labels is None else int(labels[i]))
+            except OSError as error:
+                raise InputError(f"cannot write {name} into {packer.work} ({error})") from None
             lines.append(f"{hashlib.sha256(data).hexdigest()}  {name}\n")
             if packer.flush(last=i + 1 == len(source)):
                 file.writelines(lines)

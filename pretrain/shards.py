@@ -19,56 +19,85 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.errors import InputError
-from pretrain.index import Names, Source, is_image, shared
+from pretrain.index import MAX_BYTES, Names, Source, inside, is_image, shared
 
 BLOCK = 512  # bytes: the unit of a tar file
+MAX_HEADER = 1 << 20  # bytes of a long name or of extended fields
+MAX_LABEL = 32  # bytes of a class number
+MAX_CLASSES = 1_000_000
 
 
 def tar_members(file: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, offset of the content, size in bytes) of every regular file. Raises InputError if the tar is broken."""
+    """(name, offset of the content, size in bytes) of every regular file. Raises InputError if the tar is broken.
+
+    Links, devices and the like are passed over. A tar without its end is taken for one that was cut off there.
+    """
     end, at, long_name, long_size = file.stat().st_size, 0, None, None
     with open(file, "rb", buffering=0) as stream:
-        while at + BLOCK <= end:
-            header = os.pread(stream.fileno(), BLOCK, at)
-            if header == bytes(BLOCK):
-                return
+        while (header := os.pread(stream.fileno(), BLOCK, at)) != bytes(BLOCK):
+            if len(header) < BLOCK:
+                raise InputError(f"shard is cut off: {file} has no end; fetch or pack it again")
             name, size, kind = _parse_header(header, file, at)
             size = size if long_size is None else long_size
             if at + BLOCK + size > end:
-                raise InputError(f"shard is cut off: {file} ends inside '{name}'; fetch or pack it again")
+                raise InputError(f"shard is cut off: {file} ends inside {name!r}; fetch or pack it again")
             content = at + BLOCK
-            at = content + -(-size // BLOCK) * BLOCK
+            if kind in (b"L", b"x") and size > MAX_HEADER:
+                raise _damaged(file, at)
             if kind == b"L":  # GNU: the next member's long name
                 long_name = os.fsdecode(os.pread(stream.fileno(), size, content).rstrip(b"\0"))
             elif kind == b"x":  # POSIX: the next member's name or size
-                fields = _pax_fields(os.pread(stream.fileno(), size, content))
+                try:
+                    fields = _pax_fields(os.pread(stream.fileno(), size, content))
+                    long_size = _size(fields[b"size"], 10) if b"size" in fields else None
+                except (ValueError, IndexError):
+                    raise _damaged(file, at) from None
                 long_name = os.fsdecode(fields[b"path"]) if b"path" in fields else long_name
-                long_size = int(fields[b"size"]) if b"size" in fields else None
             elif kind in (b"0", b"\0", b"7"):
-                yield long_name or name, content, size
+                yield inside(long_name or name, file), content, size
                 long_name = long_size = None
             elif kind != b"g":
                 long_name = long_size = None
+            at = content + -(-size // BLOCK) * BLOCK
+        while rest := os.pread(stream.fileno(), MAX_HEADER, at):  # padding; anything else was overwritten in front
+            if rest.count(0) < len(rest):
+                raise _damaged(file, at)
+            at += len(rest)
+
+
+def _damaged(file: Path, at: int) -> InputError:
+    return InputError(f"not a tar file, or damaged: {file} (at byte {at}); fetch or pack it again")
+
+
+def _size(digits: bytes, base: int) -> int:
+    """Raises ValueError for what is none."""
+    size = int(digits, base)
+    if size < 0:
+        raise ValueError
+    return size
 
 
 def _parse_header(header: bytes, file: Path, at: int) -> tuple[str, int, bytes]:
     try:
         checksum = int(header[148:156].strip(b" \0"), 8)
         field = header[124:136]
-        size = int.from_bytes(field[1:]) if field[0] & 0x80 else int(field.strip(b" \0") or b"0", 8)
+        size = int.from_bytes(field[1:]) if field[0] & 0x80 else _size(field.strip(b" \0") or b"0", 8)
     except ValueError:
-        checksum, size = -1, 0
+        raise _damaged(file, at) from None
     if checksum != sum(header[:148]) + sum(header[156:]) + 8 * 32:
-        raise InputError(f"not a tar file, or damaged: {file} (at byte {at}); fetch or pack it again")
+        raise _damaged(file, at)
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
     return os.fsdecode(prefix + b"/" + name if prefix else name), size, header[156:157]
 
 
 def _pax_fields(data: bytes) -> dict[bytes, bytes]:
+    """The records `LENGTH KEY=VALUE`. Raises ValueError or IndexError for others."""
     fields = {}
     while data:
         length = int(data.split(b" ", 1)[0])
+        if length < 1:
+            raise ValueError
         key, _, value = data[:length - 1].split(b" ", 1)[1].partition(b"=")
         fields[key] = value
         data = data[length:]
@@ -128,18 +157,20 @@ class ShardSource(Source):
     def _file(self, i: int) -> Path:
         return self.files[self._column("shard")[i]]
 
-    def _pread(self, i: int, offset: str, size: str) -> bytes:
+    def _pread(self, i: int, offset: str, size: int) -> bytes:
         handle = os.open(self._file(i), os.O_RDONLY)
         try:
-            data = os.pread(handle, int(self._column(size)[i]), int(self._column(offset)[i]))
+            data = os.pread(handle, size, int(self._column(offset)[i]))
         finally:
             os.close(handle)
-        if len(data) != self._column(size)[i]:
+        if len(data) != size:
             raise OSError(f"{self._file(i)} has become shorter")
         return data
 
     def read(self, i: int) -> bytes:
-        return self._pread(i, "offset", "size")
+        if self.size(i) > MAX_BYTES:
+            raise OSError(f"{self.size(i)} bytes are too many for an image")
+        return self._pread(i, "offset", self.size(i))
 
     def size(self, i: int) -> int:
         return int(self._column("size")[i])
@@ -153,12 +184,12 @@ class ShardSource(Source):
         self._require_labels()
         labels = np.empty(len(self), dtype=np.int64)
         for i in range(len(self)):
-            text = self._pread(i, "label_offset", "label_size")
+            text = self._pread(i, "label_offset", min(int(self._column("label_size")[i]), MAX_LABEL))
             try:
-                labels[i] = int(text)
-            except ValueError:
-                labels[i] = -1
-            if labels[i] < 0:
+                labels[i] = number = int(text)
+            except (ValueError, OverflowError):
+                number = -1
+            if not 0 <= number < MAX_CLASSES:
                 raise InputError(f"label of {self.name(i)} in {self._file(i)} is not a class number: {text[:40]!r}")
         return labels
 
@@ -168,10 +199,13 @@ class ShardSource(Source):
         number = int(self.labels.max()) + 1
         if not self._class_file.is_file():
             return [str(k) for k in range(number)]
-        names = self._class_file.read_text(encoding="utf-8").splitlines()
+        try:
+            names = self._class_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the class names in {self._class_file} ({error})") from None
         if len(names) < number:
             raise InputError(f"{self._class_file} names {len(names)} classes, but the shards use number {number - 1}")
-        return names
+        return [inside(name, self._class_file) for name in names]
 
 
 def is_url(path: str | Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.errors import InputError
-from pretrain.index import Names, Source, is_image
+from pretrain.index import MAX_BYTES, Names, Source, inside, is_image
 from pretrain.shards import ShardSource, is_url, remote_shards
 
 __all__ = ["FolderSource", "HDF5Source", "ShardSource", "Source", "open_source"]
@@ -32,6 +32,8 @@ class FolderSource(Source):
         super().__init__(str(root), names, labels, classes)
 
     def read(self, i: int) -> bytes:
+        if self.size(i) > MAX_BYTES:
+            raise OSError(f"{self.size(i)} bytes are too many for an image")
         return (self.root / self.name(i)).read_bytes()
 
     def size(self, i: int) -> int:
@@ -59,9 +61,11 @@ class HDF5Source(Source):
         self.file, self._handle, self._pid = file, None, None
         classes: list[str] = []
         try:
-            names = Names(self._list(classes))
-        except OSError as error:
-            raise InputError(f"not a readable HDF5 file: {file} ({error})") from None
+            names = Names(inside(name, file) for name in self._list(classes))
+        except InputError:
+            raise
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise InputError(f"not a readable HDF5 file: {file} ({' '.join(str(error).split())})") from None
         if not len(names):
             raise InputError(f"no images in {file}: it needs a group per class with one encoded image per dataset")
         if labels and not classes:
@@ -72,12 +76,25 @@ class HDF5Source(Source):
         import h5py
 
         with self._open() as file:
-            for top in sorted(file):
+            for top in self._links(file):
                 if file.get(top, getclass=True) is h5py.Group:
-                    classes.append(top)
-                    yield from (f"{top}/{name}" for name in sorted(file[top]))
+                    classes.append(inside(top, self.file))
+                    yield from (f"{top}/{name}" for name in self._links(file[top]))
                 else:
                     yield top
+
+    def _links(self, group) -> list[str]:
+        """The names in a group, sorted. Raises InputError for one that leads elsewhere, perhaps out of the file."""
+        import h5py
+
+        names: list[str] = []
+        links: list[str] = []
+        group.id.links.iterate(lambda name, link: (names if link.type == h5py.h5l.TYPE_HARD else links).append(
+            os.fsdecode(name)), info=True)
+        if links:
+            raise InputError(f"{self.file} holds a link, {links[0]!r} in {group.name}, where a class or an image "
+                             "belongs: write the file anew, without links")
+        return sorted(names)
 
     def _open(self):
         import h5py
@@ -85,12 +102,23 @@ class HDF5Source(Source):
         return h5py.File(self.file, "r", locking="best-effort")
 
     def _dataset(self, i: int):
+        """The image's dataset. Raises OSError if it is none, too large, or kept outside the file."""
+        import h5py
+
         if self._pid != os.getpid():  # a forked worker must not read through its parent's handle
             self._handle, self._pid = self._open(), os.getpid()
         try:
-            return self._handle[self.name(i)]
-        except KeyError as error:
+            dataset = self._handle[self.name(i)]
+            if not isinstance(dataset, h5py.Dataset) or not dataset.size:
+                raise OSError("not a dataset that holds an image")
+            layout = dataset.id.get_create_plist()
+            if layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL:
+                raise OSError("its bytes are kept in another file")
+            if dataset.nbytes > MAX_BYTES or (dataset.dtype.kind == "O" and dataset.size > 1):
+                raise OSError(f"{dataset.nbytes} bytes are too many for an image")
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise OSError(str(error)) from None
+        return dataset
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_handle": None, "_pid": None}
@@ -101,16 +129,16 @@ class HDF5Source(Source):
         self._handle = self._pid = None
 
     def read(self, i: int) -> bytes:
+        dataset = self._dataset(i)
         try:
-            value = self._dataset(i)[()]
-        except (TypeError, RuntimeError) as error:
+            value = dataset[()]
+        except (TypeError, ValueError, RuntimeError) as error:
             raise OSError(f"not a dataset that holds an image ({error})") from None
         return value if isinstance(value, bytes) else np.asarray(value).tobytes()
 
     def size(self, i: int) -> int:
         dataset = self._dataset(i)
-        kind = getattr(dataset, "dtype", np.dtype("O")).kind
-        return len(self.read(i)) if kind == "O" else dataset.nbytes  # O: of variable length, or no dataset at all
+        return len(self.read(i)) if dataset.dtype.kind == "O" else dataset.nbytes  # O: of variable length
 
 
 def open_source(path: str | Path, split: str, labels: bool = True) -> Source:
