@@ -175,34 +175,40 @@ def mutate(name: str, data: bytes, chance: random.Random, canary: Path) -> tuple
     return kind.__name__, kind(data, chance)
 
 
+def try_one(number: object, files: dict[str, bytes], right: dict[str, dict], folder: Path) -> tuple[str, str, str]:
+    """Try one mutated file, drawn by `number`; its (format, kind, outcome). AssertionError for a wrong outcome."""
+    chance, canary = random.Random(str(number)), folder / "canary"
+    name = chance.choice(list(files))
+    kind, data = mutate(name, files[name], chance, canary)
+    path = folder / f"mutated{Path(name).suffix}"
+    path.write_bytes(data)
+    try:
+        state = read_checkpoint(path).state
+    except InputError as error:
+        outcome = "clean error"
+        assert "\n" not in str(error), (number, name, kind, error)
+    else:
+        equal = state.keys() == right[name].keys() and all(
+            torch.equal(state[key], value) for key, value in right[name].items())
+        outcome = "right tensors" if equal else "other values, no checksum"
+        shapes = {key: value.shape for key, value in state.items()} == {
+            key: value.shape for key, value in right[name].items()}
+        assert equal or (shapes and name not in CHECKSUMMED and kind not in ("truncated", "hostile")), (
+            number, name, kind)
+    assert not canary.exists(), (number, name, kind, "executed code")
+    return name, kind, outcome
+
+
 def try_mutations(count: int, seed: int, folder: Path) -> collections.Counter:
     """Try `count` mutated files; counts by (format, kind, outcome). AssertionError at the first wrong outcome."""
-    chance = random.Random(seed)
+    files, right = originals_and_states(folder)
+    return collections.Counter(try_one(f"{seed} {number}", files, right, folder) for number in range(count))
+
+
+def originals_and_states(folder: Path) -> tuple[dict[str, bytes], dict[str, dict]]:
+    """The valid files and what they hold."""
     files = originals(folder)
-    right = {name: read_checkpoint(folder / name, arch=ARCH).state for name in files}
-    outcomes: collections.Counter = collections.Counter()
-    canary = folder / "canary"
-    for number in range(count):
-        name = chance.choice(list(files))
-        kind, data = mutate(name, files[name], chance, canary)
-        path = folder / f"mutated{Path(name).suffix}"
-        path.write_bytes(data)
-        try:
-            state = read_checkpoint(path).state
-        except InputError as error:
-            outcome = "clean error"
-            assert "\n" not in str(error), (number, name, kind, error)
-        else:
-            equal = state.keys() == right[name].keys() and all(
-                torch.equal(state[key], value) for key, value in right[name].items())
-            outcome = "right tensors" if equal else "other values, no checksum"
-            shapes = {key: value.shape for key, value in state.items()} == {
-                key: value.shape for key, value in right[name].items()}
-            assert equal or (shapes and name not in CHECKSUMMED and kind not in ("truncated", "hostile")), (
-                number, name, kind)
-        assert not canary.exists(), (number, name, kind, "executed code")
-        outcomes[name, kind, outcome] += 1
-    return outcomes
+    return files, {name: read_checkpoint(folder / name, arch=ARCH).state for name in files}
 
 
 if __name__ == "__main__":
