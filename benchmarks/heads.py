@@ -75,7 +75,7 @@ def semi_head(width: int, classes: int, projection: dict[str, Tensor] | None, *,
 
     fc - BN - GELU for every hidden layer, then fc to the classes at torch's default initialisation. `projection` is
     DINO's head (`mlp.N.*`): its hidden layers, BN parameters and statistics included, become this head's; the shape
-    follows it. Without one the hidden layers start as DINO's do: truncated normal 0.02, bias 0.
+    follows it. Without one the hidden layers start as DINO's do (see pretrain/heads.py): normal 0.02, bias 0.
 
     Raises InputError if the projection head is not for features of `width`.
     """
@@ -86,7 +86,7 @@ def semi_head(width: int, classes: int, projection: dict[str, Tensor] | None, *,
         head = mlp(width, hidden, classes, layers, norm=norm, activation=nn.GELU)
         for module in list(head)[:-1]:
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
     if not layout:
         return head, "random"

@@ -84,6 +84,16 @@ def test_label_lists_by_full_and_bare_name(image_folder, tmp_path):
             from_list(tmp_path / "list.txt", train)
 
 
+def test_a_vits_dino_head_has_no_batch_norm():
+    head = DINOHead(192, 24, 8, 32, 3, norm=False, learn_scale=True)
+    projection = {f"mlp.{key}": value for key, value in head.mlp.state_dict().items()}
+    mine, origin = semi_head(192, 10, projection, hidden=2048, layers=3, norm=True, seed=0)
+    x = torch.randn(4, 192)
+    assert origin == "DINO head" and [type(layer).__name__ for layer in mine] == [*["Linear", "GELU"] * 2, "Linear"]
+    with torch.no_grad():
+        torch.testing.assert_close(mine[:-1](x), head.mlp[:-1](x), atol=0, rtol=0)
+
+
 def test_the_head_starts_as_dinos_and_computes_the_same(dino):
     _, head = dino
     projection = {f"mlp.{key}": value for key, value in head.mlp.state_dict().items()}
