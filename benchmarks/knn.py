@@ -15,7 +15,8 @@ from fvcore.common.config import CfgNode
 
 from benchmarks.cache import Rows, cached_features, find_entry
 from benchmarks.features import choices_for
-from benchmarks.labelled import describe, open_splits
+from benchmarks.identity import identity
+from benchmarks.labelled import Labelled, describe, open_splits
 from benchmarks.metrics import accuracy_metrics, as_ranked, detail
 from benchmarks.predictions import write_predictions
 from benchmarks.result import write_result
@@ -23,7 +24,7 @@ from benchmarks.settings import FREE_KEYS, parse
 from benchmarks.settings import KNN as DEFAULTS
 from benchmarks.settings import knn as command_line
 from benchmarks.spread import gather_rows, my_batches
-from benchmarks.weights import check_frozen, freeze, load_subject, state_hash
+from benchmarks.weights import Subject, check_frozen, freeze, load_subject, state_hash
 from pretrain import distributed
 from pretrain.config import to_dict
 from pretrain.errors import InputError, Stopped, run_command
@@ -33,7 +34,7 @@ from pretrain.rundir import StopSignal, open_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    cfg, departures = parse(command_line(), DEFAULTS, argv)
+    cfg, departures = configure(argv)
     device = distributed.start()
     try:
         run(cfg, departures, device)
@@ -42,17 +43,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def configure(argv: Sequence[str] | None = None) -> tuple[CfgNode, dict]:
+    """The configuration of a command line, and what in it departs from its protocol's file."""
+    return parse(command_line(), DEFAULTS, argv)
+
+
+def ready(cfg: CfgNode, train: Labelled, val: Labelled, subject: Subject) -> list[int]:
+    """The k that can be served. Raises InputError where settings, data and network do not go together."""
+    choices_for(subject.backbone, [cfg.KNN.FEATURE])
+    for split in (val,) if cfg.KNN.LEAVE_ONE_OUT else (val, train):
+        find_entry(cfg, subject, split, cfg.KNN.FEATURE)
+    return usable_ks(cfg, len(val) - 1 if cfg.KNN.LEAVE_ONE_OUT else len(train))
+
+
 def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
     started = time.monotonic()
     train, val = open_splits(cfg)
-    ks = usable_ks(cfg, len(val) - 1 if cfg.KNN.LEAVE_ONE_OUT else len(train))
     subject = load_subject(cfg)
-    choices_for(subject.backbone, [cfg.KNN.FEATURE])
+    ks = ready(cfg, train, val, subject)
+    about_data = describe(cfg, train, val)
+    run_is = identity(cfg, subject, about_data["fingerprint"], distributed.world_size())
     freeze(subject.backbone)
     before = state_hash(subject.backbone)
-    for split in (val,) if cfg.KNN.LEAVE_ONE_OUT else (val, train):
-        find_entry(cfg, subject, split, cfg.KNN.FEATURE)
-    with open_run(cfg, FREE_KEYS) as out_dir, StopSignal() as stop:
+    with open_run(run_is, FREE_KEYS) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
         log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(train)} train and "
             f"{len(val)} val images of {len(train.classes)} classes")
@@ -69,7 +82,7 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
                                     **{f"_k{k}": [as_ranked(ranked[k])] for k in ks}}, val.labels)
         write_result(
             out_dir, benchmark="knn", protocol=cfg.PROTOCOL + (" --loo" if cfg.KNN.LEAVE_ONE_OUT else ""),
-            checkpoint=subject.about, data=describe(cfg, train, val), metrics=metrics, config=to_dict(cfg),
+            checkpoint=subject.about, data=about_data, metrics=metrics, config=to_dict(cfg),
             per_seed=[{"seed": cfg.SEEDS[0], **{name: value["value"] for name, value in metrics.items()}}],
             seconds=time.monotonic() - started, departures=departures, headline=f"k = {cfg.KNN.HEADLINE_K}",
             **detail(as_ranked(ranked[cfg.KNN.HEADLINE_K]), val.labels, val.classes))

@@ -19,6 +19,7 @@ from benchmarks.cache import cached_features, find_entry
 from benchmarks.cached_linear import fit_cached, needed
 from benchmarks.features import Features, choices_for, widths
 from benchmarks.heads import LinearProbes
+from benchmarks.identity import identity
 from benchmarks.labelled import Labelled, describe, open_splits
 from benchmarks.metrics import detail, hits
 from benchmarks.predictions import write_predictions
@@ -38,8 +39,7 @@ from pretrain.rundir import StopSignal, open_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    cfg, departures = parse(command_line(), DEFAULTS, argv)
-    check(cfg)
+    cfg, departures = configure(argv)
     device = distributed.start()
     try:
         run(cfg, departures, device)
@@ -48,8 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check(cfg: CfgNode) -> None:
-    """Raise InputError for settings that contradict each other."""
+def configure(argv: Sequence[str] | None = None) -> tuple[CfgNode, dict]:
+    """The configuration of a command line, and what in it departs from its protocol's file.
+
+    Raises InputError for settings that contradict each other.
+    """
+    cfg, departures = parse(command_line(), DEFAULTS, argv)
     if not 0 <= cfg.PROBE.HOLDOUT < 1:
         raise InputError(f"config key 'PROBE.HOLDOUT' wants a number in [0, 1), not {cfg.PROBE.HOLDOUT}")
     if any(not rate > 0 for rate in [*cfg.PROBE.LEARNING_RATES, cfg.SOLVER.BASE_LR]):
@@ -58,12 +62,11 @@ def check(cfg: CfgNode) -> None:
         raise InputError(f"config key 'PROBE.PENALTIES' wants non-negative numbers, not {cfg.PROBE.PENALTIES}")
     if cfg.PROBE.CACHED and not cfg.PROBE.HOLDOUT:
         raise InputError("PROBE.CACHED chooses the penalty on a held-out part of train: set PROBE.HOLDOUT, e.g. 0.1")
+    return cfg, departures
 
 
-def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
-    started = time.monotonic()
-    train, val = open_splits(cfg)
-    subject = load_subject(cfg)
+def ready(cfg: CfgNode, train: Labelled, val: Labelled, subject: Subject) -> tuple[list[str], list[float]]:
+    """Feature choices and learning rates of the heads. Raises InputError where settings and network do not agree."""
     choices = choices_for(subject.backbone, cfg.PROBE.FEATURES)
     rates = list(cfg.PROBE.LEARNING_RATES) or [cfg.SOLVER.BASE_LR]
     if len(choices) * len(rates) > 1 and not cfg.PROBE.HOLDOUT and not cfg.PROBE.CACHED:
@@ -71,9 +74,19 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
     for choice in choices if cfg.PROBE.CACHED else []:
         for split, flip in needed(cfg, train, val):
             find_entry(cfg, subject, split, choice, flip=flip)
+    return choices, rates
+
+
+def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
+    started = time.monotonic()
+    train, val = open_splits(cfg)
+    subject = load_subject(cfg)
+    choices, rates = ready(cfg, train, val, subject)
+    about_data = describe(cfg, train, val)
+    run_is = identity(cfg, subject, about_data["fingerprint"], distributed.world_size())
     freeze(subject.backbone)
     before = state_hash(subject.backbone)
-    with open_run(cfg, FREE_KEYS) as out_dir, StopSignal() as stop:
+    with open_run(run_is, FREE_KEYS) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
         log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(train)} train and "
             f"{len(val)} val images of {len(train.classes)} classes, features {', '.join(choices)}")
@@ -88,7 +101,7 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
                 runs.append(fit_cached(cfg, rows, train, val, seed, device, stop, log))
         check_frozen(subject.backbone, before)
         if distributed.is_main():
-            write(cfg, departures, out_dir, subject, train, val, runs, time.monotonic() - started, log)
+            write(cfg, departures, out_dir, subject, about_data, val, runs, time.monotonic() - started, log)
 
 
 def fit_probes(cfg: CfgNode, subject: Subject, train: Labelled, val: Labelled, choices: list[str], rates: list[float],
@@ -124,7 +137,7 @@ def chosen(outcome: Outcome, held_out: dict[str, float], val: Labelled) -> dict:
     return {"ranked": outcome.last[winner].numpy(), "head": winner, "heads": heads, "curve": outcome.curve}
 
 
-def write(cfg: CfgNode, departures: dict, out_dir: Path, subject: Subject, train: Labelled, val: Labelled,
+def write(cfg: CfgNode, departures: dict, out_dir: Path, subject: Subject, about_data: dict, val: Labelled,
           runs: list[dict], seconds: float, log: RunLog) -> None:
     """`result.json` of all seeds. `top1` is the last epoch's; the best epoch on val stands beside it by its name."""
     predictions = {"": [run["ranked"] for run in runs]}
@@ -139,7 +152,7 @@ def write(cfg: CfgNode, departures: dict, out_dir: Path, subject: Subject, train
                 else "last epoch, head chosen on a held-out part of train" if cfg.PROBE.HOLDOUT else "last epoch")
     write_predictions(out_dir, predictions, val.labels)
     write_result(out_dir, benchmark="linear", protocol=cfg.PROTOCOL, checkpoint=subject.about,
-                 data=describe(cfg, train, val), metrics=metrics,
+                 data=about_data, metrics=metrics,
                  per_seed=per_seed(cfg.SEEDS, predictions, val.labels, **further), config=to_dict(cfg), seconds=seconds,
                  departures=departures, headline=headline, **detail(runs[0]["ranked"], val.labels, val.classes))
     for name, value in metrics.items():

@@ -10,11 +10,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from benchmarks.heads import Classifier, linear_head, semi_head
+from benchmarks.identity import identity
 from benchmarks.labelled import Labelled, describe, open_splits
 from benchmarks.linear import single
 from benchmarks.metrics import detail
@@ -35,9 +37,7 @@ from pretrain.rundir import StopSignal, open_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    cfg, departures = parse(command_line(), DEFAULTS, argv)
-    if cfg.HEAD.KIND not in ("mlp", "linear"):
-        raise InputError(f"config key 'HEAD.KIND' wants mlp or linear, not {cfg.HEAD.KIND!r}")
+    cfg, departures = configure(argv)
     device = distributed.start()
     try:
         run(cfg, departures, device)
@@ -46,13 +46,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def configure(argv: Sequence[str] | None = None) -> tuple[CfgNode, dict]:
+    """The configuration of a command line, and what in it departs from its protocol's file."""
+    cfg, departures = parse(command_line(), DEFAULTS, argv)
+    if cfg.HEAD.KIND not in ("mlp", "linear"):
+        raise InputError(f"config key 'HEAD.KIND' wants mlp or linear, not {cfg.HEAD.KIND!r}")
+    return cfg, departures
+
+
+def ready(cfg: CfgNode, train: Labelled, val: Labelled, subject: Subject) -> list[tuple[np.ndarray, str]]:
+    """Per seed the labelled images and where they come from.
+
+    Raises InputError where no such list can be made, or it is too short for a step.
+    """
+    subsets = [labelled_subset(cfg, train, seed) for seed in cfg.SEEDS]
+    global_batch(cfg, build(cfg, subject, len(train.classes), cfg.SEEDS[0])[0], min(len(part) for part, _ in subsets))
+    return subsets
+
+
 def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
     started = time.monotonic()
     train, val = open_splits(cfg)
-    subsets = [labelled_subset(cfg, train, seed) for seed in cfg.SEEDS]
     subject = load_subject(cfg)
-    global_batch(cfg, build(cfg, subject, len(train.classes), cfg.SEEDS[0])[0], min(len(part) for part, _ in subsets))
-    with open_run(cfg, FREE_KEYS) as out_dir, StopSignal() as stop:
+    subsets = ready(cfg, train, val, subject)
+    about_data = describe(cfg, train, val)
+    about_data["counts"]["labelled"] = len(subsets[0][0])
+    run_is = identity(cfg, subject, about_data["fingerprint"], distributed.world_size())
+    with open_run(run_is, FREE_KEYS) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
         log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(subsets[0][0])} of "
             f"{len(train)} train images labelled ({subsets[0][1]}), {len(val)} val images")
@@ -68,7 +88,7 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
             runs.append(single(fit(cfg, job, device, stop, log), "classifier")
                         | {"labels": origin, "images": len(indices), "head": head_origin})
         if distributed.is_main():
-            write(cfg, departures, out_dir, subject, train, val, runs, time.monotonic() - started, log)
+            write(cfg, departures, out_dir, subject, about_data, val, runs, time.monotonic() - started, log)
 
 
 def build(cfg: CfgNode, subject: Subject, classes: int, seed: int) -> tuple[nn.Module, str]:
@@ -83,7 +103,7 @@ def build(cfg: CfgNode, subject: Subject, classes: int, seed: int) -> tuple[nn.M
     return distributed.convert_sync_batchnorm(Classifier(backbone, head)), origin
 
 
-def write(cfg: CfgNode, departures: dict, out_dir: Path, subject: Subject, train: Labelled, val: Labelled,
+def write(cfg: CfgNode, departures: dict, out_dir: Path, subject: Subject, about_data: dict, val: Labelled,
           runs: list[dict], seconds: float, log: RunLog) -> None:
     """`result.json` of all seeds. `top1` is the last epoch's; the best epoch on val stands beside it by its name."""
     predictions = {"": [run["ranked"] for run in runs], "_best_epoch": [run["best"] for run in runs]}
@@ -91,11 +111,9 @@ def write(cfg: CfgNode, departures: dict, out_dir: Path, subject: Subject, train
     for suffix, ranked in predictions.items():
         metrics |= seed_metrics(ranked, val.labels, suffix)
     further = {key: [run[key] for run in runs] for key in ("best_epoch", "labels", "images", "head", "curve")}
-    data = describe(cfg, train, val)
-    data["counts"]["labelled"] = runs[0]["images"]
     write_predictions(out_dir, predictions, val.labels)
     write_result(out_dir, benchmark="finetune" if cfg.LABELS.FRACTION == 1 and runs[0]["labels"] == "all labels"
-                 else "semisup", protocol=cfg.PROTOCOL, checkpoint=subject.about, data=data, metrics=metrics,
+                 else "semisup", protocol=cfg.PROTOCOL, checkpoint=subject.about, data=about_data, metrics=metrics,
                  per_seed=per_seed(cfg.SEEDS, predictions, val.labels, **further), config=to_dict(cfg), seconds=seconds,
                  departures=departures, headline="last epoch", **detail(runs[0]["ranked"], val.labels, val.classes))
     for name, value in metrics.items():

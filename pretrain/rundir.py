@@ -38,19 +38,21 @@ def open_run(cfg: CfgNode, free: Collection[str] = (), consent: str = "") -> Ite
             try:
                 out_dir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_lock(out_dir))
-                _check_same_run(out_dir, cfg, free, consent)
+                check_same_run(out_dir, cfg, free, consent)
                 write_atomically(out_dir / "config.yaml", lambda temporary: temporary.write_text(dump(cfg)))
             except OSError as error:
                 raise InputError(f"cannot write to OUTPUT_DIR {out_dir}: {error.strerror}") from None
         yield out_dir
 
 
-def _check_same_run(out_dir: Path, cfg: CfgNode, free: Collection[str], consent: str) -> None:
+def check_same_run(out_dir: Path, cfg: CfgNode, free: Collection[str] = (), consent: str = "") -> None:
+    """Raise InputError if the directory holds a run of another recipe (see `open_run`)."""
     try:
         old = yaml.safe_load((out_dir / "config.yaml").read_text()) or {}
         check_same_recipe(f"OUTPUT_DIR {out_dir} belongs to a run", old, cfg, free, consent)
     except FileNotFoundError:
-        foreign = [item.name for item in out_dir.iterdir() if item.suffix in (".pth", ".safetensors", ".json")
+        there = out_dir.iterdir() if out_dir.exists() else ()
+        foreign = [item.name for item in there if item.suffix in (".pth", ".safetensors", ".json")
                    or item.name == "checkpoints"]
         if foreign:
             raise InputError(f"OUTPUT_DIR {out_dir} holds files of another run ({', '.join(sorted(foreign)[:3])}) "
@@ -73,6 +75,19 @@ def check_same_recipe(what: str, old: Mapping, cfg: CfgNode, free: Collection[st
         raise InputError(f"{text}: start again with the old values, choose another directory, or go on all the same "
                          f"with {consent} True")
     logging.getLogger(__name__).warning("%s; going on, as %s says", text, consent)
+
+
+def in_use(out_dir: Path) -> str:
+    """Who holds the directory (see `open_run`), or an empty string. Not for the process that holds it itself."""
+    if not (out_dir / ".lock").exists():
+        return ""
+    with open(out_dir / ".lock", "a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return ""
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            return file.read().strip() or "another run"
 
 
 @contextlib.contextmanager
