@@ -4,6 +4,7 @@ EXTRAS = {
     # mmdet 3.3 accepts mmcv < 2.2 only; mmcv-lite is a wheel, its compiled operators are replaced by torchvision's
     "mmdet": ["mmdet>=3.3,<3.4", "mmengine>=0.10.5", "mmcv-lite>=2.1,<2.2", "setuptools<82"],
     "onnx": ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"],
+    "cluster": ["submitit>=1.5"],
     "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "faiss-cpu>=1.8"],
 }
 

@@ -30,6 +30,8 @@ BENCHMARKS = {
                        "benchmarks.settings:semisup"),
     "coco": Command("detection and instance segmentation in mmdet or detectron2", "benchmarks.coco",
                     "benchmarks.coco_options:parser"),
+    "all": Command("a suite of these for several checkpoints, here or as SLURM jobs", "benchmarks.suite",
+                   "benchmarks.suite_options:parser"),
     "cost": Command("parameters, FLOPs, latency and throughput on this machine", "benchmarks.cost",
                     "benchmarks.cost:parser"),
 }

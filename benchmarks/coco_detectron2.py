@@ -61,7 +61,7 @@ def recipe_of(cfg: CfgNode) -> dict:
             "max_iter": solver.MAX_ITER, "steps": list(solver.STEPS), "warmup": solver.WARMUP_ITERS,
             "norm": cfg.MODEL.RESNETS.NORM if resnet else "LN" if MODELS[name] == "vitdet" else cfg.MODEL.TIMM.NORM,
             "mean": list(cfg.MODEL.PIXEL_MEAN), "std": list(cfg.MODEL.PIXEL_STD), "color_order": cfg.INPUT.FORMAT,
-            "checkpoint_period": solver.CHECKPOINT_PERIOD}
+            "side": cfg.INPUT.MIN_SIZE_TEST, "checkpoint_period": solver.CHECKPOINT_PERIOD}
 
 
 def set_schedule(cfg: CfgNode, *, batch: int, lr: float, max_iter: int, steps: list[int], warmup: int) -> None:

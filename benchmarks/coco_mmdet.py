@@ -62,6 +62,7 @@ def recipe_of(cfg: Config) -> dict:
             "warmup": warmup[0].end if warmup else 0,
             "norm": backbone.get("norm_cfg", {}).get("type", "BN"), "mean": list(preprocessor.mean),
             "std": list(preprocessor.std), "color_order": "RGB" if preprocessor.bgr_to_rgb else "BGR",
+            "side": min(next(step.scale for step in cfg.test_dataloader.dataset.pipeline if step.type == "Resize")),
             "checkpoint_period": cfg.default_hooks.checkpoint.interval}
 
 

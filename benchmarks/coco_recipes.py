@@ -20,6 +20,10 @@ NAMES = {r"resnet(18|34|50)": r"r\1", r"mobilenetv2_100": "mobilenetv2", r"vit_t
 NECKS = {"r": "fpn", "m": "p4p6", "v": "vitdet"}  # by a name's first letter
 
 
+class NoRecipe(InputError):
+    """There is no recipe for this backbone in this framework."""
+
+
 def framework_module(name: str) -> ModuleType:
     """The module that drives a framework. Raises InputError with the installing command where it is missing."""
     if importlib.util.find_spec(name) is None:
@@ -28,21 +32,21 @@ def framework_module(name: str) -> ModuleType:
 
 
 def choose_recipe(framework: str, task: str, arch: str, neck: str | None, schedule: str) -> Path:
-    """The config file for a combination. Raises InputError naming what exists where there is none."""
+    """The config file for a combination. Raises NoRecipe naming what exists where there is none."""
     for pattern, short in NAMES.items():
         found = re.fullmatch(pattern, arch)
         if found:
             name = found.expand(short)
             break
     else:
-        raise InputError(f"no recipe for backbone '{arch}': write one (TimmBackbone in mmdet, build_timm_fpn_backbone "
-                         "in detectron2) and pass it with --config")
+        raise NoRecipe(f"no recipe for backbone '{arch}': write one (TimmBackbone in mmdet, build_timm_fpn_backbone "
+                       "in detectron2) and pass it with --config")
     folder, suffix = CONFIGS / framework, ".py" if framework == "mmdet" else ".yaml"
     kind = "faster" if task == "det" else "mask"
     file = folder / f"{kind}_rcnn_{name}_{neck or NECKS[name[0]]}_{schedule}{suffix}"
     if not file.is_file():
         there = ", ".join(sorted(path.stem for path in folder.glob(f"{kind}_rcnn_{name}_*{suffix}"))) or "none"
-        raise InputError(f"no recipe {file.name} in configs/{framework}; for {arch} there is: {there}")
+        raise NoRecipe(f"no recipe {file.name} in configs/{framework}; for {arch} there is: {there}")
     return file
 
 

@@ -26,20 +26,10 @@ def steps(out: Path) -> Iterator[tuple[str, list[str]]]:
     for target, name in TARGETS.items():
         yield f"convert to {target}", ["convert/convert_ckpt.py", checkpoint, "--to", target, "--force",
                                        "-o", out / "converted" / name]
-    frameworks = ["mmdet"] + ["detectron2"] * bool(importlib.util.find_spec("detectron2"))
-    for label, weights in (("pretrained", checkpoint), ("random", "random")):
-        for benchmark in ("knn", "linear", "semisup"):
-            yield f"{benchmark}, {label}", [
-                "-m", f"benchmarks.{benchmark}", "--cfg", f"configs/classification/demo_{benchmark}.yaml",
-                "WEIGHTS", weights, "MODEL.BACKBONE_ARCH", "resnet18", "DATA.PATH_TO_DATA_DIR", data,
-                "OUTPUT_DIR", out / "results" / label / benchmark]
-        for framework in frameworks:
-            extension = "py" if framework == "mmdet" else "yaml"
-            yield f"Mask R-CNN in {framework}, {label}", [
-                "-m", "benchmarks.coco", "--framework", framework, "--task", "seg", "--arch", "resnet18",
-                "--config", f"configs/{framework}/demo_mask_rcnn_r18_fpn.{extension}", "--weights", weights,
-                "--show", "4", "DATA.PATH_TO_DATA_DIR", data,
-                "OUTPUT_DIR", out / "results" / label / f"coco_{framework}"]
+    frameworks = ["mmdet", *["detectron2"] * bool(importlib.util.find_spec("detectron2"))]
+    yield "evaluate, beside a random network", [
+        "sslight.py", "bench", "all", "--suite", "demo", "--weights", f"pretrained={checkpoint}", "random",
+        *(f"--framework={name}" for name in frameworks), "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out / "results"]
     yield "report", ["-m", "benchmarks.report", out / "results", out / "pretrain", "-o", out / "report.html"]
 
 

@@ -1,0 +1,91 @@
+"""What a part will cost: as long as its like took, else its images through the backbone at a speed measured here."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+
+from benchmarks.coco_data import CocoData
+from benchmarks.result import read_result
+from benchmarks.suite_parts import Part
+from benchmarks.weights import Subject
+from pretrain.backbones import build_backbone
+from pretrain.errors import InputError
+
+TRAINING = 3  # forward passes that a training pass counts as: the backward one costs about two
+HOW = ("A measured time is that of the last start of the same evaluation of the same architecture in this folder. The "
+       "others count images through the backbone at the speed that a random one has on this machine right now, a "
+       "training pass as three, a detector's images by their pixels: decoding and a detector's heads come on top.")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Forward passes of a backbone over images of so many pixels."""
+
+    arch: str
+    passes: float
+    pixels: float
+
+
+def classification_work(benchmark: str, cfg: CfgNode, train: int, val: int, subject: Subject) -> Work:
+    """The work of a k-NN, linear or semi-supervised evaluation on so many images."""
+    if benchmark == "knn":
+        passes = val if cfg.KNN.LEAVE_ONE_OUT else train + val
+    elif benchmark == "linear" and cfg.PROBE.CACHED:
+        passes = (1 + cfg.PROBE.FLIPS) * train + val
+    else:
+        epochs, shown = cfg.SOLVER.TOTAL_EPOCHS, train
+        if benchmark == "semisup":
+            shown = TRAINING * cfg.LABELS.FRACTION * train
+        passes = len(cfg.SEEDS) * (epochs * shown + math.ceil(epochs / cfg.TRAIN.EVAL_PERIOD) * val)
+    return Work(subject.about["arch"], passes, cfg.DATA.SIZE ** 2)
+
+
+def detection_work(arch: str, side: int, schedule: dict, data: CocoData, trials: int) -> Work:
+    """The work of training and testing detectors on images whose shorter side is `side`, of COCO's usual shape."""
+    passes = trials * (TRAINING * schedule["max_iter"] * schedule["batch"] + data.val.image_count)
+    return Work(arch, passes, side ** 2 * 4 / 3)
+
+
+def estimate(part: Part, work: Work, processes: int, results: Iterable[Path]) -> tuple[float, str]:
+    """Seconds, and in a few words how they were found. `results`: the result files that may hold the part's like."""
+    for path in results:
+        try:
+            result = read_result(path)
+        except InputError:
+            continue
+        if path.parent.name == part.evaluation.name and result["checkpoint"]["arch"] == part.network.arch:
+            return result["seconds"], f"as {path.parent.parent.name} took"
+    side = min(224, round(math.sqrt(work.pixels)))
+    seconds = work.passes * seconds_per_image(work.arch, side) * work.pixels / side ** 2 / processes
+    return seconds, f"{work.passes:,.0f} passes of {math.sqrt(work.pixels):.0f} px"
+
+
+@functools.cache
+@torch.inference_mode()
+def seconds_per_image(arch: str, side: int, least: float = 0.5) -> float:
+    """Seconds of a forward pass per image of `side` px on this machine, measured over at least so many seconds."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images = torch.rand(64 if device.type == "cuda" else 8, 3, side, side, device=device)
+    network = build_backbone(arch).to(device).eval()
+    network(images)  # the first pass also sets things up
+    rounds, started = 0, time.perf_counter()
+    while time.perf_counter() - started < least:
+        network(images).sum().item()  # waits for the device
+        rounds += 1
+    return (time.perf_counter() - started) / rounds / len(images)
+
+
+def spell(seconds: float) -> str:
+    """A duration with its natural unit."""
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,145 @@
+"""A suite: the evaluations that a YAML file lists, and what the command line says to all or to some of them.
+
+    settings: {KEY: VALUE}              # of every evaluation that knows the key
+    evaluations:
+      linear:                           # the name of its folder, and of its own settings: linear.KEY VALUE
+        benchmark: linear               # knn, linear, semisup or coco
+        config: FILE, or {PATTERN: FILE}   # beside this file; of several the first whose pattern fits the architecture
+                                        # or the framework; coco chooses its recipe itself where there is none
+        frameworks: [mmdet]             # coco: one evaluation in each, named NAME_FRAMEWORK
+        options: [--task, det]          # further words of the benchmark's command
+        settings: {KEY: VALUE}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import yaml
+
+from benchmarks.coco_recipes import CONFIGS, FRAMEWORKS
+from benchmarks.suite_options import DEFAULTS
+from pretrain.config import flatten
+from pretrain.errors import InputError, nearest
+
+SUITES = CONFIGS / "suites"
+FIELDS = {"benchmark": str, "config": (str, dict), "frameworks": list, "options": list, "settings": dict}
+FIXED = ("WEIGHTS", "OUTPUT_DIR")  # the suite sets them itself
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One command of a suite, for any checkpoint. `group` is its name in the file, `name` also tells the framework."""
+
+    name: str
+    group: str
+    benchmark: str
+    framework: str
+    configs: Mapping[str, Path]
+    options: tuple[str, ...]
+    settings: Mapping[str, object]
+
+    def config(self, arch: str) -> Path | None:
+        """The configuration file for an architecture; None where the benchmark chooses."""
+        for pattern, file in self.configs.items():
+            if fnmatch(arch, pattern) or self.framework == pattern:
+                return file
+        if self.configs:
+            raise InputError(f"evaluation '{self.name}' has no config for {arch}: it has {', '.join(self.configs)}")
+        return None
+
+
+def read_suite(word: str, frameworks: Sequence[str]) -> list[Evaluation]:
+    """The evaluations of a suite file, or of the suite of this name in configs/suites.
+
+    `frameworks` replaces those that the file names. Raises InputError for a file that is absent or no suite.
+    """
+    path = Path(word) if Path(word).is_file() else SUITES / f"{word}.yaml"
+    if not path.is_file():
+        known = [file.stem for file in sorted(SUITES.glob("*.yaml")) if "evaluations:" in file.read_text()]
+        raise InputError(f"suite not found: {word}{nearest(Path(word).stem, known)}: name a file, or one of "
+                         f"{', '.join(known)}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a suite: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict) or not isinstance(tree.get("evaluations"), dict) or not tree["evaluations"]:
+        raise InputError(f"{path} is not a suite: it needs 'evaluations:' with a name and a benchmark for each")
+    _check_fields(str(path), tree, {"evaluations": dict, "settings": dict})
+    shared, found = dict(flatten(tree.get("settings") or {})), []
+    for name, entry in tree["evaluations"].items():
+        found += _read_entry(path, str(name), entry, shared, frameworks)
+    _check_keys(shared, found, str(path))
+    return found
+
+
+def _read_entry(path: Path, name: str, entry: object, shared: dict, frameworks: Sequence[str]) -> list[Evaluation]:
+    where = f"{path}: evaluation '{name}'"
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise InputError(f"{where} names a folder: use small letters, digits and _")
+    if not isinstance(entry, dict) or entry.get("benchmark") not in DEFAULTS:
+        raise InputError(f"{where} needs 'benchmark: ' and one of {', '.join(DEFAULTS)}")
+    _check_fields(where, entry, FIELDS)
+    configs = entry.get("config") or {}
+    configs = {"*": configs} if isinstance(configs, str) else configs
+    configs = {pattern: (path.parent / file).resolve() for pattern, file in configs.items()}
+    for file in configs.values():
+        if not file.is_file():
+            raise InputError(f"{where}: config file not found: {file}")
+    chosen = (frameworks or entry.get("frameworks") or FRAMEWORKS) if entry["benchmark"] == "coco" else [""]
+    for framework in chosen:
+        if framework and framework not in FRAMEWORKS:
+            raise InputError(f"{where}: unknown framework '{framework}'{nearest(framework, FRAMEWORKS)}: use "
+                             f"{', '.join(FRAMEWORKS)}")
+    known, options = keys_of(entry["benchmark"]), tuple(map(str, entry.get("options") or ()))
+    settings = {key: value for key, value in shared.items() if key in known}
+    settings |= dict(flatten(entry.get("settings") or {}))
+    return [Evaluation("_".join(filter(None, (name, framework))), name, entry["benchmark"], framework, configs, options,
+                       settings) for framework in chosen]
+
+
+def keys_of(benchmark: str) -> set[str]:
+    """Every setting of a benchmark that a suite may set."""
+    return set(dict(flatten(DEFAULTS[benchmark]))) - set(FIXED)
+
+
+def _check_fields(where: str, entry: dict, known: Mapping[str, type | tuple[type, ...]]) -> None:
+    for name, value in entry.items():
+        if name not in known:
+            raise InputError(f"{where} has '{name}'{nearest(str(name), known)}: it may have {', '.join(known)}")
+        if not isinstance(value, known[name]):
+            raise InputError(f"{where}: '{name}' cannot be {value!r}; benchmarks/suite_file.py shows what it holds")
+
+
+def lay_over(evaluations: Sequence[Evaluation], given: Mapping[str, str]) -> list[dict[str, object]]:
+    """The settings of each evaluation, with the command line's {key: value} laid over the file's.
+
+    A plain key goes to every evaluation that knows it; `NAME.KEY` to the evaluation or benchmark of that name, which
+    may also know keys of its framework. Raises InputError for a key that none knows, naming the nearest.
+    """
+    found, used = [], set()
+    for evaluation in evaluations:
+        settings = dict(evaluation.settings)
+        known, names = keys_of(evaluation.benchmark), (evaluation.benchmark, evaluation.group, evaluation.name)
+        for prefix in ("", *(f"{name}." for name in dict.fromkeys(names))):  # the more special come later
+            for key, value in given.items():
+                own = key.removeprefix(prefix)
+                if key.startswith(prefix) and (own in known or prefix):
+                    settings[own] = value
+                    used.add(key)
+        found.append(settings)
+    _check_keys([key for key in given if key not in used], evaluations, "command line")
+    return found
+
+
+def _check_keys(keys: Iterable[str], evaluations: Sequence[Evaluation], where: str) -> None:
+    """Raise InputError for the first key that no evaluation knows."""
+    known = {name for evaluation in evaluations for name in keys_of(evaluation.benchmark)}
+    for key in keys:
+        if key not in known:
+            raise InputError(f"unknown config key '{key}' ({where}){nearest(key, known)}: no evaluation of the suite "
+                             "has it")

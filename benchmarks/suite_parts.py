@@ -1,0 +1,112 @@
+"""The parts of a suite: every evaluation of every network, each one command and one folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.coco_weights import RANDOM, SUPERVISED, find_source
+from benchmarks.suite_file import Evaluation, lay_over
+from convert.reader import read_checkpoint
+from pretrain.backbones import canonical_arch
+from pretrain.errors import InputError
+
+SCRIPT = Path(__file__).resolve().parents[1] / "sslight.py"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A checkpoint under test, or a baseline. `name` is its folder, `arch` timm's name, `told`: the file says so."""
+
+    name: str
+    weights: str
+    arch: str
+    told: bool = True
+
+
+@dataclass(frozen=True)
+class Part:
+    """One evaluation of one network: `words` follow `sslight bench`, its results lie in `folder`."""
+
+    network: Network
+    evaluation: Evaluation
+    words: tuple[str, ...]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.network.name}/{self.evaluation.name}"
+
+    def command(self, processes: int) -> list[str]:
+        """The part as a process of its own, or as several in one group."""
+        spread = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        alone = processes == 1 or self.evaluation.benchmark == "coco"  # which spreads its processes itself
+        return [sys.executable, *([] if alone else spread), str(SCRIPT), "bench", *self.words]
+
+
+def find_networks(words: Sequence[str], arch: str | None, out_dir: Path) -> list[Network]:
+    """The networks that --weights names: `FILE`, `NAME=FILE`, `random` or `SUPERVISED`.
+
+    The baselines come once for every architecture among the checkpoints, or for `arch`. Supervised weights are written
+    to `out_dir/weights`. Raises InputError for an unreadable file, or one name for two networks.
+    """
+    found = []
+    for word in words:
+        if word not in (RANDOM, SUPERVISED):
+            name, _, file = ("", "", word) if Path(word).is_file() else word.rpartition("=")
+            found.append(Network(name or name_of(Path(file)), file, read_checkpoint(file, arch=arch).arch, not arch))
+    archs = dict.fromkeys(network.arch for network in found) or ([canonical_arch(arch)] if arch else [])
+    for word in (RANDOM, SUPERVISED):
+        if word in words and not archs:
+            raise InputError(f"--weights {word} without a checkpoint needs --arch, e.g. --arch resnet18")
+        for one in archs if word in words else ():
+            weights = word
+            if word == SUPERVISED:
+                find_source(word, one, 0, out_dir)
+                weights = str(out_dir / "weights" / f"supervised_{one}_seed0.safetensors")
+            found.append(Network(f"{word.lower()}-{one}", weights, one, word == SUPERVISED))
+    names = [network.name for network in found]
+    for network in found:
+        if not re.fullmatch(r"[\w.+-]+", network.name):
+            raise InputError(f"'{network.name}' is to name a folder: use letters, digits, and . _ + -")
+        if names.count(network.name) > 1:
+            raise InputError(f"two checkpoints would be called '{network.name}': name them, as in "
+                             f"--weights NAME={network.weights}")
+    return found
+
+
+def name_of(file: Path) -> str:
+    """A checkpoint's name: its file's, and in a run directory the run's before it, as in `r18-last`."""
+    file = file.resolve()
+    if file.parent.name == "checkpoints":
+        return f"{file.parents[1].name}-{file.stem}"
+    return f"{file.parent.name}-{file.stem}" if (file.parent / "config.yaml").is_file() else file.stem
+
+
+def make_parts(networks: Sequence[Network], evaluations: Sequence[Evaluation], given: Mapping[str, str], out_dir: Path,
+               processes: int) -> list[Part]:
+    """Every evaluation of every network, one network after the other. `given`: the command line's {key: value}."""
+    settings = lay_over(evaluations, given)
+    return [_part(network, evaluation, own, out_dir / network.name, processes)
+            for network in networks for evaluation, own in zip(evaluations, settings, strict=True)]
+
+
+def _part(network: Network, evaluation: Evaluation, settings: dict, place: Path, processes: int) -> Part:
+    folder, config = place / evaluation.name, evaluation.config(network.arch)
+    words = [evaluation.benchmark]
+    arch = "" if network.told else network.arch
+    if evaluation.benchmark == "coco":
+        words += ["--framework", evaluation.framework, "--weights", network.weights, "--num-gpus", str(processes)]
+        words += (["--config", os.path.relpath(config)] if config else []) + (["--arch", arch] if arch else [])
+        fixed = {}
+    else:
+        words += ["--cfg", os.path.relpath(config)] if config else []
+        fixed = {"WEIGHTS": network.weights} | ({"MODEL.BACKBONE_ARCH": arch} if arch else {})
+        settings = {"FEATURES.CACHE_DIR": place / "features", **settings}  # extracted once for all of a network
+    pairs = {**settings, **fixed, "OUTPUT_DIR": folder}
+    return Part(network, evaluation, (*words, *evaluation.options, *(str(word) for pair in pairs.items()
+                                                                     for word in pair)), folder)
