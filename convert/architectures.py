@@ -14,7 +14,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from pretrain.backbones import build_backbone, canonical_arch
+from pretrain.backbones import backbone_shapes, canonical_arch
 from pretrain.errors import InputError
 
 _RESNETS = {("basic", (2, 2, 2, 2)): "resnet18", ("basic", (3, 4, 6, 3)): "resnet34",
@@ -52,13 +52,19 @@ def _infer_mobilenet(state: dict[str, Tensor], source: str) -> tuple[str, dict]:
     depth = max((int(key.split(".")[2]) + 1 for key in state if key.startswith("blocks.3.")), default=0)
     votes: Counter[str] = Counter()
     for stage, channels in enumerate((16, 24, 32, 64, 96, 160, 320)):
-        tensor = state.get(f"blocks.{stage}.0.conv_pw{'l' if stage else ''}.weight")
+        found = _size(state, f"blocks.{stage}.0.conv_pw{'l' if stage else ''}.weight", 0)
         for arch, width in (_deeper(depth) or _MOBILENETS).items():
-            if tensor is not None and tensor.shape[0] == _round_to_8(channels * width):
+            if found == _round_to_8(channels * width):
                 votes[arch] += 1
     if not votes:
         raise InputError(f"{source}: a MobileNetV2 of a width that timm does not have; {_ASK}")
     return votes.most_common(1)[0][0], {}
+
+
+def _size(state: dict[str, Tensor], key: str, axis: int) -> int:
+    """Length of an axis of a tensor that may be missing or of any shape; then 0."""
+    shape = state[key].shape if key in state else ()
+    return shape[axis] if -len(shape) <= axis < len(shape) else 0
 
 
 def _deeper(depth: int) -> dict[str, float]:
@@ -72,19 +78,24 @@ def _round_to_8(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
+def _patch_size(state: dict[str, Tensor], source: str) -> int:
+    """The side of a ViT's patches in pixels. Raises InputError if it or the positions have no such shape."""
+    for key, axes in (("patch_embed.proj.weight", 4), ("pos_embed", 3)):
+        if key not in state or state[key].ndim != axes:
+            raise InputError(f"{source}: a ViT without a usable '{key}'; {_ASK}")
+    return state["patch_embed.proj.weight"].shape[-1]
+
+
 def infer_vit(state: dict[str, Tensor], source: str) -> tuple[str, dict]:
     """ViT-Ti/S/B of depth 12, patch 8/14/16, with registers or a distillation token."""
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
-    patch_embed, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
-    if patch_embed is None or positions is None or patch_embed.ndim != 4 or positions.ndim != 3:
-        lacking = "patch_embed.proj.weight" if patch_embed is None or patch_embed.ndim != 4 else "pos_embed"
-        raise InputError(f"{source}: a ViT without a usable '{lacking}'; {_ASK}")
-    widths = Counter(tensor.shape[0] for key, tensor in state.items() if key.endswith("norm1.weight"))
-    width, patch = (widths or Counter([positions.shape[2]])).most_common(1)[0][0], patch_embed.shape[-1]
+    widths = Counter(_size(state, key, 0) for key in state if key.endswith("norm1.weight"))
+    width = (widths or Counter([_size(state, "pos_embed", 2)])).most_common(1)[0][0]
+    patch = _patch_size(state, source)
     if depth != 12 or width not in _VIT_NAMES or patch not in (8, 14, 16):
         raise InputError(f"{source}: a ViT of width {width}, depth {depth}, patch {patch} is none of ViT-Ti/S/B at "
                          f"patch 8/14/16; {_ASK}")
-    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    registers = _size(state, "reg_token", 1)
     arch = _vit_arch(_VIT_NAMES[width], patch, "dist_token" in state, registers, "blocks.0.ls1.gamma" in state)
     return arch, vit_options(arch, state, source)
 
@@ -93,7 +104,7 @@ def infer_vit(state: dict[str, Tensor], source: str) -> tuple[str, dict]:
 def _vit_arch(size: str, patch: int, distilled: bool, registers: int, scaled: bool) -> str:
     """The timm network nearest to these parts; `vit_options` adds what differs."""
     if distilled:
-        return f"deit_{size}_distilled_patch16_224" if size != "huge" else ""
+        return f"deit_{size}_distilled_patch16_224"
     if scaled and size != "tiny":
         return f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2"
     return f"vit_{size}_patch8_224" if patch == 8 and size != "tiny" else f"vit_{size}_patch16_224"
@@ -102,15 +113,15 @@ def _vit_arch(size: str, patch: int, distilled: bool, registers: int, scaled: bo
 def vit_options(arch: str, state: dict[str, Tensor], source: str) -> dict:
     """Build options that make the ViT `arch` have this state's patch size, image size and extra tokens."""
     shapes, options = expected_shapes(arch), {}
-    patch = state["patch_embed.proj.weight"].shape[-1]
+    patch = _patch_size(state, source)
     if patch != shapes["patch_embed.proj.weight"][-1]:
         options["patch_size"] = patch
-    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    registers = _size(state, "reg_token", 1)
     if registers != shapes.get("reg_token", (1, 0))[1]:
         options["reg_tokens"] = registers
     if "blocks.0.ls1.gamma" in state and "blocks.0.ls1.gamma" not in shapes:
         options["init_values"] = 1e-5
-    length = state["pos_embed"].shape[1]
+    length = _size(state, "pos_embed", 1)
     extra = 1 + ("dist_token" in state) + registers
     grids = {extra: math.isqrt(max(length - extra, 0)), 0: math.isqrt(length)}
     fitting = [tokens for tokens in (extra, 0) if grids[tokens] ** 2 == length - tokens and grids[tokens] > 0]
@@ -127,9 +138,11 @@ def vit_options(arch: str, state: dict[str, Tensor], source: str) -> dict:
 
 @functools.cache
 def _shapes(arch: str, options: str) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        state = build_backbone(arch, **json.loads(options)).state_dict()
-    return {key: tuple(value.shape) for key, value in state.items()}
+    try:
+        return backbone_shapes(arch, **json.loads(options))
+    except (AssertionError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"timm builds no {arch} with {options} ({type(error).__name__}: "
+                         f"{' '.join(str(error).split())[:120]})") from None
 
 
 def expected_shapes(arch: str, **options) -> dict[str, tuple[int, ...]]:

@@ -54,18 +54,30 @@ def build_backbone(arch: str, drop_path_rate: float = 0.0, **options) -> nn.Modu
     `arch` (timm's name) and `feature_dim` (int).
     """
     arch = canonical_arch(arch)
-    module = model_entrypoint(arch).__module__.rsplit(".", 1)[-1]
-    options = {**_OPTIONS.get(module, {}), **options}
-    if drop_path_rate:
-        options["drop_path_rate"] = drop_path_rate
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # timm announces renamed variants; the name in use is written to every file
-        model = timm.create_model(arch, pretrained=False, num_classes=0, **options)
+    model = _create(arch, **(options | {"drop_path_rate": drop_path_rate} if drop_path_rate else options))
     if arch.startswith("mobilenetv2"):
         _init_mobilenet_v2(model)
     model.arch = arch
     model.feature_dim = _pooled_width(model, arch)
     return model
+
+
+def backbone_shapes(arch: str, **options) -> dict[str, tuple[int, ...]]:
+    """Every name and shape of a backbone's state dict, in its order; nothing is allocated or computed.
+
+    Raises InputError for an unknown name.
+    """
+    with torch.device("meta"):
+        state = _create(canonical_arch(arch), **options).state_dict()
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def _create(arch: str, **options) -> nn.Module:
+    """timm's network without classifier, with the options that its module gets here."""
+    module = model_entrypoint(arch).__module__.rsplit(".", 1)[-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm announces renamed variants; the name in use is written to every file
+        return timm.create_model(arch, pretrained=False, num_classes=0, **{**_OPTIONS.get(module, {}), **options})
 
 
 def _init_mobilenet_v2(model: nn.Module) -> None:
