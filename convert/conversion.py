@@ -11,12 +11,12 @@ from pathlib import Path
 from torch import Tensor
 
 from convert import verify
+from convert.families import by_name
 from convert.reader import Checkpoint, read_checkpoint
 from convert.snippets import snippet, snippet_path
 from convert.support import TARGETS, kind_of
 from convert.targets import Outgoing, default_model, rename
-from convert.write_files import check_output, staged, write
-from pretrain.checkpoint import sha256, write_json
+from convert.write_files import check_output, seal, staged, write, write_report
 from pretrain.errors import InputError, nearest
 
 
@@ -47,30 +47,35 @@ def run(request: Request) -> dict:
                          f"use one of {', '.join(TARGETS)}")
     if request.stages and request.to != "onnx":
         raise InputError("--stages is for --to onnx only")
+    if request.family:
+        by_name(request.family)
     started = time.monotonic()
-    check_output(request.out, request.to, [], request.force)
+    reports = [request.report] if request.report else []
+    check_output(request.out, request.to, reports, request.force)
     checkpoint = read_checkpoint(request.src, family=request.family, arch=request.arch, network=request.network,
                                  from_detector=request.from_detector, mapped=True)
     outgoing = rename(checkpoint, request.to, model=request.model, prefix=request.prefix)
     beside = snippet_path(request.out, request.to, kind_of(checkpoint.arch) == "vit")
-    reports = [request.report] if request.report else []
     check_output(request.out, request.to, [beside, *reports], request.force)
     facts: dict = {}
     with staged(request.out) as path:
         if request.to == "onnx":
             from convert.export_onnx import export
             verified, facts = export(path, checkpoint, stages=request.stages, picture=request.verify_with)
+            digest = seal(path)
         else:
             write(path, request.to, outgoing.tensors, checkpoint)
             with ThreadPoolExecutor(1) as pool:
-                digest = pool.submit(sha256, path)
+                sealed = pool.submit(seal, path)
                 verified = _verify(path, checkpoint, outgoing, request)
-                facts["sha256"] = digest.result()
+                digest = sealed.result()
         path.with_name(beside.name).write_text(
             snippet(request.out, checkpoint, request.to, request.model, request.prefix))
-    done = _report(request, checkpoint, outgoing, verified, beside, facts, time.monotonic() - started)
-    if request.report:
-        write_json(request.report, done)
+        done = _report(request, checkpoint, outgoing, verified)
+        done["target"] |= {"sha256": digest, "bytes": path.stat().st_size, "snippet": str(beside)}
+        done |= {**facts, "seconds": round(time.monotonic() - started, 3)}
+        if request.report:
+            write_report(request.report, done)
     return done
 
 
@@ -83,23 +88,19 @@ def _verify(path: Path, checkpoint: Checkpoint, outgoing: Outgoing, request: Req
     return verify.Verified([*steps, *result.steps], result.differences)
 
 
-def _report(request: Request, checkpoint: Checkpoint, outgoing: Outgoing, verified: verify.Verified, beside: Path,
-            facts: dict, seconds: float) -> dict:
+def _report(request: Request, checkpoint: Checkpoint, outgoing: Outgoing, verified: verify.Verified) -> dict:
     return {
         "source": {"path": str(request.src), "sha256": checkpoint.sha256, "family": checkpoint.family,
                    "rule": checkpoint.rule, "naming": checkpoint.layout, "network": checkpoint.network,
                    "method": checkpoint.method},
         "arch": checkpoint.arch, "options": checkpoint.options, "preprocess": checkpoint.preprocess,
         "target": {"framework": request.to, "path": str(request.out),
-                   "sha256": facts.pop("sha256", None) or sha256(request.out),
-                   "bytes": request.out.stat().st_size, "snippet": str(beside),
                    "model": default_model(checkpoint.arch, request.model) if request.to == "detectron2" else None},
         "rules": {"reading": checkpoint.counts, "writing": outgoing.counts},
         "dropped": {**checkpoint.dropped, **outgoing.dropped},
         "batch_norm": batch_norm_facts(checkpoint.state),
         "parameters": parameters(checkpoint.state),
         "verified": verified.steps, "differences": verified.differences, "notes": checkpoint.notes,
-        **facts, "seconds": round(seconds, 3),
     }
 
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from pretrain.errors import InputError, nearest
 
-_MODEL = r"(?:model\.)*"  # a wrapper between a network's name and its tensors
-
 
 @dataclass(frozen=True)
 class Family:
@@ -42,14 +40,14 @@ class Family:
 
 
 def _prefixes(container: str, *names: str, tail: str = "") -> tuple[tuple[str, str], ...]:
-    return tuple((name, rf"{container}{name}\.{tail}{_MODEL}") for name in names)
+    return tuple((name, rf"{container}{name}\.{tail}") for name in names)
 
 
 _STATE = r"state_dict\."
 _LIGHTNING = r"(pytorch-lightning_version|hyper_parameters(\..*)?|loops(\..*)?|callbacks(\..*)?)"
 
 # C4 detectors keep the last stage in the box head.
-_DETECTRON2 = (("backbone", rf"(?:backbone\.(?:bottom_up\.|net\.)?{_MODEL}(?!fpn_|simfp)|roi_heads\.(?=res5\.))"),)
+_DETECTRON2 = (("backbone", r"(?:backbone\.(?:bottom_up\.|net\.)?(?!fpn_|simfp)|roi_heads\.(?=res5\.))"),)
 
 FAMILIES = (
     Family("sslight", "this project's run checkpoint: top-level 'format', 'arch', 'networks'",
@@ -89,10 +87,10 @@ FAMILIES = (
            drops=(("predictor", rf"(?:{_STATE})?predictor\..+"),),
            method=(("*", "mocov3"),)),
     Family("vissl", "VISSL: 'classy_state_dict.base_model.model.trunk'",
-           needs=(r"classy_state_dict\.base_model\.model\.trunk\..+",),
-           networks=(("trunk", r"classy_state_dict\.base_model\.model\.trunk\.(?:_feature_blocks\.)?"),),
-           drops=(("head", r"classy_state_dict\.base_model\.model\.heads\..+"),
-                  ("loss, optimizer and counters", r"classy_state_dict\.(?!base_model\.model\.(trunk|heads)\.).+"))),
+           needs=(r"classy_state_dict\.base_model\.trunk\..+",),
+           networks=(("trunk", r"classy_state_dict\.base_model\.trunk\.(?:_feature_blocks\.)?"),),
+           drops=(("head", r"classy_state_dict\.base_model\.heads\..+"),
+                  ("loss, optimizer and counters", r"classy_state_dict\.(?!base_model\.(trunk|heads)\.).+"))),
     Family("swav", "SwAV: ResNet names beside 'projection_head.' or 'prototypes.'",
            needs=(rf"(?:{_STATE})?(projection_head|prototypes)\..+", rf"(?:{_STATE})?layer\d\.\d+\..+"),
            networks=(("model", rf"(?:{_STATE})?"),),
@@ -101,7 +99,7 @@ FAMILIES = (
     Family("mmdet-detector",
            "an mmdet detector: 'backbone.' beside 'rpn_head.', 'bbox_head.', 'mask_head.' or 'roi_head.'",
            needs=(_STATE + r"backbone\..+", _STATE + r"(rpn_head|roi_head|bbox_head|mask_head)\..+"),
-           networks=(("backbone", rf"{_STATE}(?:backbone\.{_MODEL}|roi_head\.shared_head\.)"),),
+           networks=(("backbone", rf"{_STATE}(?:backbone\.|roi_head\.shared_head\.)"),),
            drops=(("neck and heads", _STATE + r"(neck|rpn_head|roi_head|bbox_head|mask_head|data_preprocessor)\..+"),
                   ("averaged copy (EMA)", r"(ema_state_dict|ema)\..+"), ("message hub", r"message_hub\..+")),
            detector=True),
@@ -109,6 +107,7 @@ FAMILIES = (
            needs=(r"backbone\..+", r"(proposal_generator\..+|roi_heads\.(?!res5\.).+)"),
            networks=_DETECTRON2,
            drops=(("neck and heads", r"(backbone\.(fpn_|simfp).+|proposal_generator\..+|roi_heads\.(?!res5\.).+)"),
+                  ("norm that a C4 head adds after res5", r"roi_heads\.res5\.norm\..+"),
                   ("pixel mean and std", r"pixel_(mean|std)"), ("averaged copy (EMA)", r"ema_state\..+"),),
            detector=True),
     Family("detectron2", "a backbone for detectron2: 'backbone.bottom_up.', 'backbone.net.' or 'backbone.stem.'",
@@ -139,7 +138,7 @@ FAMILIES = (
                   ("averaged copy (EMA)", r"(ema_state_dict|ema)\..+"), ("message hub", r"message_hub\..+"))),
     Family("backbone", "tensors under 'backbone.' and nothing else that names a family",
            needs=(rf"(?:{_STATE})?backbone\..+",),
-           networks=(("backbone", rf"(?:{_STATE})?backbone\.{_MODEL}"),)),
+           networks=(("backbone", rf"(?:{_STATE})?backbone\."),)),
     Family("torchvision-timm", "a plain network: torchvision's or timm's own names",
            needs=(r".+",),
            networks=(("model", rf"(?!state_dict|model_ema\.)|{_STATE}"), ("ema", r"(?:state_dict_ema|model_ema)\."))),

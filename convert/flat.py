@@ -1,7 +1,7 @@
 """A checkpoint as one flat dict: dotted key -> value, wrappers removed.
 
-`module.` (DataParallel, DDP) and `_orig_mod.` (torch.compile) may sit anywhere in a key; `model.` is a wrapper where a
-container starts. Families are recognised on what is left.
+`module.` (DataParallel, DDP), `_orig_mod.` (torch.compile) and `model.` (outer modules) may sit anywhere in a key, in
+any nesting: no network calls a part of itself so. Families are recognised on what is left.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from torch import Tensor
 from pretrain.errors import InputError
 
 _MOST_LEAVES, _DEEPEST = 500_000, 24
-_ANYWHERE = {"module", "_orig_mod"}
-_CONTAINERS = {"state_dict", "state_dict_ema", "model_ema"}
+_WRAPPERS = {"module", "_orig_mod", "model"}
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,7 @@ def flatten(data: object, path: str) -> Flat:
 
 def unwrap(key: str) -> str:
     """A dotted key without the wrappers that DDP, torch.compile and outer modules put around it."""
-    kept: list[str] = []
-    for part in key.split("."):
-        if part in _ANYWHERE or (part == "model" and (not kept or kept[-1] in _CONTAINERS)):
-            continue
-        kept.append(part)
-    return ".".join(kept) if kept else key
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS) or key
 
 
 def _walk(value: object, key: str, depth: int, leaves: list, path: str) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,12 +11,14 @@ from timm.models import is_model
 from torch import Tensor, nn
 
 from convert import architectures
-from convert.families import ALWAYS_DROPPED, FAMILIES, Family, by_name, compiled, recognise
+from convert.families import ALWAYS_DROPPED, Family, by_name, compiled, recognise
 from convert.flat import Flat, flatten
+from convert.headers import checked_preprocess, read_header
 from convert.layouts import DINOV2_LAYOUT, LAYOUTS, TIMM_LAYOUT, Layout
 from convert.rename import apply_table
 from convert.safe_files import read_file
 from convert.support import kind_of
+from convert.tensors import plain_tensors
 from convert.vit_states import fold_class_position, unchunk
 from pretrain.backbones import build_backbone, canonical_arch
 from pretrain.checkpoint import FORMAT, sha256
@@ -32,7 +33,8 @@ class Checkpoint:
 
     `state` has timm's names; `body` the same tensors in the file's own naming, called `layout`; `options` are
     `build_backbone` arguments beside `arch`; `head` holds DINO's projection head (`mlp.N.*`) or None; `dropped` maps a
-    reason to the file's keys; `counts` says how many keys each renaming rule took.
+    reason to the file's keys; `counts` says how many keys each renaming rule took; `hashing` is the file's SHA-256 on
+    its way.
     """
 
     state: dict[str, Tensor]
@@ -42,7 +44,6 @@ class Checkpoint:
     method: str
     network: str
     preprocess: dict
-    sha256: str
     head: dict[str, Tensor] | None
     dropped: dict[str, list[str]]
     options: dict = field(default_factory=dict)
@@ -50,6 +51,12 @@ class Checkpoint:
     body: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    hashing: Future[str] | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The file's SHA-256, hexadecimal."""
+        return self.hashing.result()
 
 
 def load_network(path: Path | str, *, family: str | None = None, arch: str | None = None, network: str | None = None,
@@ -82,15 +89,17 @@ def read_checkpoint(path: Path | str, *, family: str | None = None, arch: str | 
     Raises InputError if the file is unsafe, unreadable, of no known layout, or if any tensor is missing, unexpected
     or mis-shaped, naming every one.
     """
-    with ThreadPoolExecutor(1) as beside:  # hashing and reading take about as long, and neither holds the interpreter
-        digest = beside.submit(_digest, path)
-        content, header = read_file(path, mapped=mapped)
-        flat = flatten(content, str(path))
-        if family is None and "arch" in header and "preprocess" in header:
-            return _from_backbone_file(path, flat, header, arch, digest.result())
-        checkpoint = _read(path, content, flat, family, arch, network, from_detector)
-        checkpoint.sha256 = digest.result()
-        return checkpoint
+    hashing = ThreadPoolExecutor(1).submit(_digest, path)  # beside all that follows: it takes as long as the rest
+    content, header = read_file(path, mapped=mapped)
+    if family is None and "arch" in header and "preprocess" in header:
+        checkpoint = _from_backbone_file(path, content, header, arch)
+    else:
+        checkpoint = read_content(content, path, family=family, arch=arch, network=network,
+                                  from_detector=from_detector)
+    checkpoint.hashing = hashing
+    if not mapped:
+        checkpoint.hashing.result()  # the file is the caller's again
+    return checkpoint
 
 
 def _digest(path: Path | str) -> str:
@@ -101,9 +110,10 @@ def _digest(path: Path | str) -> str:
         return ""
 
 
-def _read(path: Path | str, content: object, flat: Flat, family: str | None, arch: str | None, network: str | None,
-          from_detector: bool) -> Checkpoint:
-    """Recognise, rename and check the chosen network of a flattened checkpoint."""
+def read_content(content: object, path: Path | str, *, family: str | None = None, arch: str | None = None,
+                 network: str | None = None, from_detector: bool = False) -> Checkpoint:
+    """Recognise, rename and check one network of what a file holds, as `read_checkpoint`; `path` is for messages."""
+    flat = flatten(content, str(path))
     entry = by_name(family) if family else recognise(flat.values)
     if entry.detector and not from_detector:
         raise InputError(f"{path} is a trained detector ({entry.rule}); to take its fine-tuned backbone, "
@@ -116,12 +126,14 @@ def _read(path: Path | str, content: object, flat: Flat, family: str | None, arc
     for reason, keys in drops.items():
         picked.dropped.setdefault(reason, []).extend(keys)
     where = f"{path} as {layout.name}"
+    if layout.kind == "vit" and entry.name.startswith("detectron2") and "cls_token" not in body:
+        raise InputError(f"{path} is a ViTDet backbone: it has no 'cls_token' and no final norm, so it is no whole ViT "
+                         "any more; convert the checkpoint that it was trained from")
     try:
         renamed = apply_table(layout.table, body, to_timm=True, where=where)
     except InputError as error:
         raise InputError(f"{error}; if this is another network of timm, name it with --arch") from None
-    state = {timm: body[key] for key, timm in renamed.keys.items()}
-    notes = []
+    state, notes = plain_tensors({timm: body[key] for key, timm in renamed.keys.items()}, where)
     if layout is DINOV2_LAYOUT:
         state, folded = fold_class_position(state)
         notes += folded
@@ -132,11 +144,12 @@ def _read(path: Path | str, content: object, flat: Flat, family: str | None, arc
         renamed.counts["(none) -> num_batches_tracked = 0, absent from the file"] = filled
         notes.append(f"{filled} num_batches_tracked counters were absent and set to 0")
     architectures.check_complete(state, name, options, str(path))
-    state = {key: state[key].detach().contiguous() for key in architectures.expected_shapes(name, **options)}
+    state = {key: state[key] for key in architectures.expected_shapes(name, **options)}
     if picked.preprocess is None:
         notes.append("the file does not record its preprocessing: ImageNet mean and std, RGB assumed")
-    preprocess = picked.preprocess or {**IMAGENET, "size": _image_size(name, options, state)}
-    return Checkpoint(state, name, entry.name, entry.rule, picked.method, picked.network, preprocess, "",
+        picked.preprocess = {**IMAGENET, "size": _image_size(name, options, state)}
+    preprocess = checked_preprocess(picked.preprocess, path)
+    return Checkpoint(state, name, entry.name, entry.rule, picked.method, picked.network, preprocess,
                       picked.head, picked.dropped, options, layout.name, body, renamed.counts, notes)
 
 
@@ -158,10 +171,12 @@ def _pick(family: Family, flat: Flat, network: str | None, path: Path | str) -> 
     tensors = flat.tensors
     present = {name: pattern for name, pattern in family.networks
                if any(compiled(pattern + "(?=.)").match(key) and not _reason(family, key) for key in tensors)}
-    chosen = network or next(iter(present), None)
+    if not present:
+        raise InputError(f"{path} is not of the family {family.name} ({family.rule}); "
+                         "without --family it is recognised from its keys")
+    chosen = network or next(iter(present))
     if chosen not in present:
-        names = ", ".join(present) or "none"
-        raise InputError(f"{path} ({family.name}) has no network '{chosen}'; it has {names}")
+        raise InputError(f"{path} ({family.name}) has no network '{chosen}'; it has {', '.join(present)}")
     prefix = compiled(present.pop(chosen))
     body, dropped, unknown = {}, {}, []
     for key, value in flat.values.items():
@@ -206,11 +221,13 @@ def _only_mlp(head: dict[str, Tensor]) -> dict[str, Tensor] | None:
 
 def _pick_sslight(content: object, flat: Flat, network: str | None, path: Path | str) -> _Picked:
     """A run checkpoint says itself where its networks are."""
+    content = content if isinstance(content, dict) else {}
     if content.get("format") != FORMAT:
         raise InputError(f"{path} has format '{content.get('format')}'; this version reads '{FORMAT}'")
-    model, networks = content.get("model"), content.get("networks")
-    if not isinstance(model, dict) or not isinstance(networks, dict) or not networks:
-        raise InputError(f"not a readable checkpoint: {path} lacks 'model' or 'networks'")
+    model, networks, method = content.get("model"), content.get("networks"), str(content.get("method"))
+    texts = [*model, *networks.values()] if isinstance(model, dict) and isinstance(networks, dict) and networks else [0]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"not a readable checkpoint: {path} lacks a usable 'model' or 'networks'")
     chosen = network or next(iter(networks))
     if chosen not in networks:
         raise InputError(f"{path} has no network '{chosen}'; it has {', '.join(networks)}")
@@ -226,7 +243,6 @@ def _pick_sslight(content: object, flat: Flat, network: str | None, path: Path |
             head[key[len(head_prefix):]] = value
         reason = f"other network '{other}'" if other else "heads, prototypes, queues and centres of the method"
         dropped.setdefault(reason, []).append(f"model.{key}")
-    method = str(content["method"])
     for key in flat.values:
         if not flat.raw[key].startswith("model."):
             dropped.setdefault("settings and trainer state", []).append(flat.raw[key])
@@ -299,20 +315,12 @@ def _image_size(arch: str, options: dict, state: dict[str, Tensor]) -> int:
     return 224
 
 
-def _from_backbone_file(path: Path | str, flat: Flat, header: dict, arch: str | None, digest: str) -> Checkpoint:
+def _from_backbone_file(path: Path | str, tensors: dict[str, Tensor], header: dict, arch: str | None) -> Checkpoint:
     """A backbone file of this project: timm's names, with a header that says the rest."""
     name = canonical_arch(arch or header["arch"])
-    try:
-        preprocess, options = json.loads(header["preprocess"]), json.loads(header.get("options", "{}"))
-    except ValueError as error:
-        raise InputError(f"{path}: its header is damaged ({error})") from None
-    state = {flat.raw[key]: value for key, value in flat.tensors.items()}
+    preprocess, options = read_header(header, path)
+    state, notes = plain_tensors(tensors, str(path))
     architectures.check_complete(state, name, options, str(path))
     rule = "a backbone file of this project: header with 'arch', 'preprocess'"
-    return Checkpoint(state, name, "sslight-backbone", rule, header.get("method", "unknown"), "backbone", preprocess,
-                      digest, None, {}, options, "timm", state, {"{rest} -> {rest}": len(state)})
-
-
-def family_names() -> list[str]:
-    """Names that --family takes."""
-    return [family.name for family in FAMILIES]
+    return Checkpoint(state, name, "sslight-backbone", rule, header.get("method", "unknown"), "backbone",
+                      preprocess, None, {}, options, "timm", state, {"{rest} -> {rest}": len(state)}, notes)

@@ -28,7 +28,7 @@ def _compiled(template: str) -> tuple[re.Pattern, dict[str, tuple[int, int | Non
     pattern, numbers, position = "", {}, 0
     for field in _FIELD.finditer(template):
         name, offset, low, high = field.groups()
-        pattern += re.escape(template[position:field.start()]) + f"(?P<{name}>{_TEXT_FIELDS.get(name, '[0-9]+')})"
+        pattern += re.escape(template[position:field.start()]) + f"(?P<{name}>{_TEXT_FIELDS.get(name, '[0-9]{1,4}')})"
         if name not in _TEXT_FIELDS:
             numbers[name] = (int(offset or 0), low and int(low), high and int(high))
         position = field.end()

@@ -22,5 +22,7 @@ def fold_class_position(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], li
     if "reg_token" not in state or not {"cls_token", "pos_embed"} <= state.keys():
         return state, []
     positions = state["pos_embed"]
+    if positions[:, :1].shape != state["cls_token"].shape:  # the comparison with timm's list will name them
+        return state, []
     folded = {**state, "cls_token": state["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
     return folded, ["the class token's position was added into 'cls_token', as timm's network with registers expects"]

@@ -124,6 +124,27 @@ def doubled_record(data: bytes, chance: random.Random) -> bytes:
     return _rewritten(data, change)
 
 
+def retyped(data: bytes, chance: random.Random) -> bytes:
+    """Torch's files only: a weight or a setting replaced by something of another type, or put under another key."""
+    content = torch.load(io.BytesIO(data), weights_only=True)
+    holders = [content]
+    for holder in holders:
+        holders += [value for value in holder.values() if isinstance(value, dict)]
+    holder = max(holders, key=len) if chance.random() < 0.5 else chance.choice([some for some in holders if some])
+    key = chance.choice(list(holder))
+    tensor = holder[key] if torch.is_tensor(holder[key]) and holder[key].is_floating_point() else torch.ones(3)
+    wrong = (None, 7, "text", [], {}, {1: tensor}, (tensor, tensor), tensor.double(), tensor.to(torch.int8),
+             tensor.to(torch.complex64), tensor.to_sparse(), tensor.to("meta"), tensor[None], tensor.flatten(),
+             torch.zeros(0), torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8))
+    if chance.random() < 0.8:
+        holder[key] = chance.choice(wrong)
+    else:
+        holder[chance.choice((3, None, "", ".", "model.", "blocks." + 5000 * "9" + ".conv"))] = holder.pop(key)
+    changed = io.BytesIO()
+    torch.save(content, changed)
+    return changed.getvalue()
+
+
 def hostile(name: str, data: bytes, chance: random.Random, canary: Path) -> bytes:
     """A file whose pickle would create `canary` if anything in it were called."""
     touch = f"touch {canary}"
@@ -167,6 +188,8 @@ def mutate(name: str, data: bytes, chance: random.Random, canary: Path) -> tuple
     kinds = [flipped, flipped, truncated, swapped_blocks, overwritten, inserted]
     if name in CHECKSUMMED:
         kinds += [swapped_records, doubled_record]
+    if name.endswith((".pth", ".ckpt")):
+        kinds.append(retyped)
     if name.endswith(".safetensors"):
         kinds.append(bad_header)
     elif chance.random() < 0.15:

@@ -1,37 +1,56 @@
 """Every family and architecture: a file in its exact layout, every target, its own forward's features.
 
-What follows reading depends on the architecture alone, so the targets are tried once per architecture;
-SSLIGHT_ALL_CASES=1 tries every family with every target (about ten minutes).
+What follows reading depends on the architecture alone, so the targets are tried once per architecture, and ONNX in
+tests/convert/test_conversion.py; SSLIGHT_FULL=1 tries every family with every target.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
 
+from convert.export_onnx import export
 from convert.features import differences, fixed_image
-from convert.reader import network_of, read_checkpoint
+from convert.reader import Checkpoint, network_of, read_checkpoint, read_content
 from convert.support import FAMILIES, TARGETS, kind_of, refusal
 from convert.targets import rename
 from convert.verify import verify_file, vitdet_features
 from convert.write_files import write
 from pretrain.errors import InputError
 from tests.convert.family_files import CASES
+from tests.convert.own_networks import Own
 
 TOLERANCE = 1e-5  # of the largest feature
-ALL = bool(os.environ.get("SSLIGHT_ALL_CASES"))
+FULL = os.environ.get("SSLIGHT_FULL") == "1"
 HEAVY = {"mocov3 vit-b", "sslight resnet101", "moco resnet50", "vissl resnet50", "swav resnet50", "openmmlab resnet50",
          "solo-learn old resnet50", "mocov3 resnet50"}
-CHOSEN = [name for name in CASES if ALL or name not in HEAVY]
+CHOSEN = [name for name in CASES if FULL or name not in HEAVY]
+OPTIONAL = {"detectron2": "detectron2 is not on the package index", "mmdet": "comes with the mmdet extra",
+            "onnx": "comes with the onnx extra"}
 _seen: set[tuple[str, str]] = set()
+
+
+@dataclass
+class Case:
+    """A checkpoint file's layout, the network in it, what was read from the file, and the network's own feature."""
+
+    family: str
+    layout: Callable[[Own], dict]
+    own: Own
+    checkpoint: Checkpoint
+    images: Tensor
+    expected: Tensor
 
 
 @pytest.fixture(scope="module", params=CHOSEN)
 def case(request, tmp_path_factory):
-    """(case's family, checkpoint as read, own network, images, its own pooled feature)."""
     family, layout, build = CASES[request.param]
     own = build()
     path = tmp_path_factory.mktemp("family") / "checkpoint.pth"
@@ -39,7 +58,7 @@ def case(request, tmp_path_factory):
     checkpoint = read_checkpoint(path, from_detector="detector" in family)
     path.unlink()
     images = fixed_image(own.size, own.size)
-    return family, checkpoint, own, images, own.pooled(images)
+    return Case(family, layout, own, checkpoint, images, own.pooled(images))
 
 
 def _relative(found, expected):
@@ -47,20 +66,46 @@ def _relative(found, expected):
 
 
 def test_reads_the_family_and_network(case):
-    family, checkpoint, own, images, expected = case
-    assert (checkpoint.family, checkpoint.arch) == (family, own.arch)
+    assert (case.checkpoint.family, case.checkpoint.arch) == (case.family, case.own.arch)
     with torch.no_grad():
-        assert _relative(network_of(checkpoint).eval()(images), expected) < TOLERANCE
+        assert _relative(network_of(case.checkpoint).eval()(case.images), case.expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("to", [name for name in TARGETS if name != "onnx"])
+def test_every_fault_is_refused_by_name(case):
+    """Four keys spread over the backbone: one unknown, one renamed; one missing, one of another shape."""
+    def read(state):
+        content = case.layout(dataclasses.replace(case.own, state=state))
+        return read_content(content, "faulty.pth", from_detector="detector" in case.family)
+
+    timm = {value.data_ptr(): key for key, value in read(case.own.state).state.items()}  # memory tells who became whom
+    usable = [key for key, value in case.own.state.items() if value.ndim and value.data_ptr() in timm]
+    extra, renamed, missing, misshaped = (usable[len(usable) * part // 5] for part in (1, 2, 3, 4))
+    names = {key: f"'{timm[case.own.state[key].data_ptr()]}'" for key in (missing, misshaped)}
+
+    unknown = {**case.own.state, f"{extra}_surplus": torch.zeros(3)}
+    unknown[f"{renamed}_old"] = unknown.pop(renamed)
+    with pytest.raises(InputError) as raised:
+        read(unknown)
+    for name in (f"{extra.split('.')[-1]}_surplus'", f"{renamed.split('.')[-1]}_old'"):
+        assert name in str(raised.value)
+
+    damaged = {**case.own.state, misshaped: case.own.state[misshaped][:-1]}
+    del damaged[missing]
+    with pytest.raises(InputError) as raised:
+        read(damaged)
+    assert f"missing {names[missing]}" in str(raised.value)
+    assert f"{names[misshaped]} has shape {list(damaged[misshaped].shape)} instead of" in str(raised.value)
+
+
+@pytest.mark.parametrize("to", TARGETS)
 def test_goes_to_every_target(case, to, tmp_path):
-    _, checkpoint, own, images, expected = case
-    if to == "detectron2":
-        pytest.importorskip("detectron2", reason="detectron2 is not on the package index")
+    checkpoint, own, images, expected = case.checkpoint, case.own, case.images, case.expected
+    if to in OPTIONAL:
+        pytest.importorskip(to if to != "onnx" else "onnxscript", reason=OPTIONAL[to])
     variant = (f"{own.arch} {sorted(checkpoint.options.items())}", to)
-    if not ALL and (variant in _seen or own.arch in ("resnet50", "vit_base_patch14_dinov2")):
-        pytest.skip("tried elsewhere, or heavy; SSLIGHT_ALL_CASES=1 tries all")
+    short = variant in _seen or to == "onnx" or own.arch in ("resnet50", "vit_base_patch14_dinov2")
+    if (not FULL and short) or (to == "onnx" and variant in _seen):
+        pytest.skip("tried elsewhere, or heavy; SSLIGHT_FULL=1 tries all")
     _seen.add(variant)
     if refusal(own.arch, to):
         with pytest.raises(InputError, match="cannot go to"):
@@ -70,6 +115,11 @@ def test_goes_to_every_target(case, to, tmp_path):
         outgoing = rename(checkpoint, to)
     except InputError as error:
         assert {"dist_token", "reg_token", "blocks.0.ls1.gamma"} & checkpoint.state.keys() or "positions" in str(error)
+        return
+    if to == "onnx":
+        export(tmp_path / "out.onnx", checkpoint)
+        session = importlib.import_module("onnxruntime").InferenceSession(str(tmp_path / "out.onnx"))
+        assert _relative(torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), expected) < 1e-4
         return
     out = tmp_path / ("out.safetensors" if to == "timm" else "out.pth")
     write(out, to, outgoing.tensors, checkpoint)

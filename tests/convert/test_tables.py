@@ -11,7 +11,7 @@ import torch
 from convert import layouts, verify
 from convert.convert_ckpt import convert
 from convert.layouts import LAYOUTS
-from convert.reader import read_checkpoint
+from convert.reader import read_checkpoint, read_content
 from convert.rename import Rule, apply_table
 from convert.targets import rename
 from pretrain.errors import InputError
@@ -49,7 +49,7 @@ def test_names_and_shapes_are_the_golden_ones(files, arch, to, prefix, golden):
     assert {key: list(value.shape) for key, value in made.items()} == expected
 
 
-@pytest.mark.parametrize("arch", CNNS if os.environ.get("SSLIGHT_ALL_CASES") else [
+@pytest.mark.parametrize("arch", CNNS if os.environ.get("SSLIGHT_FULL") == "1" else [
     "resnet18", "resnet50", "mobilenetv2_100"])
 @pytest.mark.parametrize("to, suffix, options", [
     ("torchvision", ".pth", {}), ("mmdet", ".pth", {}), ("mmdet", ".pth", {"prefix": "backbone."}),
@@ -146,6 +146,33 @@ def test_a_wrong_rule_of_a_source_is_caught_by_features(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"other features than the source network: blocks\.2 "):
         convert(path, "timm", out)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_wrong_rule_for_detectron2_is_caught_by_features(files, monkeypatch, tmp_path):
+    pytest.importorskip("detectron2", reason="detectron2 is not on the package index")
+    kept = tuple(rule for rule in layouts.RESNET_DETECTRON2 if "bn{n:1-3}" not in rule.timm)
+    wrong = (Rule("res{s+1}.{b}.conv1.norm.{norm}", "layer{s:1-4}.{b}.bn2.{norm}"),
+             Rule("res{s+1}.{b}.conv2.norm.{norm}", "layer{s:1-4}.{b}.bn1.{norm}"))
+    monkeypatch.setattr(layouts, "RESNET_DETECTRON2", kept + wrong)
+    for model in ("fpn", "c4"):
+        with pytest.raises(InputError, match=r"other features than the source network: layer1 .*layer4 "):
+            convert(files["resnet18"], "detectron2", tmp_path / "out.pth", model=model)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda key: {"state_dict": f"model._orig_mod.module.encoder_q.model.module.{key}"},
+    lambda key: {"model": f"module.model.encoder_q._orig_mod.{key}"},
+    lambda key: {"state_dict": f"encoder_q.{key.replace('layer1.0', '_orig_mod.layer1.0.module')}"}])
+def test_wrappers_are_read_past_wherever_they_stand(wrap):
+    own = torchvision_own("resnet18")
+    content: dict = {"epoch": 1}
+    for key, value in own.state.items():
+        [(container, name)] = wrap(key).items()
+        content.setdefault(container, {})[name] = value
+    checkpoint = read_content(content, "wrapped.pth")
+    assert checkpoint.family == "moco" and checkpoint.arch == "resnet18"
+    assert all(torch.equal(checkpoint.state[key], value) for key, value in own.state.items())
 
 
 def test_features_that_are_not_finite_are_a_difference():
