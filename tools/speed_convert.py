@@ -1,8 +1,10 @@
-"""Converting a ResNet50 run checkpoint without framework verification, against reading and writing it.
+"""Converting a ResNet50 checkpoint without framework verification, against reading and writing it.
 
-Two references. `bare`: `torch.load` and `torch.save`, flushed to the disk. `checked`: the same with what any trusted
-conversion owes: CRCs of the source checked, source and result hashed, the result read back and compared bit for bit.
-Ours does all of that, and accounts for every tensor by name, shape and finiteness.
+Two sources: a plain torchvision file (one network alone), and a run checkpoint as DINO pre-training leaves it (student,
+teacher, heads, momentum). Two references. `bare`: `torch.load(weights_only=True)` of the file and `torch.save` of the
+network, flushed to the disk. `checked`: the same with what any trusted conversion owes: CRCs of the source checked,
+source and result hashed, the result read back and compared bit for bit. Ours does all of that, and accounts for every
+tensor by name, shape and finiteness. The first conversion of a process is timed apart.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ import time
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import Tensor
 
 from convert.convert_ckpt import convert
 from pretrain.backbones import build_backbone
-from pretrain.checkpoint import FORMAT, backbone_state, load_checkpoint, save_checkpoint, sha256
+from pretrain.checkpoint import FORMAT, check_archive, save_checkpoint, sha256
+
+PREFIX = "student.backbone."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,28 +33,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, float]:
-    """Print and return the ratios, a reference's time divided by ours, per target and reference."""
+    """Print and return the ratios, a reference's time divided by ours, per source, target and reference."""
     ratios = {}
     with tempfile.TemporaryDirectory() as folder:
-        source = _source(Path(folder))
-        print(f"source: {source.stat().st_size / 1e6:.0f} MB, ResNet50 student and teacher with DINO heads")
-        for to, suffix in (("torchvision", ".pth"), ("detectron2", ".pth"), ("timm", ".safetensors")):
-            ratios.update(_ratios(source, to, Path(folder) / f"out{suffix}", args.runs))
+        for kind, make in (("plain", _plain_source), ("run", _run_source)):
+            source = make(Path(folder) / f"{kind}.pth")
+            print(f"{kind}: {source.stat().st_size / 1e6:.0f} MB")
+            for to, suffix in (("torchvision", ".pth"), ("detectron2", ".pth"), ("timm", ".safetensors")):
+                found = _ratios(source, to, Path(folder) / f"out{suffix}", args.runs)
+                ratios |= {f"{kind}_{to}_vs_{name}": ratio for name, ratio in found.items()}
     return ratios
 
 
-def _source(folder: Path) -> Path:
-    """A run checkpoint as DINO pre-training leaves it, without optimizer state."""
+def _plain_source(path: Path) -> Path:
+    torch.save(torchvision.models.resnet50().state_dict(), path)
+    return path
+
+
+def _run_source(path: Path) -> Path:
     state = build_backbone("resnet50").state_dict()
     head = {"mlp.0.weight": torch.randn(2048, 2048), "mlp.3.weight": torch.randn(2048, 2048),
             "mlp.6.weight": torch.randn(256, 2048), "last_layer.weight": torch.randn(4096, 256)}
-    model = {f"{network}.{part}.{key}": value for network in ("student", "teacher")
+    model = {f"{network}.{part}.{key}": value.clone() for network in ("student", "teacher")
              for part, tensors in (("backbone", state), ("head", head)) for key, value in tensors.items()}
-    save_checkpoint(folder / "last.pth", {
-        "format": FORMAT, "method": "dino", "arch": "resnet50", "epoch": 1, "step": 1, "model": model, "optimizer": {},
-        "rng": {}, "config": {}, "networks": {name: f"{name}.backbone." for name in ("student", "teacher")},
+    trained = [value for key, value in model.items() if key.startswith("student.") and value.ndim]
+    momentum = {number: {"momentum_buffer": torch.randn_like(value)} for number, value in enumerate(trained)}
+    save_checkpoint(path, {
+        "format": FORMAT, "method": "dino", "arch": "resnet50", "epoch": 1, "step": 1, "model": model,
+        "optimizer": {"state": momentum}, "rng": {}, "config": {},
+        "networks": {name: f"{name}.backbone." for name in ("student", "teacher")},
         "preprocess": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB", "size": 224}})
-    return folder / "last.pth"
+    return path
 
 
 def _ratios(source: Path, to: str, out: Path, runs: int) -> dict[str, float]:
@@ -61,14 +75,22 @@ def _ratios(source: Path, to: str, out: Path, runs: int) -> dict[str, float]:
         for name in sides if number % 2 else reversed(sides):
             started = time.perf_counter()
             sides[name]()
-            if number:  # the first round fills caches
-                times[name].append(time.perf_counter() - started)
+            times[name].append(time.perf_counter() - started)
+    first = times["ours"].pop(0)
+    times["bare"].pop(0), times["checked"].pop(0)
     ratios = {name: statistics.median(theirs / ours for theirs, ours in zip(times[name], times["ours"], strict=True))
               for name in ("bare", "checked")}
     middle = {name: statistics.median(values) for name, values in times.items()}
-    print(f"{to}: ours {middle['ours']:.2f} s; bare read and write {middle['bare']:.2f} s, ratio {ratios['bare']:.2f}; "
-          f"checked read and write {middle['checked']:.2f} s, ratio {ratios['checked']:.2f}")
-    return {f"{to}_vs_{name}": ratio for name, ratio in ratios.items()}
+    print(f"  {to}: ours {middle['ours']:.2f} s (first {first:.2f} s)", *(
+        f"{name} {middle[name]:.2f} s, ratio {ratio:.2f}" for name, ratio in ratios.items()), sep="; ")
+    return ratios
+
+
+def _network(content: dict) -> dict[str, Tensor]:
+    """The tensors to write: the student's backbone, or all but the classifier."""
+    if "model" in content:
+        return {key.removeprefix(PREFIX): value for key, value in content["model"].items() if key.startswith(PREFIX)}
+    return {key: value for key, value in content.items() if not key.startswith("fc.")}
 
 
 def _write(state: dict[str, Tensor], out: Path) -> None:
@@ -78,12 +100,13 @@ def _write(state: dict[str, Tensor], out: Path) -> None:
 
 
 def _bare(source: Path, out: Path) -> None:
-    _write(backbone_state(torch.load(source, map_location="cpu", weights_only=True), "student"), out)
+    _write(_network(torch.load(source, map_location="cpu", weights_only=True)), out)
 
 
 def _checked(source: Path, out: Path) -> None:
     sha256(source)
-    state = backbone_state(load_checkpoint(source), "student")
+    check_archive(source)
+    state = _network(torch.load(source, map_location="cpu", weights_only=True))
     _write(state, out)
     sha256(out)
     back = torch.load(out, map_location="cpu", weights_only=True)
