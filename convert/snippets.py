@@ -39,8 +39,8 @@ def _origin(checkpoint: Checkpoint) -> str:
 def _detectron2(out: Path, checkpoint: Checkpoint, model: str) -> str:
     mean, std = _pixels(checkpoint)
     lines = [f"# {_origin(checkpoint)} for detectron2 ({model}).",
-             f"# Paste it into a COCO recipe ({model.upper()}) below its `_BASE_`, or name this file as the `_BASE_` of one "
-             "that sets no WEIGHTS.",
+             f"# Paste it into a COCO recipe ({model.upper()}) below its `_BASE_`, or name this file as the `_BASE_` "
+             "of one that sets no WEIGHTS.",
              "MODEL:", f'  WEIGHTS: "{out.resolve()}"', f"  PIXEL_MEAN: {mean}", f"  PIXEL_STD: {std}",
              "  BACKBONE:", "    FREEZE_AT: 0"]
     if kind_of(checkpoint.arch) == "resnet":
