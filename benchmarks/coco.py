@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -82,17 +83,17 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def configure(argv: list[str] | None = None) -> Setup:
+def configure(argv: list[str] | None = None, find_data: Callable = coco_data.find) -> Setup:
     """Read the command line, the recipe, the checkpoint and the annotations; join the launcher's processes.
 
-    Raises InputError for whatever does not go together.
+    `find_data` maps our settings to the data set. Raises InputError for whatever does not go together.
     """
     args = parser().parse_intermixed_args(argv)
     args.overrides += ["TRAIN.AMP", "True"] * args.amp
     settings, framework_options = _split_overrides(args.overrides)
     framework = framework_module(args.framework)
     processes = coco_launch.processes(args.launcher, args.num_gpus)
-    data = coco_data.find(settings)
+    data = find_data(settings)
     known = args.weights in (coco_weights.RANDOM, coco_weights.SUPERVISED)
     if known and not args.arch:
         raise InputError(f"--weights {args.weights} needs --arch, e.g. --arch resnet18")

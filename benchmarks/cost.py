@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for arch in cost_measure.architectures(args.networks):
         file = Path(args.out) / arch / "cost.json"
         about = cost_measure.about(arch, args.size, args.batch_size)
-        found = read_cost(file) if file.is_file() and not args.force else None
-        kept = found is not None and all(found[key] == about[key] for key in SAME)
+        found = None if args.force else measured_before(file, about)
+        kept = found is not None
         if not kept:
             found = {"schema": SCHEMA, **about, **cost_measure.measure(arch, args.size, args.batch_size, args.seconds)}
             write_json(file, found)
@@ -51,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
               f"{found['latency_ms']:.2f} ms an image alone, {found['images_per_second']:.0f} images/s in batches of "
               f"{found['batch_size']}{' (measured before)' if kept else ''}", flush=True)
     return 0
+
+
+def measured_before(file: Path, about: dict) -> dict | None:
+    """The cost in a file, if there is one of the same network, settings and machine."""
+    found = read_cost(file) if file.is_file() else None
+    return found if found and all(found[key] == about[key] for key in SAME) else None
 
 
 def read_cost(file: Path) -> dict:

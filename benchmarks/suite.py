@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import suite_cluster
+from benchmarks.cost import read_cost
 from benchmarks.result import read_result
 from benchmarks.suite_cost import HOW, estimate, spell
 from benchmarks.suite_file import read_suite
 from benchmarks.suite_options import parser
-from benchmarks.suite_parts import find_networks, make_parts
+from benchmarks.suite_parts import Part, find_networks, make_parts
 from benchmarks.suite_plan import Step, make_plan
 from benchmarks.suite_run import Runner
 from pretrain.errors import EXIT_DONE, EXIT_PARTS_FAILED, EXIT_STOPPED, InputError, Stopped, run_command
@@ -72,7 +73,7 @@ def show(steps: Sequence[Step], processes: int, out_dir: Path) -> None:
         print(f"in all about {spell(total)} on {processes} process(es) of this machine. {HOW}")
 
 
-def run_all(parts: Sequence, processes: int) -> int:
+def run_all(parts: Sequence[Part], processes: int) -> int:
     """Run the parts one after the other and say how each ended. Raises Stopped after a signal."""
     ended, failed = [], []
     with Runner() as runner:
@@ -85,7 +86,7 @@ def run_all(parts: Sequence, processes: int) -> int:
             if runner.stopped or code == EXIT_STOPPED:
                 raise Stopped(f"in {part.name}, {len(parts) - number} more to come; start the same command again to go "
                               "on")
-            fault = f"exit code {code}" if code else _missing(part.folder)
+            fault = f"exit code {code}" if code else _missing(part)
             failed += [part] * bool(fault)
             ended.append(f"{'failed' if fault else 'done':<10}{part.name}: {time.monotonic() - started:.0f} s"
                          + (f", {fault}, see {log}" if fault else ""))
@@ -96,10 +97,13 @@ def run_all(parts: Sequence, processes: int) -> int:
     return EXIT_PARTS_FAILED if failed else EXIT_DONE
 
 
-def _missing(folder: Path) -> str:
+def _missing(part: Part) -> str:
     """What is wrong with the result of a part that ended well; an empty string where nothing is."""
     try:
-        read_result(folder)
+        if part.evaluation.benchmark == "cost":
+            read_cost(part.folder / "cost.json")
+        else:
+            read_result(part.folder)
         return ""
     except InputError as error:
         return str(error)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
 from benchmarks.coco_data import CocoData
+from benchmarks.cost_measure import times
 from benchmarks.result import read_result
 from benchmarks.suite_parts import Part
 from benchmarks.weights import Subject
@@ -27,11 +28,12 @@ HOW = ("A measured time is that of the last start of the same evaluation of the 
 
 @dataclass(frozen=True)
 class Work:
-    """Forward passes of a backbone over images of so many pixels."""
+    """Forward passes of a backbone over images of so many pixels, and seconds that are known beforehand."""
 
     arch: str
-    passes: float
-    pixels: float
+    passes: float = 0.0
+    pixels: float = 1.0
+    seconds: float = 0.0
 
 
 def classification_work(benchmark: str, cfg: CfgNode, train: int, val: int, subject: Subject) -> Work:
@@ -63,24 +65,20 @@ def estimate(part: Part, work: Work, processes: int, results: Iterable[Path]) ->
             continue
         if path.parent.name == part.evaluation.name and result["checkpoint"]["arch"] == part.network.arch:
             return result["seconds"], f"as {path.parent.parent.name} took"
+    if work.seconds:
+        return work.seconds, "by its settings"
     side = min(224, round(math.sqrt(work.pixels)))
     seconds = work.passes * seconds_per_image(work.arch, side) * work.pixels / side ** 2 / processes
     return seconds, f"{work.passes:,.0f} passes of {math.sqrt(work.pixels):.0f} px"
 
 
 @functools.cache
-@torch.inference_mode()
-def seconds_per_image(arch: str, side: int, least: float = 0.5) -> float:
-    """Seconds of a forward pass per image of `side` px on this machine, measured over at least so many seconds."""
+def seconds_per_image(arch: str, side: int, seconds: float = 1.0) -> float:
+    """Seconds of a forward pass per image of `side` px on this machine, measured for about so many seconds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = torch.rand(64 if device.type == "cuda" else 8, 3, side, side, device=device)
-    network = build_backbone(arch).to(device).eval()
-    network(images)  # the first pass also sets things up
-    rounds, started = 0, time.perf_counter()
-    while time.perf_counter() - started < least:
-        network(images).sum().item()  # waits for the device
-        rounds += 1
-    return (time.perf_counter() - started) / rounds / len(images)
+    count = 64 if device.type == "cuda" else max(1, 64 * 64 // side ** 2)
+    images = torch.randn(count, 3, side, side, device=device)
+    return float(np.median(times(build_backbone(arch).eval().to(device), images, seconds))) / count
 
 
 def spell(seconds: float) -> str:

@@ -3,7 +3,7 @@
     settings: {KEY: VALUE}              # of every evaluation that knows the key
     evaluations:
       linear:                           # the name of its folder, and of its own settings: linear.KEY VALUE
-        benchmark: linear               # knn, linear, semisup or coco
+        benchmark: linear               # knn, linear, semisup, coco, or cost (once for each architecture)
         config: FILE, or {PATTERN: FILE}   # beside this file; of several the first whose pattern fits the architecture
                                         # or the framework; coco chooses its recipe itself where there is none
         frameworks: [mmdet]             # coco: one evaluation in each, named NAME_FRAMEWORK

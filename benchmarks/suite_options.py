@@ -7,7 +7,8 @@ from pretrain.config import flatten
 from pretrain.errors import Parser
 
 # The settings of each benchmark that a suite may set.
-DEFAULTS = {"knn": settings.KNN, "linear": settings.LINEAR, "semisup": settings.SEMISUP, "coco": coco_options.DEFAULTS}
+DEFAULTS = {"knn": settings.KNN, "linear": settings.LINEAR, "semisup": settings.SEMISUP, "coco": coco_options.DEFAULTS,
+            "cost": {}}
 EPILOG = """
 Everything that can be wrong is looked for before anything runs. Each evaluation is a process of its own with its
 results in OUTPUT_DIR/NETWORK/EVALUATION; the same command again skips what has a valid result of the same weights, data

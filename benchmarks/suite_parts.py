@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.coco_weights import RANDOM, SUPERVISED, find_source
@@ -44,7 +44,7 @@ class Part:
     def command(self, processes: int) -> list[str]:
         """The part as a process of its own, or as several in one group."""
         spread = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        alone = processes == 1 or self.evaluation.benchmark == "coco"  # which spreads its processes itself
+        alone = processes == 1 or self.evaluation.benchmark in ("coco", "cost")  # coco spreads its processes itself
         return [sys.executable, *([] if alone else spread), str(SCRIPT), "bench", *self.words]
 
 
@@ -90,9 +90,18 @@ def name_of(file: Path) -> str:
 def make_parts(networks: Sequence[Network], evaluations: Sequence[Evaluation], given: Mapping[str, str], out_dir: Path,
                processes: int) -> list[Part]:
     """Every evaluation of every network, one network after the other. `given`: the command line's {key: value}."""
-    settings = lay_over(evaluations, given)
-    return [_part(network, evaluation, own, out_dir / network.name, processes)
-            for network in networks for evaluation, own in zip(evaluations, settings, strict=True)]
+    pairs = list(zip(evaluations, lay_over(evaluations, given), strict=True))
+    parts = [_part(network, evaluation, settings, out_dir / network.name, processes)
+             for network in networks for evaluation, settings in pairs if evaluation.benchmark != "cost"]
+    archs = dict.fromkeys(network.arch for network in networks)
+    return parts + [_cost_part(arch, evaluation, out_dir / "cost")
+                    for evaluation in evaluations if evaluation.benchmark == "cost" for arch in archs]
+
+
+def _cost_part(arch: str, evaluation: Evaluation, place: Path) -> Part:
+    """Parameters, FLOPs and speed of an architecture, in `place/arch`."""
+    words = ("cost", arch, "--out", str(place), *evaluation.options)
+    return Part(Network("cost", arch, arch), replace(evaluation, name=arch), words, place / arch)
 
 
 def _part(network: Network, evaluation: Evaluation, settings: dict, place: Path, processes: int) -> Part:

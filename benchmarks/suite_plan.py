@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import coco, coco_preflight
+from benchmarks import coco, coco_data, coco_preflight, cost, cost_measure
 from benchmarks.coco_recipes import NoRecipe
 from benchmarks.identity import identity
 from benchmarks.labelled import describe, open_splits
@@ -36,65 +36,74 @@ class Step:
     caches: bool = False
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What decides a part's result beside its recipe; `sha256` is "" for random weights, which `settings` tell."""
-
-    sha256: str
-    fingerprint: str
-    settings: dict
-    runs: int
-    work: Work
-    caches: bool = False
-
-
 def make_plan(parts: Sequence[Part], processes: int, here: bool) -> list[Step]:
     """Look at every part; `here` tells that it will run on this machine.
 
     Raises InputError for the first part that cannot run, before any does.
     """
-    steps, splits = [], {}
-    for part in parts:
-        try:
-            facts = _detection(part, here) if part.evaluation.benchmark == "coco" \
-                else _classification(part, processes, splits)
-        except NoRecipe as error:
-            steps.append(Step(part, skipped=str(error)))
-            continue
-        except InputError as error:
-            raise InputError(f"{part.name}: {error}") from None
-        done = is_done(part.folder, facts)
-        steps.append(Step(part, facts.work, "its result is there" if done else "", done, facts.caches))
-    return steps
+    data: dict = {}  # reading a large set takes its time
+    return [_look(part, processes, here, data) for part in parts]
 
 
-def _classification(part: Part, processes: int, splits: dict) -> Facts:
+def _look(part: Part, processes: int, here: bool, data: dict) -> Step:
+    try:
+        if part.evaluation.benchmark == "cost":
+            return _cost(part)
+        if part.evaluation.benchmark == "coco":
+            return _detection(part, here, data)
+        return _classification(part, processes, data)
+    except NoRecipe as error:
+        return Step(part, skipped=str(error))
+    except InputError as error:
+        raise InputError(f"{part.name}: {error}") from None
+
+
+def _classification(part: Part, processes: int, data: dict) -> Step:
     name = part.evaluation.benchmark
     module = importlib.import_module(f"benchmarks.{name}")
     cfg, _ = module.configure(part.words[1:])
     place = (cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.NUM_CLASSES)
-    if place not in splits:  # listing the images of a large set takes its time
+    if place not in data:
         train, val = open_splits(cfg)
-        splits[place] = train, val, describe(cfg, train, val)["fingerprint"]
-    train, val, fingerprint = splits[place]
+        data[place] = train, val, describe(cfg, train, val)["fingerprint"]
+    train, val, fingerprint = data[place]
     subject = load_subject(cfg)
     module.ready(cfg, train, val, subject)
     check_same_run(part.folder, identity(cfg, subject, fingerprint, processes), FREE_KEYS)
-    return Facts(subject.about["sha256"], fingerprint, deciding(to_dict(cfg), FREE_KEYS),
-                 1 if name == "knn" else len(cfg.SEEDS), classification_work(name, cfg, len(train), len(val), subject),
-                 name == "knn" or (name == "linear" and cfg.PROBE.CACHED))
+    done = is_done(part.folder, subject.about["sha256"], fingerprint, deciding(to_dict(cfg), FREE_KEYS),
+                   1 if name == "knn" else len(cfg.SEEDS))
+    work = classification_work(name, cfg, len(train), len(val), subject)
+    return _step(part, work, done, caches=name == "knn" or (name == "linear" and cfg.PROBE.CACHED))
 
 
-def _detection(part: Part, here: bool) -> Facts:
-    setup = coco.configure(list(part.words[1:]))
+def _detection(part: Part, here: bool, data: dict) -> Step:
+    def find_data(settings):
+        place = tuple(settings.DATA.values())
+        if place not in data:
+            data[place] = coco_data.find(settings)
+        return data[place]
+
+    setup = coco.configure(list(part.words[1:]), find_data)
     if here:
         preprocess = setup.source.preprocess if setup.source else IMAGENET
         coco_preflight.check(setup.data, setup.recipe, setup.schedule, preprocess, setup.settings, Path(),
                              setup.processes, quiet=True)
     check_same_run(part.folder, setup.identity, coco.FREE)
-    return Facts(setup.source.sha256 if setup.source else "", setup.data.fingerprint(),
-                 deciding(to_dict(setup.settings), coco.PLACES), setup.args.trials,
-                 detection_work(setup.arch, setup.recipe["side"], setup.schedule, setup.data, setup.args.trials))
+    done = is_done(part.folder, setup.source.sha256 if setup.source else "", setup.data.fingerprint(),
+                   deciding(to_dict(setup.settings), coco.PLACES), setup.args.trials)
+    return _step(part, detection_work(setup.arch, setup.recipe["side"], setup.schedule, setup.data, setup.args.trials),
+                 done)
+
+
+def _cost(part: Part) -> Step:
+    args = cost.parser().parse_args(part.words[1:])
+    about = cost_measure.about(part.network.arch, args.size, args.batch_size)
+    return _step(part, Work(part.network.arch, seconds=2 * args.seconds),
+                 cost.measured_before(part.folder / "cost.json", about) is not None)
+
+
+def _step(part: Part, work: Work, done: bool, caches: bool = False) -> Step:
+    return Step(part, work, "its result is there" if done else "", done, caches)
 
 
 def deciding(settings: dict, free: Sequence[str]) -> dict:
@@ -103,13 +112,15 @@ def deciding(settings: dict, free: Sequence[str]) -> dict:
             if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in free)}
 
 
-def is_done(folder: Path, facts: Facts) -> bool:
-    """Whether the folder has a valid result of these weights, data, settings and number of runs."""
+def is_done(folder: Path, sha256: str, fingerprint: str, settings: dict, runs: int) -> bool:
+    """Whether the folder has a valid result of these weights, data, settings and number of runs.
+
+    sha256: "" for random weights, which the settings tell.
+    """
     try:
         result = read_result(folder)
     except InputError:
         return False
-    settings = dict(flatten(result["config"].get("settings", result["config"])))
-    return (facts.sha256 in ("", result["checkpoint"]["sha256"]) and facts.fingerprint == result["data"]["fingerprint"]
-            and all(settings.get(key) == value for key, value in facts.settings.items())
-            and len(result["per_seed"]) == facts.runs)
+    found = dict(flatten(result["config"].get("settings", result["config"])))
+    return (sha256 in ("", result["checkpoint"]["sha256"]) and fingerprint == result["data"]["fingerprint"]
+            and all(found.get(key) == value for key, value in settings.items()) and len(result["per_seed"]) == runs)

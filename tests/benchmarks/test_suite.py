@@ -19,6 +19,7 @@ from benchmarks.result import read_result
 from benchmarks.suite_cost import seconds_per_image
 from benchmarks.suite_file import SUITES, read_suite
 from benchmarks.suite_parts import Part, make_parts, name_of
+from convert.reader import read_checkpoint
 from pretrain.backbones import build_backbone
 from pretrain.checkpoint import save_backbone
 from pretrain.errors import EXIT_PARTS_FAILED, InputError, Stopped
@@ -100,8 +101,7 @@ def test_a_killed_suite_goes_on_and_measures_nothing_twice(place, words, tmp_pat
     assert results["random-resnet18", "knn"]["checkpoint"]["family"] == "random"
     report.main([str(out), "-o", str(tmp_path / "report.json")])
     rows = json.loads((tmp_path / "report.json").read_text())["rows"]
-    compared = {(row["benchmark"], Path(row["file"]).parts[-3]) for row in rows if row["verdict"] != "not comparable"
-                and row["random"] is not None}
+    compared = {(row["benchmark"], Path(row["file"]).parts[-3]) for row in rows if row["difference"] is not None}
     kinds = [SUITE["evaluations"][name]["benchmark"] for name in names]
     assert compared == {(kind, network) for kind in kinds for network in ("one", "run-last")}
 
@@ -185,7 +185,7 @@ def planned(weights, words):
 
 
 def test_speed_is_measured_on_the_network_that_is_asked_for():
-    assert 0 < seconds_per_image("resnet18", 32, least=0.01) < seconds_per_image("resnet50", 64, least=0.01)
+    assert 0 < seconds_per_image("resnet18", 32, 0.1) < seconds_per_image("resnet50", 64, 0.1)
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -211,7 +211,7 @@ def test_bad_input_is_found_before_anything_runs(place, words, tmp_path, change,
 def test_a_suite_file_is_checked(tmp_path):
     file = tmp_path / "suite.yaml"
     for text, message in (("{settings: {DATA.SIZES: 3}, evaluations: {knn: {benchmark: knn}}}", "mean 'DATA.SIZE'"),
-                          ("evaluations: {knn: {benchmark: nn}}", "one of knn, linear, semisup, coco"),
+                          ("evaluations: {knn: {benchmark: nn}}", "one of knn, linear, semisup, coco, cost"),
                           ("evaluations: {knn: {benchmark: knn, confg: x}}", "did you mean 'config'"),
                           ("evaluations: {a/b: {benchmark: knn}}", "names a folder"),
                           ("evaluations: {knn: {benchmark: knn, options: --loo}}", "'options' cannot be '--loo'"),
@@ -221,6 +221,21 @@ def test_a_suite_file_is_checked(tmp_path):
         with pytest.raises(InputError, match=message) as error:
             read_suite(str(file), [])
         assert "\n" not in str(error.value)
+
+
+def test_supervised_weights_become_one_file_for_all_evaluations(tmp_path, monkeypatch):
+    """torchvision's, as a download leaves them in its cache; the file's hash is the same every time."""
+    import torchvision
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "hub" / "checkpoints" / url.rsplit("/", 1)[1])
+    (network,), (again,) = (suite.find_networks(["SUPERVISED"], "resnet18", tmp_path / out) for out in ("a", "b"))
+    assert network.name == "supervised-resnet18" and network.told
+    one, other = read_checkpoint(network.weights), read_checkpoint(again.weights)
+    assert one.method == "supervised" and one.sha256 == other.sha256
 
 
 def test_two_checkpoints_of_one_name_are_told_apart_by_hand(place, words, tmp_path):
@@ -246,7 +261,7 @@ def test_the_paper_suite_takes_each_architectures_protocol():
     for arch, linear in (("resnet18", "linear_cnn"), ("mobilenetv2_100", "linear_cnn"),
                          ("vit_tiny_patch16_224", "linear_vit")):
         found = paper(arch)
-        assert list(found) == evaluations
+        assert list(found) == [*evaluations, arch]  # the last is the architecture's cost
         configs = {name: Path(command[command.index("--cfg") + 1]) for name, command in found.items()
                    if "--cfg" in command}
         assert {name: file.stem for name, file in configs.items()} == {
@@ -266,7 +281,7 @@ def test_settings_go_where_they_are_named():
         return command[command.index(key) + 1] if key in command else None
 
     assert [value(name, "SEEDS") for name in ("knn", "linear", "semi_1")] == ["[1]", "[2]", "[1]"]
-    assert {value(name, "DATA.WORKERS") for name in found} == {"3"}
+    assert {value(name, "DATA.WORKERS") for name in found if name != "resnet18"} == {"3"}
     assert [value(name, "SOLVER.BASE_LR") for name in ("linear", "semi_1", "semi_10")] == [None, "9", "9"]
     assert [value(name, "SEED") for name in ("det_mmdet", "det_detectron2", "seg_mmdet")] == ["5", None, "4"]
     assert value("det_mmdet", "DATA.PATH_TO_DATA_DIR") == "coco" and value("knn", "DATA.PATH_TO_DATA_DIR") is None
