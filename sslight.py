@@ -75,6 +75,7 @@ def dispatch(arguments: list[str], program: str = "sslight", commands: dict | No
     if "-h" in rest or "--help" in rest:
         parser_of(command).print_help()
         return EXIT_DONE
+    parser_of(command).parse_intermixed_args(rest)  # a wrong option is answered before anything heavy is imported
     return importlib.import_module(command.main).main(rest)
 
 

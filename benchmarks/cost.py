@@ -21,7 +21,7 @@ NUMBERS = ("parameters", "flops", "latency_ms", "images_per_second")
 
 def parser() -> Parser:
     made = Parser("sslight bench cost", "Parameters, FLOPs, latency at batch 1 and throughput, on this machine.",
-                  "sslight bench cost resnet18 mobilenet_v2 vit_tiny -o results/cost",
+                  "sslight bench cost my_checkpoint.pth mobilenet_v2 -o results/cost",
                   epilog="FLOPs are fvcore's: a multiplication with its addition counts once. Latency is the median.")
     made.add_argument("networks", nargs="*", metavar="ARCH", default=DEFAULT,
                       help=f"timm's names, aliases or checkpoints (default: {' '.join(DEFAULT)})")

@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 
 from benchmarks.comparison import Row
-from benchmarks.report_drawing import OURS, RANDOM, Picture, new_figure, plot, short
+from benchmarks.report_drawing import OURS, RANDOM, Picture, new_axes, plot, short
 
 AXES = (("parameters", 1e6, "parameters, M"), ("flops", 1e9, "FLOPs, G"), ("latency_ms", 1, "latency at batch 1, ms"))
 
 
 def pareto(rows: Sequence[Row], costs: Sequence[dict]) -> Iterator[list[Picture]]:
-    """One picture a headline metric and machine, with a panel a cost; networks of one measurement alone share one."""
+    """One picture a headline metric and machine, with a panel a cost, where backbones were measured in the same way."""
     machines: dict[tuple, dict[str, dict]] = {}
     for cost in costs:
         key = cost["machine"], cost["threads"], cost["image_size"]
@@ -24,7 +24,7 @@ def pareto(rows: Sequence[Row], costs: Sequence[dict]) -> Iterator[list[Picture]
     for group in groups.values():
         for (machine, threads, size), known in machines.items():
             measured = [row for row in group if _arch(row) in known]
-            if any(not row.entry.random for row in measured):
+            if len({_arch(row) for row in measured if not row.entry.random}) > 1:
                 yield [_panels(measured, known, f"{short(machine)}, {threads} threads, {size} px")]
 
 
@@ -49,7 +49,7 @@ def _arch(row: Row) -> str:
 
 
 def _panels(rows: Sequence[Row], known: dict[str, dict], machine: str) -> Picture:
-    figure, panels = new_figure(len(AXES))
+    figure, panels = new_axes(2.3 * len(AXES), len(AXES))
     for axes, (key, unit, label) in zip(panels, AXES, strict=True):
         points = [(known[_arch(row)][key] / unit, row.value) for row in rows]
         best = front(points)
@@ -58,11 +58,10 @@ def _panels(rows: Sequence[Row], known: dict[str, dict], machine: str) -> Pictur
             error = [[value - row.interval[0]], [row.interval[1] - value]] if row.interval else None
             axes.errorbar(cost, value, yerr=error, fmt="o", color=RANDOM if row.entry.random else OURS, markersize=4,
                           capsize=2, mfc=None if (cost, value) in best else "white")
-            axes.annotate(short(row.entry.label, 24), (cost, value), fontsize=6, xytext=(4, 3),
+            axes.annotate(short(row.entry.label, 24), (cost, value), fontsize=7, xytext=(4, 3),
                           textcoords="offset points")
         axes.margins(x=0.25)
         axes.set_xlabel(label)
-    panels[0].set_ylabel("percent")
+        axes.set_ylabel("percent")
     title = " ".join(filter(None, (rows[0].entry.benchmark, rows[0].entry.framework, rows[0].metric)))
-    return plot(figure, f"{title} against cost ({machine}). Filled: no other network here is as cheap and as accurate.",
-                wide=True)
+    return plot(figure, f"{title} against cost ({machine}). Filled: no other network here is as cheap and as accurate.")

@@ -25,7 +25,6 @@ class Picture:
     kind: str
     address: str
     caption: str
-    wide: bool = False  # as wide as two of the others
 
 
 def first(drawn: Iterable[list[Picture]]) -> list[Picture]:
@@ -33,22 +32,16 @@ def first(drawn: Iterable[list[Picture]]) -> list[Picture]:
     return list(islice((picture for pictures in drawn for picture in pictures), MOST_PLOTS))
 
 
-def new_figure(panels: int) -> tuple[Figure, list[Axes]]:
-    """Panels side by side with a common vertical axis."""
-    figure = Figure(figsize=(9.8, 3.4), layout="constrained")
-    return figure, list(figure.subplots(1, panels, sharey=True))
-
-
-def new_axes(height: float = 2.8) -> tuple[Figure, Axes]:
+def new_axes(height: float = 2.8, panels: int = 1) -> tuple[Figure, Axes]:
+    """A figure that a phone can show, with one axes, or with an array of several, one below the other."""
     figure = Figure(figsize=(4.8, height), layout="constrained")
-    return figure, figure.subplots()
+    return figure, figure.subplots(panels)
 
 
-def plot(figure: Figure, caption: str, wide: bool = False) -> Picture:
+def plot(figure: Figure, caption: str) -> Picture:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return Picture("plot", "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode(), caption,
-                   wide)
+    return Picture("plot", "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode(), caption)
 
 
 def short(text: str, most: int = 40) -> str:

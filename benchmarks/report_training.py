@@ -89,6 +89,7 @@ def sweep(entry: Entry) -> list[Picture]:
     feature, x, y = max(points, key=lambda point: point[2])
     axes.plot(x, y, "o", color="black", fillstyle="none", markersize=10)
     axes.set_xscale("log")
+    axes.minorticks_off()
     axes.set_xlabel("learning rate per 256 images" if run.get("heads") else "penalty")
     axes.set_ylabel("held-out top-1, percent")
     axes.legend()

@@ -44,7 +44,7 @@ def convert(src: Path | str, to: str, out: Path | str, *, family: str | None = N
 def parser() -> Parser:
     """The command line."""
     made = Parser("sslight convert", __doc__,
-                  "sslight convert runs/r18/checkpoints/last.pth --to mmdet -o r18_mmdet.pth",
+                  "sslight convert my_checkpoint.pth --to mmdet -o net.pth",
                   epilog=f"\n{matrix_text()}")
     made.add_argument("src", metavar="SRC", help=".pth, .pth.tar, .pt, .ckpt, .pkl or .safetensors")
     made.add_argument("--to", required=True, choices=TARGETS)

@@ -28,8 +28,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line that names the nearest option or choice.
 
-    `examples` are commands that work as they stand, given the data they name; the help ends with them.
+    `examples` are commands that work as they stand, given the data they name; the help ends with them. `keys` are those
+    that `add_overrides` allows.
     """
+
+    keys: list[str] = []
 
     def __init__(self, prog: str, description: str, *examples: str, **options):
         shown = "".join(f"  {example}\n" for example in examples)
@@ -40,6 +43,7 @@ class Parser(argparse.ArgumentParser):
         """Trailing KEY VALUE pairs, `overrides`; shells complete the keys of the nested dict `defaults`."""
         overrides = self.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="override configuration keys")
         overrides.completer = lambda prefix, parsed_args, **_: _next_words(defaults, parsed_args.overrides, prefix)
+        self.keys = _keys(defaults)
 
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,15 +30,19 @@ PRETRAIN = NETWORK + ("SOLVER.WARMUP_EPOCHS 0 DATA.WORKERS 0 DINO.HIDDEN_SIZE 16
                       "DINO.OUTPUT_DIM 16 KNN.PERIOD 0").strip()
 IMAGES = "DATA.RESIZE 36 DATA.SIZE 32 DATA.WORKERS 0 FEATURES.BATCH_SIZE 32 FEATURES.AMP none"
 TRAINED = IMAGES + " TRAIN.BATCH_SIZE 8 SOLVER.TOTAL_EPOCHS 1"
-# the start of a command -> overrides appended to it
+# part of a command -> arguments appended to it
 SMALLER = {
     "sslight pretrain": PRETRAIN, "-m pretrain": PRETRAIN, "sslight bench knn": IMAGES,
     "sslight bench linear": TRAINED, "-m benchmarks.linear": TRAINED,
     "sslight bench semisup": TRAINED + " HEAD.HIDDEN_SIZE 16",
     "-m benchmarks.semisup": TRAINED + " HEAD.HIDDEN_SIZE 16",
+    "sslight bench cost": "--seconds 0.01 --batch-size 1 --size 64",
 }
 NOT_RUN = {"make": "runs for minutes; the target must exist", "pip": "needs a network", "sbatch": "needs SLURM",
-           "git": "needs a network"}
+           "srun": "needs SLURM", "git": "needs a network", "sslight demo": "is make demo",
+           "torchrun --nnodes 2": "needs two machines; test_coco_launch.py starts two processes",
+           "torchrun .* bench coco": "test_coco_launch.py starts it with two processes",
+           ".*tools/train_": "test_detection_scripts.py runs both scripts with shrunk recipes; files must exist"}
 
 
 @pytest.fixture
@@ -48,6 +54,7 @@ def place(tmp_path, image_folder, monkeypatch):
     for name in ("DATA", "IN1K"):
         monkeypatch.setenv(name, str(image_folder))
     monkeypatch.setenv("COCO", str(write_set(tmp_path / "coco")))
+    torch.save(small_file("moco"), tmp_path / "my_checkpoint.pth")
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
@@ -60,10 +67,19 @@ def shrink(words: list[str], place) -> list[str]:
     words = ["2" if previous in ("--nproc_per_node", "--nproc-per-node") else word
              for previous, word in zip(["", *words], words, strict=False)]
     text = " ".join(words)
+    if "bench all" in text and "--dry-run" not in words:
+        words[words.index("--suite") + 1] = str(knn_suite(place))
+        return [*words, *IMAGES.split()]
     if "bench coco" in text:
         at = words.index("--framework")
         return [*words[:at], "--config", coco_recipe(words, place), *words[at:], "EVAL.BOOTSTRAP", "10"]
     return words + next((extra.split() for start, extra in SMALLER.items() if start in text), [])
+
+
+def knn_suite(place) -> Path:
+    suite = place / "knn_suite.yaml"
+    suite.write_text(f"evaluations: {{knn: {{benchmark: knn, config: {ROOT / 'configs/classification/knn.yaml'}}}}}\n")
+    return suite
 
 
 def coco_recipe(words: list[str], place) -> str:
@@ -76,16 +92,16 @@ def coco_recipe(words: list[str], place) -> str:
 def run_command(line: str, place) -> None:
     """Run one command; the umbrella in this process, everything else as a process."""
     words = [os.path.expandvars(word) for word in shlex.split(line, comments=True)]
-    if words[0] in NOT_RUN:
+    if any(re.match(start, " ".join(words)) for start in NOT_RUN):
         if words[0] == "make":
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), f"no such target: {line}"
+        assert all((ROOT / word).exists() for word in words if word.startswith(("tools/", "configs/"))), line
         return
     words = shrink(words, place)
-    if words[0] == "sslight" and words[1] in ("convert", "report", "pack"):
+    if words[0] == "sslight":
         assert sslight.dispatch(words[1:]) in (0, None), line
         return
-    programs = {"sslight": [sys.executable, str(ROOT / "sslight.py")], "python": [sys.executable],
-                "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
+    programs = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
     assert words[0] in programs, f"unknown program in: {line}"
     done = subprocess.run([*programs[words[0]], *words[1:]], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{line}\nexit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
@@ -95,11 +111,28 @@ RUNNABLE = [page for page in PAGES if commands(page) and page.parent.name != "co
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=[str(page.relative_to(ROOT)) for page in RUNNABLE])
-def test_every_command_of_a_page_runs(page, place):
+def test_every_command_of_a_page_runs(page, place, capsys):
+    """A pre-training's last words are commands, too: they are run as they were printed."""
     if any("mmdet" in command for command in commands(page)):
         pytest.importorskip("mmdet", reason="comes with the mmdet extra")
     for command in commands(page):
+        capsys.readouterr()
         run_command(command, place)
+        _, _, last_words = capsys.readouterr().out.partition("\nnext:\n")
+        for following in re.findall(r"^  (sslight .*)$", last_words, re.MULTILINE):
+            run_command(following, place)
+
+
+def test_every_example_of_a_help_stands_on_a_page():
+    """So every example is run: by the test above."""
+    pages = [shlex.split(command, comments=True) for page in PAGES for command in commands(page)]
+    for command in [*sslight.COMMANDS.values(), *sslight.BENCHMARKS.values()]:
+        if isinstance(command, sslight.Command):
+            text = sslight.parser_of(command).epilog.partition("example:\n")[2].replace("\\\n", " ")
+            examples = re.findall(r"^  (\S.*)$", text.partition("\n\n")[0], re.MULTILINE)
+            assert examples, command
+            for example in examples:
+                assert shlex.split(example) in pages, f"not on any page: {example}"
 
 
 def small_file(family: str):
