@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from benchmarks.result import read_result
@@ -57,14 +58,15 @@ class Entry:
         named = tuple(name for name in HEADLINES.get(self.benchmark, ()) if name in self.result["metrics"])
         return named or tuple(self.result["metrics"])[:1]
 
+    @cached_property
     def settings(self) -> dict[str, object]:
-        """What has to agree for a comparison, as flat {name: value}."""
+        """What has to agree for a comparison, as flat {name: value}, without what only says where a file lies."""
         result = self.result
         found = {"benchmark": self.benchmark, "protocol": result["protocol"], "framework": self.framework,
                  "architecture": result["checkpoint"]["arch"], "data": result["data"]["fingerprint"]}
         for key, value in flatten(result["config"]):
             if key.rsplit(".", 1)[-1].lower() not in FREE:
-                found[f"config {key}"] = value
+                found[f"config {key}"] = _plain(value)
         return found
 
 
@@ -138,7 +140,7 @@ def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
 
     found = []
     for entry in entries:
-        namesakes = {identity(other) for other in entries if other.label == entry.label}
+        namesakes = {identity(other) for other in entries if other.label == entry.label and not entry.random}
         sha256, path = identity(entry)
         paths = [other for _, other in namesakes]
         start = len(os.path.commonprefix(paths))
@@ -183,15 +185,15 @@ def _baseline(entry: Entry, candidates: Sequence[Entry]) -> tuple[Entry | None, 
 
 def unlike(a: Entry, b: Entry) -> list[str]:
     """Names of what forbids comparing two results, the weightiest first."""
-    ours, theirs = a.settings(), b.settings()
-    return [name for name in dict.fromkeys([*ours, *theirs]) if _plain(ours.get(name)) != _plain(theirs.get(name))]
+    ours, theirs = a.settings, b.settings
+    return [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
 
 
 def alike(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Groups of entries that may be compared with one another."""
+    """Groups of entries that may be compared with one another, whatever their architectures."""
     groups: list[list[Entry]] = []
     for entry in entries:
-        group = next((group for group in groups if not unlike(group[0], entry)), None)
+        group = next((group for group in groups if set(unlike(group[0], entry)) <= {"architecture"}), None)
         if group is None:
             groups.append([entry])
         else:

@@ -25,6 +25,7 @@ from pretrain.errors import InputError, Parser, run_command
 from pretrain.files import write_atomically
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "configs" / "suites" / "published.yaml"
+MOST_ROWS = 80  # in the terminal; where there are more, it shows the headline metrics
 SUFFIXES = (".html", ".md", ".csv", ".json")
 HOW = ("Intervals of values are as the result files give them: bootstrap over the test images, and over the seeds "
        "where there are several; ± is the standard deviation over seeds. ")
@@ -155,7 +156,9 @@ def print_table(report: Report, console: Console | None = None) -> None:
     fixed = ("value", report.against, "difference")
     for name in ("benchmark", "metric", *["network"] * (len(networks) > 1), *fixed, "verdict"):
         table.add_column(Text(visible(name)), overflow="fold", no_wrap=name in fixed)
-    for row in sorted(report.rows, key=lambda row: not row.headline):
+    headlines = [row for row in report.rows if row.headline]
+    rest = [row for row in report.rows if not row.headline] if len(report.rows) <= MOST_ROWS else []
+    for row in headlines + rest:
         colour = {"higher": "green", "lower": "red", "not comparable": "yellow"}.get(row.verdict, "")
         cells = [benchmark(row), row.metric, *[row.entry.label] * (len(networks) > 1),
                  f"{number(row.value)}\n{span(row.interval)}", f"{number(row.base_value)}\n{span(row.base_interval)}",
@@ -164,6 +167,9 @@ def print_table(report: Report, console: Console | None = None) -> None:
         table.add_row(*(Text(visible(text).strip()) for text in cells), Text(visible(said), style=colour),
                       style="bold" if row.headline else "")
     console.print(table)
+    left = len(report.rows) - len(headlines) - len(rest)
+    if left:
+        console.print(f"{left} further metrics are in every file written with -o", highlight=False)
 
 
 def visible(text: str) -> str:

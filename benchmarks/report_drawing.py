@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 OURS, RANDOM = "#0b6bcb", "#8a8f98"
 OTHERS = (OURS, "#c2410c", "#15803d", "#7e22ce", "#be185d", "#0e7490")
-MOST_BARS, MOST_LINES, MOST_PLOTS, MOST_PICTURES = 30, 8, 8, 24  # plots: of each kind; pictures: in the whole page
+MOST_BARS, MOST_LINES, MOST_PLOTS, MOST_PICTURES = 30, 8, 6, 24  # plots: of each kind; pictures: in the whole page
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
          "legend.frameon": False, "svg.hashsalt": "sslight", "text.parse_math": False}  # names are text, not formulas
 
@@ -36,6 +36,11 @@ def new_axes(height: float = 2.8, panels: int = 1) -> tuple[Figure, Axes]:
     """A figure that a phone can show, with one axes, or with an array of several, one below the other."""
     figure = Figure(figsize=(4.8, height), layout="constrained")
     return figure, figure.subplots(panels)
+
+
+def legend(figure: Figure) -> None:
+    """Above the axes, where it hides nothing."""
+    figure.legend(loc="outside upper right", ncols=2, fontsize=8)
 
 
 def plot(figure: Figure, caption: str) -> Picture:

@@ -22,6 +22,7 @@ from benchmarks.report_drawing import (
     STYLE,
     Picture,
     first,
+    legend,
     new_axes,
     plot,
     short,
@@ -54,6 +55,7 @@ def _headlines(rows: Sequence[Row], against: str) -> list[Picture]:
     shown = [row for row in rows if row.headline][:MOST_BARS]
     if not shown:
         return []
+    several = len({row.entry.label for row in shown}) > 1
     figure, axes = new_axes(0.8 + 0.42 * len(shown))
     for i, row in enumerate(shown):
         for value, interval, colour, offset in ((row.value, row.interval, RANDOM if row.entry.random else OURS, -0.13),
@@ -62,12 +64,13 @@ def _headlines(rows: Sequence[Row], against: str) -> list[Picture]:
                 continue
             error = [[value - interval[0]], [interval[1] - value]] if interval else None
             axes.errorbar(value, i + offset, xerr=error, fmt="o", color=colour, capsize=3, markersize=5)
-    axes.set_yticks(range(len(shown)), [short(_title(row), 28) for row in shown])
+    axes.set_yticks(range(len(shown)),
+                    [short(_title(row), 28) + f"\n{short(row.entry.label, 28)}" * several for row in shown], fontsize=8)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("percent, with 95% interval")
     axes.plot([], [], "o", color=OURS, label="measured network")
     axes.plot([], [], "o", color=RANDOM, label=short(f"{against} network" if against == "random" else against))
-    figure.legend(loc="outside upper right", ncols=2)
+    legend(figure)
     return [plot(figure, f"Headline metrics, with {against} under the same protocol below each.")]
 
 
@@ -88,7 +91,7 @@ def _over_k(group: Sequence[Entry]) -> list[Picture]:
     axes.minorticks_off()
     axes.set_xlabel("neighbours k")
     axes.set_ylabel("top-1, percent")
-    axes.legend()
+    legend(figure)
     more = f" {len(group) - MOST_LINES} more are in the table." if len(group) > MOST_LINES else ""
     caption = f"k-NN accuracy over k ({group[0].result['protocol']}), 95% interval shaded.{more}"
     return [plot(figure, caption)]
@@ -120,7 +123,7 @@ def _by_class(row: Row) -> list[Picture]:
     axes.set_yticks(places, [short(name, 18) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("percent")
-    figure.legend(loc="outside upper right", ncols=2)
+    legend(figure)
     some = f"the {len(names)} lowest and highest of {len(ours)} classes" if len(names) < len(ours) else "every class"
     return [plot(figure, f"{_title(row)}: {some}.")]
 
@@ -146,7 +149,7 @@ def _by_size(row: Row) -> list[Picture]:
         axes.bar([i + 0.4 * k for i in range(len(sizes))], values, 0.4, color=colour, label=label)
     axes.set_xticks([i + 0.2 * (len(parts) - 1) for i in range(len(sizes))], [SIZES[size] for size in sizes])
     axes.set_ylabel(short(f"{row.metric}, percent"))
-    axes.legend()
+    legend(figure)
     return [plot(figure, f"{_title(row)}: by object size.")]
 
 

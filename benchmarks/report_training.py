@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 
+from matplotlib.ticker import MaxNLocator
+
 from benchmarks.comparison import Entry, alike
-from benchmarks.report_drawing import MOST_LINES, OTHERS, OURS, RANDOM, Picture, new_axes, plot, short
+from benchmarks.report_drawing import MOST_LINES, OTHERS, OURS, RANDOM, Picture, legend, new_axes, plot, short
 
 
 def run_curves(run: Path) -> list[Picture]:
@@ -58,9 +60,10 @@ def benchmark_curves(group: Sequence[Entry]) -> list[Picture]:
     for entry in group[:MOST_LINES]:
         epochs, values = zip(*_curve(entry), strict=True)
         axes.plot(epochs, values, color=RANDOM if entry.random else next(colours), label=short(entry.label))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("top-1 on val, percent")
-    axes.legend()
+    legend(figure)
     return [plot(figure, f"{group[0].benchmark} ({group[0].result['protocol']}): top-1 over the epochs, first seed.")]
 
 
@@ -90,9 +93,10 @@ def sweep(entry: Entry) -> list[Picture]:
     axes.plot(x, y, "o", color="black", fillstyle="none", markersize=10)
     axes.set_xscale("log")
     axes.minorticks_off()
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("learning rate per 256 images" if run.get("heads") else "penalty")
     axes.set_ylabel("held-out top-1, percent")
-    axes.legend()
+    legend(figure)
     return [plot(figure, f"{entry.benchmark} of {entry.label} ({entry.result['protocol']}): every head by the held-out "
                          "part of train, the best one ringed.")]
 
