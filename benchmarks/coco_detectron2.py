@@ -24,7 +24,7 @@ from benchmarks.coco_weights import Weights
 from convert.detectron2_backbones import add_config
 from pretrain import distributed
 from pretrain.backbones import canonical_arch
-from pretrain.config import flatten
+from pretrain.config import flatten, read_settings
 from pretrain.errors import InputError, nearest
 from pretrain.rundir import StopSignal
 
@@ -42,11 +42,12 @@ def load_config(file: Path | str, options: Sequence[str] = ()) -> CfgNode:
     for key in options[::2]:
         if key not in known:
             raise InputError(f"unknown key '{key}' of {file}{nearest(key, known)}")
+    read_settings(file)  # refuses what detectron2 would unfold, fetch or wait for without end
     try:
-        cfg.merge_from_file(str(file))
+        cfg.merge_from_file(str(file), allow_unsafe=False)  # its default runs what the file's tags say
         cfg.merge_from_list(list(options))
-    except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read detectron2 config {file}: {error}") from None
+    except (KeyError, ValueError, TypeError, AttributeError, AssertionError, OSError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read detectron2 config {file}: {' '.join(str(error).split())[:300]}") from None
     return cfg
 
 

@@ -24,6 +24,8 @@ ARCHITECTURES = {"MobileNetV2": lambda backbone: "mobilenetv2_100", "TimmBackbon
 
 def load_config(file: Path | str, options: Sequence[str] = ()) -> Config:
     """An mmdet config with `key value` overrides of its own dotted keys. Raises InputError for unknown ones."""
+    if Path(file).suffix != ".py":  # mmengine would run the tags of a YAML file, which nobody expects to be a program
+        raise InputError(f"{file} is not an mmdet config: they are Python files, NAME.py")
     try:
         cfg = Config.fromfile(str(file))
     except (FileNotFoundError, SyntaxError, KeyError, OSError, TypeError) as error:

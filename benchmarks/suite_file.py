@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-import yaml
-
 from benchmarks.coco_recipes import CONFIGS, FRAMEWORKS
 from benchmarks.suite_options import DEFAULTS
-from pretrain.config import flatten
+from pretrain.config import flatten, read_yaml
 from pretrain.errors import InputError, nearest
 
 SUITES = CONFIGS / "suites"
@@ -63,10 +61,7 @@ def read_suite(word: str, frameworks: Sequence[str]) -> list[Evaluation]:
         known = [file.stem for file in sorted(SUITES.glob("*.yaml")) if "evaluations:" in file.read_text()]
         raise InputError(f"suite not found: {word}{nearest(Path(word).stem, known)}: name a file, or one of "
                          f"{', '.join(known)}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a suite: {' '.join(str(error).split())}") from None
+    tree = read_yaml(path)
     if not isinstance(tree, dict) or not isinstance(tree.get("evaluations"), dict) or not tree["evaluations"]:
         raise InputError(f"{path} is not a suite: it needs 'evaluations:' with a name and a benchmark for each")
     _check_fields(str(path), tree, {"evaluations": dict, "settings": dict})

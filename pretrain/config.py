@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 import ast
+import errno
+import io
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -117,6 +121,8 @@ DEFAULTS = {
     },
 }
 
+MAX_FILE_BYTES, MAX_FILES, MAX_VALUES = 1 << 16, 20, 10_000  # of settings with their _BASE_ chain: far above any in use
+
 
 def load_config(defaults: Mapping, file: str | Path | None, overrides: Sequence[str] = (),
                 translate: Callable[[dict, bool], dict] | None = None) -> CfgNode:
@@ -127,7 +133,7 @@ def load_config(defaults: Mapping, file: str | Path | None, overrides: Sequence[
     Raises InputError for an unknown key (naming the nearest), a value of the wrong type, or an unreadable file.
     """
     cfg = CfgNode(defaults)
-    for settings, where in ((_read_file(file), str(file)), (_read_overrides(overrides), "command line")):
+    for settings, where in ((read_settings(file), str(file)), (_read_overrides(overrides), "command line")):
         if translate:
             settings = translate(settings, where != "command line")
         for key, value in settings.items():
@@ -155,22 +161,68 @@ def dump(cfg: CfgNode) -> str:
     return yaml.safe_dump(to_dict(cfg), sort_keys=False)
 
 
-def _read_file(file: str | Path | None) -> dict:
+def read_yaml(file: str | Path, load: Callable[[str], object] | None = None) -> object:
+    """A small YAML file as plain data: nothing in it is run, and no alias unfolds beyond bounds.
+
+    load: the function of the file's name that reads it. Raises InputError for a file that is no such YAML.
+    """
+    try:
+        return load(str(file)) if load else yaml.safe_load(_text(file))
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        missing = "config file" if error.filename == str(file) else f"{file}: _BASE_ file"
+        raise InputError(f"{missing} not found: {error.filename}") from None
+    except Exception as error:  # noqa: BLE001  YAML's constructors raise whatever they stumble over
+        reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
+        raise InputError(f"{file} is not a YAML file of settings: {reason}") from None
+
+
+def _text(file: str | Path) -> str:
+    """The content of a YAML file that is small enough, unfolded too."""
+    if not Path(file).is_file():  # nor a device that never ends, nor an address on the net
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+    if os.path.getsize(file) > MAX_FILE_BYTES:
+        raise InputError(f"{file} is not a file of settings: it is larger than {MAX_FILE_BYTES} bytes")
+    text = Path(file).read_text(encoding="utf-8")
+    _count(yaml.safe_load(text), MAX_VALUES, file)
+    return text
+
+
+def read_settings(file: str | Path | None) -> dict:
+    """{dotted key: value} of a file and its `_BASE_` chain, read as `read_yaml` reads; of no file, none."""
     if not file:
         return {}
-    if not Path(file).is_file():
-        raise InputError(f"config file not found: {file}")
-    try:
-        tree = CfgNode.load_yaml_with_base(str(file))
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: _BASE_ file not found: {error.filename}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, RecursionError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise InputError(f"{file} is not a YAML file of settings: {reason}") from None
-    if not isinstance(tree or {}, Mapping):
+    tree = read_yaml(file, _reader(file).load_yaml_with_base) or {}
+    if not isinstance(tree, Mapping):
         raise InputError(f"{file} is not a YAML file of settings: it holds a {type(tree).__name__}, not KEY: VALUE "
                          "lines")
-    return dict(flatten(tree or {}))
+    return dict(flatten(tree))
+
+
+def _reader(file: str | Path) -> type[CfgNode]:
+    """fvcore's reader of a file and its `_BASE_` chain, made to look at every file first."""
+    opened: list[str] = []
+
+    class Reader(CfgNode):
+        @classmethod
+        def _open_cfg(cls, filename: str) -> io.StringIO:
+            opened.append(filename)
+            if len(opened) > MAX_FILES:
+                raise InputError(f"{file} with its _BASE_ files is more than {MAX_FILES}, or they name each other in a "
+                                 "circle")
+            return io.StringIO(_text(filename))
+
+    return Reader
+
+
+def _count(node: object, left: int, file: str | Path) -> int:
+    """`left` less the values below; a few aliases (&a, *a) can stand for more than any memory holds."""
+    if left < 0:
+        raise InputError(f"{file} is not a file of settings: its aliases unfold to more than {MAX_VALUES} values")
+    for child in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+        left = _count(child, left - 1, file)
+    return left
 
 
 def _read_overrides(overrides: Sequence[str]) -> dict:
@@ -182,7 +234,7 @@ def _read_overrides(overrides: Sequence[str]) -> dict:
 def _parse(text: object) -> object:
     try:
         return ast.literal_eval(text) if isinstance(text, str) else text
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text
 
 
@@ -190,21 +242,32 @@ def _set(cfg: CfgNode, key: str, value: object, where: str) -> None:
     known = dict(flatten(cfg))
     if key not in known:
         raise InputError(f"unknown config key '{key}' ({where}){nearest(key, known)}")
-    old, value = known[key], _parse(value)  # YAML 1.1 reads 1e-6 as text
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(old, list) and isinstance(value, tuple):
-        value = list(value)
-    if isinstance(old, str) and value is None:
-        value = ""
-    if isinstance(old, list) and isinstance(value, list):
-        kind = {type(item) for item in old}
-        if kind == {float}:
-            value = [float(item) if isinstance(item, int) else item for item in value]
-    if type(value) is not type(old):
-        raise InputError(f"config key '{key}' ({where}) wants {type(old).__name__}, not {value!r}")
+    value = _parse(value)  # YAML 1.1 reads 1e-6 as text
+    try:
+        fitted = _fit(known[key], value)
+    except (TypeError, OverflowError):
+        raise InputError(f"config key '{key}' ({where}) wants {_due(known[key])}, not {value!r:.200}") from None
     *parents, leaf = key.split(".")
     node = cfg
     for parent in parents:
         node = node[parent]
-    node[leaf] = value
+    node[leaf] = fitted
+
+
+def _fit(default: object, value: object) -> object:
+    """The value in the default's type. Raises TypeError, or OverflowError, for one that does not fit."""
+    if isinstance(default, list) and isinstance(value, list | tuple):
+        return [_fit(default[0] if default else item if type(item) is int else 0.0, item) for item in value]
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if isinstance(default, str) and value is None:
+        value = ""
+    if type(value) is not type(default) or (isinstance(value, float) and not math.isfinite(value)):
+        raise TypeError
+    return value
+
+
+def _due(default: object) -> str:
+    if isinstance(default, list):
+        return f"list of {_due(default[0]) if default else 'numbers'}"
+    return "finite float" if isinstance(default, float) else type(default).__name__

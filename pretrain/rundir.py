@@ -11,12 +11,11 @@ import socket
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-import yaml
 from fvcore.common.config import CfgNode
 
 from pretrain import distributed
 from pretrain.checkpoint import write_atomically
-from pretrain.config import dump, flatten, to_dict
+from pretrain.config import dump, flatten, read_yaml, to_dict
 from pretrain.errors import InputError
 
 
@@ -48,17 +47,20 @@ def open_run(cfg: CfgNode, free: Collection[str] = (), consent: str = "") -> Ite
 def check_same_run(out_dir: Path, cfg: CfgNode, free: Collection[str] = (), consent: str = "") -> None:
     """Raise InputError if the directory holds a run of another recipe (see `open_run`)."""
     try:
-        old = yaml.safe_load((out_dir / "config.yaml").read_text()) or {}
-        check_same_recipe(f"OUTPUT_DIR {out_dir} belongs to a run", old, cfg, free, consent)
-    except FileNotFoundError:
+        old = read_yaml(out_dir / "config.yaml") if (out_dir / "config.yaml").exists() else None
+    except InputError as error:
+        raise InputError(f"{error}: remove it or choose another OUTPUT_DIR") from None
+    if old is None:
         there = out_dir.iterdir() if out_dir.exists() else ()
         foreign = [item.name for item in there if item.suffix in (".pth", ".safetensors", ".json")
                    or item.name == "checkpoints"]
         if foreign:
             raise InputError(f"OUTPUT_DIR {out_dir} holds files of another run ({', '.join(sorted(foreign)[:3])}) "
-                             "and no config.yaml: choose an empty directory") from None
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
-        raise InputError(f"{out_dir / 'config.yaml'} is not readable: remove it or choose another OUTPUT_DIR") from None
+                             "and no config.yaml: choose an empty directory")
+    elif not isinstance(old, Mapping):
+        raise InputError(f"{out_dir / 'config.yaml'} holds no settings: remove it or choose another OUTPUT_DIR")
+    else:
+        check_same_recipe(f"OUTPUT_DIR {out_dir} belongs to a run", old, cfg, free, consent)
 
 
 def check_same_recipe(what: str, old: Mapping, cfg: CfgNode, free: Collection[str], consent: str = "") -> None:

@@ -216,7 +216,7 @@ def test_a_suite_file_is_checked(tmp_path):
                           ("evaluations: {a/b: {benchmark: knn}}", "names a folder"),
                           ("evaluations: {knn: {benchmark: knn, options: --loo}}", "'options' cannot be '--loo'"),
                           ("evaluations: {knn: {benchmark: knn, config: no.yaml}}", "config file not found"),
-                          ("evaluations: [", "is not a suite")):
+                          ("evaluations: [", "is not a YAML file")):
         file.write_text(text)
         with pytest.raises(InputError, match=message) as error:
             read_suite(str(file), [])
