@@ -228,10 +228,11 @@ def _count(node: object, left: int, file: str | Path) -> int:
 def _read_overrides(overrides: Sequence[str]) -> dict:
     if len(overrides) % 2:
         raise InputError(f"overrides are KEY VALUE pairs; '{overrides[-1]}' has no value")
-    return {key: _parse(value) for key, value in zip(overrides[::2], overrides[1::2], strict=True)}
+    return {key: literal(value) for key, value in zip(overrides[::2], overrides[1::2], strict=True)}
 
 
-def _parse(text: object) -> object:
+def literal(text: object) -> object:
+    """The Python literal that a text is, or else the text; YAML 1.1 reads 1e-6 as text, and an override is one."""
     try:
         return ast.literal_eval(text) if isinstance(text, str) else text
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -242,7 +243,7 @@ def _set(cfg: CfgNode, key: str, value: object, where: str) -> None:
     known = dict(flatten(cfg))
     if key not in known:
         raise InputError(f"unknown config key '{key}' ({where}){nearest(key, known)}")
-    value = _parse(value)  # YAML 1.1 reads 1e-6 as text
+    value = literal(value)
     try:
         fitted = _fit(known[key], value)
     except (TypeError, OverflowError):

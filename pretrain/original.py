@@ -6,10 +6,10 @@ also starts from its defaults, since those it leaves out are part of its recipe.
 
 from __future__ import annotations
 
-import ast
 import logging
 from collections.abc import Mapping
 
+from pretrain.config import literal
 from pretrain.errors import InputError
 
 V = "MULTI_VIEWS_TRANSFORMS."
@@ -116,7 +116,7 @@ def translate(settings: Mapping[str, object], whole_file: bool = False) -> dict[
     result: dict[str, object] = {}
     meaningless = []
     for key, value in settings.items():
-        value = _literal(value)
+        value = literal(value)
         if key in RENAMED:
             result[RENAMED[key]] = value
         elif key in PAIRS:
@@ -132,7 +132,7 @@ def translate(settings: Mapping[str, object], whole_file: bool = False) -> dict[
         elif key != f"{V}NMB_CROPS":
             result[key] = value
     if f"{V}NMB_CROPS" in settings:
-        _crop_numbers(_literal(settings[f"{V}NMB_CROPS"]), result)
+        _crop_numbers(literal(settings[f"{V}NMB_CROPS"]), result)
     if "VIT.DROP_PATH_RATE" in settings and not _is_vit(settings):
         del result["MODEL.DROP_PATH_RATE"]  # it never reaches the published CNNs
     if meaningless:
@@ -148,14 +148,6 @@ def _is_original(key: str) -> bool:
 
 def _is_vit(settings: Mapping[str, object]) -> bool:
     return str(settings.get("MODEL.BACKBONE_ARCH", "vit")).startswith("vit")
-
-
-def _literal(value: object) -> object:
-    """YAML 1.1 reads 1e-6 as text, and an override may be text altogether."""
-    try:
-        return ast.literal_eval(value) if isinstance(value, str) else value
-    except (ValueError, SyntaxError):
-        return value
 
 
 def _same(value: object, other: object) -> bool:

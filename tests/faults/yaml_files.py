@@ -48,7 +48,8 @@ def rows(size: str, place: Path) -> Iterator[Row]:
 
 def others() -> list[str]:
     """Readers of YAML beside `load_config`: the table of published numbers, suites, and detectron2's recipes."""
-    return ["published", "suite", *(["detectron2"] if all(map(importlib.util.find_spec, ("detectron2", "omegaconf"))) else [])]
+    there = all(map(importlib.util.find_spec, ("detectron2", "omegaconf")))
+    return ["published", "suite", *(["detectron2"] if there else [])]
 
 
 def originals() -> dict[str, bytes]:
