@@ -76,15 +76,15 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
         log = RunLog(out_dir)
         log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(subsets[0][0])} of "
             f"{len(train)} train images labelled ({subsets[0][1]}), {len(val)} val images")
+        for seed, (indices, _) in zip(cfg.SEEDS, subsets, strict=True):
+            if distributed.is_main():
+                write_list(out_dir / f"seed_{seed}" / "labels.txt", train, indices)
         runs = []
         for seed, (indices, origin) in zip(cfg.SEEDS, subsets, strict=True):
-            folder = out_dir / f"seed_{seed}"
-            if distributed.is_main():
-                write_list(folder / "labels.txt", train, indices)
             model, head_origin = build(cfg, subject, len(train.classes), seed)
             factor = cfg.SOLVER.BACKBONE_LR_FACTOR
             groups = [{"module": model.backbone, "lr_factor": factor}, {"module": model.head, "lr_factor": 1.0}]
-            job = Job(model, groups, train, indices, val, subject.preprocess, seed, folder)
+            job = Job(model, groups, train, indices, val, subject.preprocess, seed, out_dir / f"seed_{seed}")
             runs.append(single(fit(cfg, job, device, stop, log), "classifier")
                         | {"labels": origin, "images": len(indices), "head": head_origin})
         if distributed.is_main():

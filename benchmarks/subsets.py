@@ -104,6 +104,9 @@ def _stem(name: str) -> str:
 
 
 def write_list(path: Path, train: Labelled, indices: Sequence[int]) -> None:
-    """Write the images' names, `class/file`, one a line."""
+    """Write the images' names, `class/file`, one a line. Raises InputError if a run has begun there on other images."""
     text = "".join(f"{train.source.name(int(i))}\n" for i in indices)
+    if path.exists() and path.read_text() != text:
+        raise InputError(f"{path} holds other names than LABELS.LIST gives now: choose another OUTPUT_DIR, or "
+                         "bring the old list back")
     write_atomically(path, lambda temporary: temporary.write_text(text))

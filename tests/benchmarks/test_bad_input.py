@@ -1,5 +1,6 @@
 """Bad input to the classification benchmarks through the public command: one line, exit 2, nothing written."""
 
+import itertools
 import json
 import shutil
 
@@ -49,8 +50,8 @@ def refused(capsys, code, *words):
     return True
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-@pytest.mark.parametrize("fault", ["classes", "empty", "strange", "list"])
+@pytest.mark.parametrize("name, fault", [
+    *itertools.product(BENCHMARKS, ["classes", "empty", "strange"]), ("semisup", "list")])
 def test_data_that_do_not_fit(image_folder, weights, tmp_path, capsys, name, fault):
     data, out, extra = tmp_path / "data", tmp_path / "results" / "out", {}
     shutil.copytree(image_folder, data)
@@ -63,11 +64,9 @@ def test_data_that_do_not_fit(image_folder, weights, tmp_path, capsys, name, fau
     elif fault == "strange":
         words = ("class 'digit 9'", "not in", data / "train")
         (data / "val" / "digit 3").rename(data / "val" / "digit 9")
-    elif name == "semisup":
+    else:
         words, extra = ("names 1 file(s)", "digit 0/999.jpg"), {"LABELS.LIST": tmp_path / "list.txt"}
         (tmp_path / "list.txt").write_text("digit 0/000.jpg\ndigit 0/999.jpg\n")
-    else:
-        pytest.skip("takes no list of labels")
     assert refused(capsys, bench(name, data, weights[0], out, **extra), *words) and not out.parent.exists()
 
 
@@ -86,6 +85,32 @@ def test_a_feature_cache_of_another_checkpoint(image_folder, weights, tmp_path, 
     capsys.readouterr()
     code = bench(name, image_folder, weights[0], tmp_path / "out", **cache)
     assert refused(capsys, code, "is of other weights", "remove that folder") and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["linear", "semisup"])
+def test_a_directory_of_another_checkpoint_or_other_data(image_folder, weights, tmp_path, capsys, name):
+    out = tmp_path / "out"
+    assert bench(name, image_folder, weights[0], out) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert refused(capsys, bench(name, image_folder, weights[1], out), out, "RUN.WEIGHTS", "another directory")
+    shutil.copytree(image_folder, tmp_path / "data")
+    (tmp_path / "data" / "train" / "digit 0" / "000.jpg").unlink()
+    assert refused(capsys, bench(name, tmp_path / "data", weights[0], out), out, "RUN.DATA", "another directory")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"} == \
+        {path: content for path, content in before.items() if path.name != ".lock"}
+
+
+def test_a_list_of_labels_that_has_changed(image_folder, weights, tmp_path, capsys):
+    labels, out = tmp_path / "list.txt", tmp_path / "out"
+    names = [f"digit {k}/{i:03d}.jpg\n" for k in range(4) for i in range(5)]
+    labels.write_text("".join(names))
+    assert bench("semisup", image_folder, weights[0], out, **{"LABELS.LIST": labels}) == 0
+    capsys.readouterr()
+    labels.write_text("".join(names[1:]))
+    code = bench("semisup", image_folder, weights[0], out, **{"LABELS.LIST": labels})
+    assert refused(capsys, code, out / "seed_0" / "labels.txt", "holds other names")
+    assert (out / "seed_0" / "labels.txt").read_text() == "".join(names)
 
 
 def test_a_batch_too_small_for_its_batch_norm(image_folder, weights, tmp_path, capsys):
