@@ -58,7 +58,7 @@ class Report:
 def parser() -> Parser:
     made = Parser("sslight report", "One page over many results, beside the published numbers.",
                   "sslight report results runs/r18 -o report.html report.csv",
-                  "sslight report --diff results/mine results/random -o diff.html")
+                  "sslight report --diff results/mine results/random-resnet18 -o diff.html")
     made.add_argument("places", nargs="*", metavar="DIR", help="folders with results, and run directories")
     made.add_argument("--diff", nargs=2, metavar=("A", "B"), help="paired differences of two folders or result files")
     made.add_argument("-o", "--output", nargs="+", default=[], metavar="FILE",

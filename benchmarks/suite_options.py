@@ -21,9 +21,9 @@ semisup, coco) to those of that name alone. benchmarks/suite_file.py says what a
 def parser() -> Parser:
     parser = Parser(
         "sslight bench all", "Every evaluation of a suite, for every checkpoint and baseline, one after the other.",
-        "sslight bench all --weights runs/demo/pretrain/checkpoints/last.pth random --suite demo \\\n"
-        "      DATA.PATH_TO_DATA_DIR runs/demo/data OUTPUT_DIR runs/demo/results",
-        "sslight bench all --weights runs/r18/checkpoints/last.pth random --suite paper --num-gpus 8 --dry-run \\\n"
+        "sslight bench all --weights mine=my_checkpoint.pth random --suite paper --framework mmdet --dry-run \\\n"
+        "      DATA.PATH_TO_DATA_DIR $DATA coco.DATA.PATH_TO_DATA_DIR $COCO OUTPUT_DIR results",
+        "sslight bench all --weights mine=my_checkpoint.pth random --suite paper --framework mmdet \\\n"
         "      DATA.PATH_TO_DATA_DIR $DATA coco.DATA.PATH_TO_DATA_DIR $COCO OUTPUT_DIR results",
         epilog=EPILOG)
     parser.add_argument("--weights", nargs="+", required=True, metavar="CKPT",

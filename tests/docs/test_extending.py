@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import NearestCentroid
 
 from tests.convert.family_files import CASES, under
 from tests.docs.pages import ROOT, blocks
@@ -67,3 +70,20 @@ def test_the_new_framework_gets_its_file_and_its_snippet(extended, tmp_path):
     written = torch.load(tmp_path / "mmseg.pth", weights_only=True)
     assert all(torch.equal(written[key], value) for key, value in state.items())
     assert "type='ResNet', depth=18" in (tmp_path / "mmseg.py").read_text()
+
+
+def test_the_new_benchmark_measures_what_its_name_says(extended, image_folder, tmp_path):
+    """Top-1 equals that of scikit-learn's class means on the features which the run left in its cache, exactly."""
+    run, out = extended("benchmark"), tmp_path / "out"
+    assert "class_means" in run("-m", "sslight", "bench", "--help")
+    run("-m", "sslight", "bench", "class_means", "--cfg", "configs/classification/class_means.yaml", "WEIGHTS",
+        "random", "MODEL.BACKBONE_ARCH", "resnet18", "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", out,
+        "DATA.RESIZE", "36", "DATA.SIZE", "32", "DATA.WORKERS", "0")
+    parts = {len(part): part for part in map(np.load, out.glob("features/*/*.npy"))}
+    train, val = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (parts[96], parts[32]))
+    labels = np.repeat(np.arange(4), 24)
+    means = NearestCentroid().fit(train, labels).centroids_
+    guessed = (val @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T).argmax(1)
+    expected = 100 * (guessed == np.repeat(np.arange(4), 8)).mean()
+    assert json.loads((out / "result.json").read_text())["metrics"]["top1"]["value"] == expected
+    assert "class_means" in run("-m", "sslight", "report", out)
