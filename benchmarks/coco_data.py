@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.coco_faults import fault
 from pretrain.errors import InputError
 
 SPLITS = ("train", "val")
@@ -72,11 +73,11 @@ def read_split(file: Path, images: Path) -> Split:
                          "instances_train2017.json and instances_val2017.json (or set DATA.*_JSON)")
     try:
         content = json.loads(file.read_bytes())
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise InputError(f"not a COCO annotation file: {file} is not JSON ({error})") from None
-    fault = _fault(content)
-    if fault:
-        raise InputError(f"not a COCO annotation file: {file} {fault}")
+    what = fault(content)
+    if what:
+        raise InputError(f"not a COCO annotation file: {file} {what}")
     if not images.is_dir():
         raise InputError(f"image folder not found: {images} (for {file})")
     present = _files_below(images)
@@ -93,34 +94,3 @@ def _files_below(folder: Path) -> set[str]:
         inside = os.path.relpath(path, folder)
         found.update(name if inside == "." else os.path.join(inside, name) for name in files)
     return found
-
-
-def _fault(content: object) -> str:
-    """What makes a JSON document no COCO annotation file; an empty string when nothing does."""
-    if not isinstance(content, dict):
-        return "holds no JSON object"
-    wanted = {"images": ("id", "file_name", "width", "height"), "categories": ("id", "name"),
-              "annotations": ("id", "image_id", "category_id", "bbox")}
-    for part, keys in wanted.items():
-        if not isinstance(content.get(part), list):
-            return f"has no list '{part}'"
-        for number, entry in enumerate(content[part]):
-            missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-            if missing:
-                return f"has no '{missing[0]}' in {part}[{number}]"
-        ids = [entry["id"] for entry in content[part]]
-        if len(set(ids)) < len(ids):
-            return f"repeats an id in '{part}'"
-    if not content["images"] or not content["categories"] or not content["annotations"]:
-        return "is empty: it lists no " + next(part for part in wanted if not content[part])
-    names = [category["name"] for category in content["categories"]]
-    if len(set(names)) < len(names):
-        return "gives two categories the same name"
-    images = {image["id"] for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
-    for annotation in content["annotations"]:
-        if annotation["image_id"] not in images:
-            return f"has annotation {annotation['id']} of image {annotation['image_id']}, which it does not list"
-        if annotation["category_id"] not in categories:
-            return f"has annotation {annotation['id']} of category {annotation['category_id']}, which it does not list"
-    return ""

@@ -93,9 +93,16 @@ def with_sane_polygons(truth: dict) -> dict:
         polygons = annotation.get("segmentation")
         if isinstance(polygons, list):
             width, height = sizes[annotation["image_id"]]
+            # of fewer than 3 points the libraries make something else or fail; the box stands for what has no outline
+            polygons = [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0] or [_corners(annotation["bbox"])]
             annotation["segmentation"] = [_pulled_in(polygon, width, height) for polygon in polygons]
         annotations.append(annotation)
     return {**truth, "annotations": annotations}
+
+
+def _corners(box: list[float]) -> list[float]:
+    x, y, w, h = box
+    return [x, y, x + w, y, x + w, y + h, x, y + h]
 
 
 def _pulled_in(polygon: list[float], width: int, height: int) -> list[float]:

@@ -72,7 +72,7 @@ def truncated(data: bytes, chance: random.Random) -> bytes:
 
 def swapped_blocks(data: bytes, chance: random.Random) -> bytes:
     """Two blocks of equal length exchanged."""
-    length = chance.choice((16, 512, 4096))
+    length = min(chance.choice((16, 512, 4096)), len(data) // 4)
     one, other = sorted(chance.sample(range(0, len(data) - length, length), 2))
     return (data[:one] + data[other:other + length] + data[one + length:other] + data[one:one + length]
             + data[other + length:])
