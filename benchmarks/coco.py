@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     args, settings, framework, schedule = setup.args, setup.settings, setup.framework, setup.schedule
     prepare_only = setup.processes > 1 and args.launcher == "none"  # this process checks, its children train
     source, family, data = setup.source, setup.family, setup.data
-    with open_run(setup.identity, FREE) as out_dir, StopSignal() as stop:
+    with open_run(setup.identity, FREE) as out_dir, StopSignal(immediate=True) as stop:
         with coco_launch.main_first():
             if source is None:
                 source, family = coco_weights.find_source(args.weights, setup.arch, settings.SEED, out_dir)

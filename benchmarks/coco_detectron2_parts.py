@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -25,9 +26,11 @@ from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import build_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from benchmarks.coco_eval import evaluate
 from benchmarks.coco_launch import any_rank
+from pretrain.checkpoint import write_atomically
 from pretrain.errors import Stopped
 from pretrain.rundir import StopSignal
 
@@ -58,16 +61,46 @@ class ResumedSampler(TrainingSampler):
 
 
 class StopHook(HookBase):
-    """On SIGTERM or SIGUSR1: save after the current step and raise Stopped; the same command goes on."""
+    """On SIGTERM or SIGUSR1: save after the current step and raise Stopped; the same command goes on.
+
+    After the last step, which is saved anyway, there is no need to wait for anything.
+    """
 
     def __init__(self, signal: StopSignal | None):
         self.signal = signal
 
+    def before_train(self) -> None:
+        self._set(immediate=False)
+
+    def _set(self, immediate: bool) -> None:
+        if self.signal:
+            self.signal.immediate = immediate
+
     def after_step(self) -> None:
         done, total = self.trainer.iter + 1, self.trainer.max_iter
-        if self.signal and any_rank(self.signal.received) and done < total:
+        if done == total:
+            self._set(immediate=True)
+        elif self.signal and any_rank(bool(self.signal.received)):
             self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
             raise Stopped(f"saved at iteration {done} of {total} in {self.trainer.cfg.OUTPUT_DIR}")
+
+
+class WholeFiles:
+    """detectron2's access to files, by which a checkpoint appears whole or not at all."""
+
+    def __getattr__(self, name: str):
+        return getattr(PathManager, name)
+
+    @contextlib.contextmanager
+    def open(self, path: str, mode: str = "r"):
+        if "w" not in mode:
+            with PathManager.open(path, mode) as file:
+                yield file
+            return
+        with io.BytesIO() if "b" in mode else io.StringIO() as file:
+            yield file
+            content = file.getvalue()
+        write_atomically(path, lambda temporary: temporary.write_bytes(content if "b" in mode else content.encode()))
 
 
 class DetectionWriter(COCOEvaluator):
@@ -99,6 +132,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg):
         with _ddp_on_any_device():
             super().__init__(cfg)
+        self.checkpointer.path_manager = WholeFiles()
 
     def build_hooks(self) -> list[HookBase]:
         *others, writer = super().build_hooks()

@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
 from benchmarks.coco_data import CocoData
-from benchmarks.coco_mmdet_parts import StopHook, readable_checkpoints
+from benchmarks.coco_mmdet_parts import StopHook, newest_checkpoint, readable_checkpoints
 from benchmarks.coco_weights import Weights
 from pretrain import distributed
 from pretrain.errors import InputError, nearest
@@ -145,6 +145,8 @@ def run(cfg: Config, stop: StopSignal, launcher: str = "none", test: bool = True
     cfg.experiment_name = f"{Path(cfg.work_dir).name}_{os.getpid()}_{id(cfg)}"  # mmengine keeps globals by this name
     cfg.visualizer = ConfigDict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")],
                                 name=cfg.experiment_name)
+    if cfg.resume and not cfg.load_from:
+        cfg.load_from = newest_checkpoint(cfg.work_dir)
     level, cfg.log_level = cfg.log_level, "WARNING"  # the config and every parameter's options lie in the work dir
     with readable_checkpoints():
         runner = Runner.from_cfg(cfg)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ install()
 from mmdet.datasets.samplers import AspectRatioBatchSampler  # noqa: E402
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead  # noqa: E402
 from mmdet.registry import DATA_SAMPLERS, HOOKS, MODELS  # noqa: E402
+from mmengine.fileio import LocalBackend, register_backend  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.logging import HistoryBuffer  # noqa: E402
 from mmengine.model import is_model_wrapper  # noqa: E402
@@ -27,8 +29,27 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator  # noqa: E402
 
 from benchmarks.coco_launch import any_rank  # noqa: E402
 from benchmarks.coco_proof import prove  # noqa: E402
+from pretrain.checkpoint import check_archive, write_atomically  # noqa: E402
 from pretrain.errors import InputError, Stopped  # noqa: E402
 from pretrain.rundir import StopSignal  # noqa: E402
+
+
+class WholeFiles(LocalBackend):
+    """mmengine's access to local files, by which a checkpoint appears whole or not at all."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        write_atomically(filepath, lambda temporary: temporary.write_bytes(obj))
+
+
+register_backend("local", WholeFiles, force=True, prefixes="")
+
+
+def newest_checkpoint(work_dir: str | Path) -> str | None:
+    """The checkpoint of most iterations. mmengine's own note of it, `last_checkpoint`, may be cut off in a crash."""
+    found = sorted(Path(work_dir).glob("iter_*.pth"), key=lambda path: int(path.stem.removeprefix("iter_")))
+    if found:
+        check_archive(found[-1])
+    return str(found[-1]) if found else None
 
 
 @DATA_SAMPLERS.register_module()
@@ -134,15 +155,24 @@ class FiniteLossHook(Hook):
 
 @HOOKS.register_module()
 class StopHook(Hook):
-    """On SIGTERM or SIGUSR1: save after the current step and raise Stopped; the same command goes on."""
+    """On SIGTERM or SIGUSR1: save after the current step and raise Stopped; the same command goes on.
+
+    After the last step, which is saved anyway, there is no need to wait for anything.
+    """
 
     priority = "LOWEST"
 
     def __init__(self, signal: StopSignal):
         self.signal = signal
 
+    def before_train(self, runner) -> None:
+        self.signal.immediate = False
+
+    def after_train(self, runner) -> None:
+        self.signal.immediate = True
+
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if any_rank(self.signal.received) and runner.iter + 1 < runner.max_iters:
+        if any_rank(bool(self.signal.received)) and runner.iter + 1 < runner.max_iters:
             for hook in runner.hooks:
                 if type(hook).__name__ == "CheckpointHook":
                     hook._save_checkpoint(runner)

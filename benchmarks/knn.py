@@ -65,7 +65,7 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
     run_is = identity(cfg, subject, about_data["fingerprint"], distributed.world_size())
     freeze(subject.backbone)
     before = state_hash(subject.backbone)
-    with open_run(run_is, FREE_KEYS) as out_dir, StopSignal() as stop:
+    with open_run(run_is, FREE_KEYS) as out_dir, StopSignal(immediate=True) as stop:
         log = RunLog(out_dir)
         log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(train)} train and "
             f"{len(val)} val images of {len(train.classes)} classes")

@@ -72,7 +72,7 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
     about_data = describe(cfg, train, val)
     about_data["counts"]["labelled"] = len(subsets[0][0])
     run_is = identity(cfg, subject, about_data["fingerprint"], distributed.world_size())
-    with open_run(run_is, FREE_KEYS) as out_dir, StopSignal() as stop:
+    with open_run(run_is, FREE_KEYS) as out_dir, StopSignal(immediate=True) as stop:
         log = RunLog(out_dir)
         log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(subsets[0][0])} of "
             f"{len(train)} train images labelled ({subsets[0][1]}), {len(val)} val images")

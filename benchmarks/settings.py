@@ -56,6 +56,7 @@ TRAINING = {
     "TRAIN": {
         "BATCH_SIZE": 256,  # images per process
         "AMP": "none",  # none or bf16
+        "SAVE_SECONDS": 600.0,  # at most this much work is lost in a crash
         "EVAL_PERIOD": 1,  # epochs between evaluations on val; the last epoch always counts
         "LOG_PERIOD": 20,  # steps
     },
@@ -110,12 +111,13 @@ SEMISUP = defaults(TRAINING, {
     },
 })
 
-# What may differ between two starts of one run: where things lie and how fast they go.
+# What may differ between two starts of one run: where things lie and how fast they go. The batch size may change with
+# the number of processes; the training sees to it that their product, the global batch, stays.
 FREE_KEYS = ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "WEIGHTS", "FEATURES.CACHE_DIR",
-             "TRAIN.LOG_PERIOD")
+             "TRAIN.LOG_PERIOD", "TRAIN.SAVE_SECONDS", "TRAIN.BATCH_SIZE")
 # What may differ from a protocol's file without changing the protocol.
-OWN_KEYS = (*FREE_KEYS, "PROTOCOL", "SEEDS", "MODEL.BACKBONE_ARCH", "MODEL.NETWORK", "MODEL.INIT_SEED",
-            "DATA.NUM_CLASSES", "FEATURES.BATCH_SIZE", "FEATURES.DTYPE")
+OWN_KEYS = (*(key for key in FREE_KEYS if key != "TRAIN.BATCH_SIZE"), "PROTOCOL", "SEEDS", "MODEL.BACKBONE_ARCH",
+            "MODEL.NETWORK", "MODEL.INIT_SEED", "DATA.NUM_CLASSES", "FEATURES.BATCH_SIZE", "FEATURES.DTYPE")
 
 
 

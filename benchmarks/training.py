@@ -34,7 +34,6 @@ from pretrain.optim import LARS, parameter_groups
 from pretrain.rundir import StopSignal
 from pretrain.schedules import cosine, scaled_learning_rate
 
-SAVE_SECONDS = 600.0  # at most this much work is lost in a crash
 
 @dataclass
 class Outcome:
@@ -68,7 +67,15 @@ class Job:
 
 
 def fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: RunLog) -> Outcome:
-    """Train `job.model` for SOLVER.TOTAL_EPOCHS, evaluating on val; continues what `job.folder` holds."""
+    """Train `job.model` for SOLVER.TOTAL_EPOCHS, evaluating on val; continues what `job.folder` holds.
+
+    Raises Stopped after saving when a signal asks for it.
+    """
+    with stop.set(immediate=False):
+        return _fit(cfg, job, device, stop, log)
+
+
+def _fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: RunLog) -> Outcome:
     world = distributed.world_size()
     model = job.model.to(device, memory_format=torch.channels_last)
     runner = parallel(model, device)
@@ -78,7 +85,7 @@ def fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Run
     batch = global_batch(cfg, model, len(job.subset))
     steps = len(job.subset) // batch
     total = cfg.SOLVER.TOTAL_EPOCHS
-    metrics = MetricsLog(job.folder, state.epoch * steps + state.step)
+    metrics = MetricsLog(job.folder, state.epoch * steps + state.step, measured=state.step == 0)
     peak = scaled_learning_rate(cfg.SOLVER.BASE_LR, cfg.TRAIN.BATCH_SIZE * world)
     bar = Bar(total * steps, f"train (seed {job.seed})", "step", initial=state.epoch * steps + state.step)
     saved_at = time.monotonic()
@@ -100,20 +107,24 @@ def fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Run
             done = state.epoch * steps + state.step
             if done % cfg.TRAIN.LOG_PERIOD == 0:
                 metrics.write(done - 1, loss=check_loss(loss, done - 1), lr=rate)
-            if stop.requested():
+            stopping = stop.requested()
+            if stopping or time.monotonic() - saved_at > cfg.TRAIN.SAVE_SECONDS:
                 state.save(model, optimizer)
+                saved_at = time.monotonic()
+            if stopping:
                 metrics.close()
                 raise Stopped(f"saved {state.path} in epoch {state.epoch + 1} of {total} (seed {job.seed}); start the "
                               "same command again to go on")
-            if time.monotonic() - saved_at > SAVE_SECONDS:
-                state.save(model, optimizer)
-                saved_at = time.monotonic()
         if loss is not None:
             check_loss(loss, (state.epoch + 1) * steps - 1)
-        state.epoch, state.step = state.epoch + 1, 0
-        if state.epoch % cfg.TRAIN.EVAL_PERIOD == 0 or state.epoch == total:
+        measuring = (state.epoch + 1) % cfg.TRAIN.EVAL_PERIOD == 0 or state.epoch + 1 == total
+        if measuring:
             share_buffers(model)
-            ranked = predict(cfg, model, job.val, None, job.preprocess, device)
+            state.save(model, optimizer)
+            with stop.set(immediate=True):  # may take minutes; the next start would come back to here
+                ranked = predict(cfg, model, job.val, None, job.preprocess, device)
+        state.epoch, state.step = state.epoch + 1, 0
+        if measuring:
             scores = note(state.outcome, ranked, job.val, state.epoch)
             metrics.write(state.epoch * steps, end=True, epoch=state.epoch, **scores)
             log(f"seed {job.seed}, epoch {state.epoch}/{total}: " + ", ".join(

@@ -1,7 +1,13 @@
 """`python -m pretrain`."""
 
 from pretrain.errors import run_command
-from pretrain.train import main
+
+
+def main() -> int:
+    from pretrain.train import main  # takes seconds, in which a signal to stop must already find its handler
+
+    return main()
+
 
 if __name__ == "__main__":
     run_command(main)

@@ -10,7 +10,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def start(timeout_seconds: float = 600.0) -> torch.device:
+def timeout() -> timedelta:
+    """How long a process waits for the others before it gives up: SSLIGHT_TIMEOUT seconds, 600 by default."""
+    return timedelta(seconds=float(os.environ.get("SSLIGHT_TIMEOUT", 600)))
+
+
+def start() -> torch.device:
     """Join the process group that `torchrun` describes in the environment, if any; return this process's device."""
     cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -19,7 +24,7 @@ def start(timeout_seconds: float = 600.0) -> torch.device:
         torch.cuda.set_device(device)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         # gloo beside nccl: flags of the host travel without touching the device
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout())
     return device
 
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
+import multiprocessing
+import os
+import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 EXIT_DONE, EXIT_BUG, EXIT_BAD_INPUT, EXIT_PARTS_FAILED, EXIT_STOPPED = 0, 1, 2, 3, 75
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what clusters send before they kill
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class InputError(ValueError):
@@ -17,6 +24,10 @@ class InputError(ValueError):
 
 class Stopped(Exception):
     """The run was asked to stop by a signal and has saved its state; the same command continues it."""
+
+
+class Interrupted(Stopped):
+    """The same, where nothing had to be saved. Raised in one process, without asking the others of its group."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -80,16 +91,64 @@ def _keys(tree: Mapping, prefix: str = "") -> list[str]:
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with the project's exit codes.
 
-    0 done, 2 bad input (one line on stderr), 75 stopped after saving; anything unforeseen keeps its traceback: 1.
+    0 done, 2 bad input or a full disk (one line on stderr), 75 stopped after saving; 1 a lost process group (one line,
+    too), or anything unforeseen, with its traceback.
     """
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop_at_once)
     try:
         code = main() or EXIT_DONE
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = EXIT_BAD_INPUT
+        code = _say("error", error, EXIT_BAD_INPUT)
     except Stopped as stop:
-        print(f"stopped: {stop}", file=sys.stderr)
-        code = EXIT_STOPPED
+        for number in (signal.SIGALRM, *STOP_SIGNALS):
+            signal.signal(number, signal.SIG_IGN)
+        code = _say("stopped", stop, EXIT_STOPPED)
+        if not isinstance(stop, Interrupted):
+            _end_restarts(os.environ)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        code = _say("error", f"cannot write {error.filename or 'on'}: {error.strerror}; what was saved before is "
+                    "intact: make room and start the same command again to go on", EXIT_BAD_INPUT)
+    except RuntimeError as error:
+        if not _lost_contact(error):
+            raise
+        code = _say("error", f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, on {socket.gethostname()}, has "
+                    f"lost contact with the others ({str(error).splitlines()[0]}): one of them died, or was silent "
+                    "for longer than SSLIGHT_TIMEOUT seconds; see what the others said, then start the same command "
+                    "again to go on from the last checkpoint", EXIT_BUG)
     except KeyboardInterrupt:
         code = 130
+    finally:
+        for child in multiprocessing.active_children():  # loader workers, which do not listen to signals to stop
+            child.kill()
     sys.exit(code)
+
+
+def stop_at_once(number: int, frame: object = None) -> None:
+    """Signal handler for where nothing needs saving: unwind, so that temporary files go, and leave with 75.
+
+    Python ignores what is raised within a finalizer or an at-fork hook: it is raised again until the command has ended.
+    """
+    signal.signal(signal.SIGALRM, lambda *_: stop_at_once(number))
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    raise Interrupted(f"saved already when {signal.Signals(number).name} came; start the same command again to go on")
+
+
+def _say(kind: str, text: object, code: int) -> int:
+    print(f"{kind}: {' '.join(str(text).split())}", file=sys.stderr)
+    return code
+
+
+def _lost_contact(error: RuntimeError) -> bool:
+    """Whether the processes of a group no longer hear from each other: torch tells it by the class or gloo's words."""
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and "RANK" in os.environ and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+def _end_restarts(environment: Mapping[str, str]) -> None:
+    """Under `torchrun --max-restarts`: a stop that was asked for must not be taken for a crash and restarted."""
+    left = int(environment.get("TORCHELASTIC_MAX_RESTARTS", 0)) - int(environment.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if left > 0 and environment["LOCAL_RANK"] == "0":
+        os.kill(os.getppid(), signal.SIGTERM)

@@ -7,17 +7,29 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from pretrain.errors import NO_ROOM, InputError
+
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 
 
 def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
-    """Call `write(temporary)`, flush to the disk and rename to `path`: readers see the old file or the new one."""
+    """Call `write(temporary)`, flush to the disk and rename to `path`: readers see the old file or the new one.
+
+    Raises InputError where there is no room; the old file is then still there.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
+        try:
+            write(temporary)
+        except Exception:
+            reason = _no_room(temporary)
+            if not reason:
+                raise
+            raise InputError(f"cannot write {path}: {reason}; what was saved before is intact: make room and start the "
+                             "same command again to go on") from None
         temporary.chmod(0o666 & ~_UMASK)  # safetensors writes files that only their owner reads
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -29,6 +41,18 @@ def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _no_room(path: Path) -> str:
+    """What the system says to one more megabyte: torch and safetensors hide a full disk behind errors of their own."""
+    try:
+        with open(path, "ab") as file:
+            file.write(bytes(2**20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror if error.errno in NO_ROOM else ""
+    return ""
 
 
 def write_json(path: Path | str, data: object) -> None:

@@ -104,14 +104,15 @@ class MetricsLog:
     """`metrics.jsonl` (one object a line, each with `step`) and the same scalars in `tensorboard/`.
 
     `step` is where the run (re)starts: what an interrupted run wrote beyond it is dropped, so that a resumed run's
-    file equals an uninterrupted one's.
+    file equals an uninterrupted one's. `measured`: whether the state after `step` steps has been measured already.
     """
 
-    def __init__(self, out_dir: Path, step: int = 0):
+    def __init__(self, out_dir: Path, step: int = 0, measured: bool = True):
         self.path, self.writer = Path(out_dir) / "metrics.jsonl", None
         if not distributed.is_main():
             return
-        kept = [line for line in _lines(self.path) if line["step"] < step or (line["step"] == step and line.get("end"))]
+        kept = [line for line in _lines(self.path)
+                if line["step"] < step or (line["step"] == step and measured and line.get("end"))]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         from pretrain.checkpoint import write_atomically
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain import command_line
-from pretrain.errors import EXIT_DONE, InputError, Stopped, run_command
+from pretrain.errors import EXIT_DONE, InputError, run_command
 from pretrain.index import Source, is_image
 from pretrain.logs import Bar
 from pretrain.packers import PACKERS, Packer
@@ -39,14 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not is_url(args.src) and Path(args.src).resolve() == args.dst.resolve():
         raise InputError(f"SRC and DST are both {args.src}: two forms of a split in one directory would be ambiguous")
     sources = _open_splits(args.src, args.splits)
-    signal.signal(signal.SIGTERM, _stop)
     for split, source in sources:
         pack_split(source, args.dst, split, args.to, args.shard_images)
     return EXIT_DONE
-
-
-def _stop(*_) -> None:
-    raise Stopped("what is packed so far is kept")
 
 
 def _open_splits(src: str, splits: Sequence[str] | None) -> list[tuple[str, Source]]:

@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 from pretrain import distributed
 from pretrain.checkpoint import write_atomically
 from pretrain.config import dump, flatten, read_yaml, to_dict
-from pretrain.errors import InputError
+from pretrain.errors import STOP_SIGNALS, InputError, stop_at_once
 
 
 @contextlib.contextmanager
@@ -38,6 +38,7 @@ def open_run(cfg: CfgNode, free: Collection[str] = (), consent: str = "") -> Ite
                 out_dir.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_lock(out_dir))
                 check_same_run(out_dir, cfg, free, consent)
+                remove_leftovers(out_dir)
                 write_atomically(out_dir / "config.yaml", lambda temporary: temporary.write_text(dump(cfg)))
             except OSError as error:
                 raise InputError(f"cannot write to OUTPUT_DIR {out_dir}: {error.strerror}") from None
@@ -92,6 +93,13 @@ def in_use(out_dir: Path) -> str:
             return file.read().strip() or "another run"
 
 
+def remove_leftovers(out_dir: Path) -> None:
+    """Remove what killed runs had half written: nobody else writes here while this run holds the directory."""
+    for folder in ("", "checkpoints/", "seed_*/"):
+        for temporary in out_dir.glob(f"{folder}.*.tmp"):
+            temporary.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def _lock(out_dir: Path) -> Iterator[None]:
     """Hold `out_dir/.lock`. The system releases it when the process ends, however it ends.
@@ -114,20 +122,40 @@ def _lock(out_dir: Path) -> Iterator[None]:
 class StopSignal:
     """Notes SIGTERM and SIGUSR1 (what clusters send before they kill) instead of dying from them.
 
-    Use as a context; `requested()` agrees over all ranks, so every rank must call it at the same point.
+    Use as a context around work that must save first; everywhere else `run_command` ends a command at once.
+    `requested()` agrees over all ranks, so every rank must call it at the same point. `immediate`: there is nothing to
+    save for now, e.g. while measuring after saving. Several processes wait even then, as they can only leave together.
     """
 
+    def __init__(self, immediate: bool = False):
+        self.immediate = immediate
+
     def __enter__(self) -> StopSignal:
-        self.received = False
-        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        self.received = 0
+        self.previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def _note(self, number: int, frame: object) -> None:
-        self.received = True
+        self.received = number
+        self._leave_if_alone()
+
+    def _leave_if_alone(self) -> None:
+        if self.received and self.immediate and distributed.world_size() == 1:
+            stop_at_once(self.received)
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     def requested(self) -> bool:
-        return distributed.any_rank(self.received)
+        return distributed.any_rank(bool(self.received))
+
+    @contextlib.contextmanager
+    def set(self, immediate: bool) -> Iterator[None]:
+        """Another `immediate` for a while; a signal that came before counts, too."""
+        before, self.immediate = self.immediate, immediate
+        try:
+            self._leave_if_alone()
+            yield
+        finally:
+            self.immediate = before

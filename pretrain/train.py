@@ -118,7 +118,7 @@ def train(cfg: CfgNode, device: torch.device) -> None:
     with open_run(cfg, FREE_KEYS, CONSENT) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
         resume(cfg, state, out_dir, log, FREE_KEYS, CONSENT)
-        metrics = MetricsLog(out_dir, state.step)
+        metrics = MetricsLog(out_dir, state.step, measured=not state.epoch_open)
         if state.step == 0 and distributed.is_main():
             picture = first_views(cfg, source)
             metrics.image("views", picture, 0)
@@ -138,7 +138,7 @@ def train(cfg: CfgNode, device: torch.device) -> None:
         loader = TrainLoader(source, views, cfg, rank=distributed.rank(), world=distributed.world_size())
         saved_at = time.monotonic()
         if state.epoch_open:
-            end_epoch(cfg, state, val, knn_bank, out_dir, metrics, steps_per_epoch, log)
+            end_epoch(cfg, state, val, knn_bank, out_dir, metrics, steps_per_epoch, log, stop)
         while state.step < total:
             epoch, in_epoch = divmod(state.step, steps_per_epoch)
             meter, figures = Meter(), {"loss": 0.0}
@@ -171,7 +171,7 @@ def train(cfg: CfgNode, device: torch.device) -> None:
             if figures["feature_std"] < COLLAPSED:
                 log(f"warning: the outputs have nearly collapsed (feature_std {figures['feature_std']:.2g}; it is 1 "
                     "over the whole sphere): lower SOLVER.BASE_LR, or check the views and the temperatures")
-            end_epoch(cfg, state, val, knn_bank, out_dir, metrics, steps_per_epoch, log)
+            end_epoch(cfg, state, val, knn_bank, out_dir, metrics, steps_per_epoch, log, stop)
             saved_at = time.monotonic()
         bar.close()
         metrics.close()
@@ -180,12 +180,15 @@ def train(cfg: CfgNode, device: torch.device) -> None:
 
 
 def end_epoch(cfg: CfgNode, state: State, val: Source | None, knn_bank: Source | None, out_dir: Path,
-              metrics: MetricsLog, steps_per_epoch: int, log: RunLog) -> None:
+              metrics: MetricsLog, steps_per_epoch: int, log: RunLog, stop: StopSignal) -> None:
     """Measure k-NN accuracy and save. A stop may fall between an epoch's last step and this: it is made up for."""
     epoch = state.step // steps_per_epoch
     final = epoch == cfg.SOLVER.TOTAL_EPOCHS
     if val is not None and (epoch % cfg.KNN.PERIOD == 0 or final):
-        knn = knn_top1(state.objective.method.backbone, val, knn_bank, cfg, next(state.objective.parameters()).device)
+        save(cfg, state, out_dir, steps_per_epoch)
+        with stop.set(immediate=True):  # may take minutes
+            knn = knn_top1(state.objective.method.backbone, val, knn_bank, cfg,
+                           next(state.objective.parameters()).device)
         metrics.write(state.step, end=True, epoch=epoch, knn_top1=knn)
         log(f"epoch {epoch}/{cfg.SOLVER.TOTAL_EPOCHS}: k-NN top-1 {knn:.2%}")
     state.epoch_open = False

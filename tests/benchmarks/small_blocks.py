@@ -1,17 +1,16 @@
 """`python -m tests.benchmarks.small_blocks knn|linear|semisup ...`: that benchmark, in blocks of a few images.
 
-So that small data, too, are read in several parts and shared over the ranks, and every step is saved.
+So that small data, too, are read in several parts and shared over the ranks.
 """
 
 import sys
 
-from benchmarks import cache, knn, training
+from benchmarks import cache, knn
 from pretrain import neighbours
 from pretrain.errors import run_command
 from sslight import dispatch
 
-SIZES = [(cache, "PART", 16), (knn, "QUERIES", 8), (neighbours, "QUERIES", 8), (neighbours, "BANK", 32),
-         (training, "SAVE_SECONDS", 0.0)]
+SIZES = [(cache, "PART", 16), (knn, "QUERIES", 8), (neighbours, "QUERIES", 8), (neighbours, "BANK", 32)]
 
 if __name__ == "__main__":
     for owner, name, value in SIZES:

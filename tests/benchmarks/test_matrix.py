@@ -72,7 +72,7 @@ def test_killed_and_on_two_processes(formats, weights, run, tmp_path, monkeypatc
         pairs = {"WEIGHTS": weights[arch], "DATA.PATH_TO_DATA_DIR": formats[form], "DATA.RESIZE": 36, "DATA.SIZE": 32,
                  "DATA.WORKERS": 0, "FEATURES.BATCH_SIZE": 32, "OUTPUT_DIR": tmp_path / out}
         if module is not knn:
-            pairs["TRAIN.BATCH_SIZE"] = (4 if evaluation == "semisup" else 24) // processes
+            pairs |= {"TRAIN.BATCH_SIZE": (4 if evaluation == "semisup" else 24) // processes, "TRAIN.SAVE_SECONDS": 0}
         return ["--cfg", f"configs/classification/{cfg}.yaml", *(str(w) for p in (pairs | extra).items() for w in p)]
 
     def kept():  # the first thing that a killed run leaves behind

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-HELPERS = ("__init__", "__main__", "table", "processes", "tiny_runs", "sandbox")
+HELPERS = ("__init__", "__main__", "table", "processes", "tiny_runs", "sandbox", "kinds", "preloaded")
 
 
 class Unavailable(Exception):
