@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import coco, coco_data, coco_preflight, cost, cost_measure
-from benchmarks.coco_recipes import NoRecipe
+from benchmarks.coco_recipes import NoRecipe, framework_module
 from benchmarks.identity import identity
 from benchmarks.labelled import describe, open_splits
 from benchmarks.result import read_result
@@ -41,6 +41,8 @@ def make_plan(parts: Sequence[Part], processes: int, here: bool) -> list[Step]:
 
     Raises InputError for the first part that cannot run, before any does.
     """
+    for framework in {part.evaluation.framework for part in parts} - {""}:
+        framework_module(framework)  # absent ones first: the rest takes longer
     data: dict = {}  # reading a large set takes its time
     return [_look(part, processes, here, data) for part in parts]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # Linux's; looked up here because a forked child may load nothing
 
 
 def start(words: Sequence[str], **options) -> subprocess.Popen:
@@ -25,8 +26,8 @@ def start(words: Sequence[str], **options) -> subprocess.Popen:
 
 def _in_child() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if PRCTL:
+        PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Runner:
