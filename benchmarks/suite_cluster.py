@@ -7,6 +7,7 @@ of a part's job is kept in its folder: a job that is still queued or running is 
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pretrain.files import write_atomically
 SIGNAL_DELAY = 180  # seconds in which an evaluation can save
 REQUEUES = 1000  # time limits that one evaluation may take
 DEFAULTS = {"time": 1440}  # minutes
+OWN = {"additional_parameters", "dependency", "setup", "srun_args", "teardown"}  # set here, or no single value
 
 
 def options(words: Sequence[str], processes: int) -> dict:
@@ -32,14 +34,14 @@ def options(words: Sequence[str], processes: int) -> dict:
                          "machine of the cluster, or leave --launcher out")
     from submitit.slurm.slurm import SlurmExecutor
 
-    known = SlurmExecutor._valid_parameters()
+    known = SlurmExecutor._valid_parameters() - OWN
     found = {**DEFAULTS, "gpus_per_node": processes}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in known:
             raise InputError(f"--slurm {word}{nearest(name, known)}: it takes OPTION=VALUE, where OPTION is one of "
                              f"{', '.join(sorted(known))}")
-        found[name] = int(value) if value.isdigit() else value
+        found[name] = int(value) if value.isdigit() else value == "True" or value  # a flag is `exclusive=True`
     if not isinstance(found["time"], int):
         raise InputError(f"--slurm time={found['time']}: give the time limit in minutes, e.g. time=1440")
     return found
@@ -71,7 +73,7 @@ def submit(part: Part, parameters: dict, processes: int, after: str | None) -> s
     executor = SlurmExecutor(part.folder / "jobs", max_num_timeout=REQUEUES)
     executor.update_parameters(**{
         "job_name": part.name.replace("/", "-"), "signal_delay_s": SIGNAL_DELAY,
-        "setup": [f"export PYTHONPATH={SCRIPT.parent}${{PYTHONPATH:+:$PYTHONPATH}}"],  # where the job's class is found
+        "setup": [f"export PYTHONPATH={shlex.quote(str(SCRIPT.parent))}${{PYTHONPATH:+:$PYTHONPATH}}"],  # has `Job`
         "additional_parameters": {"requeue": True}, **({"dependency": f"afterany:{after}"} if after else {}),
         **parameters})
     try:

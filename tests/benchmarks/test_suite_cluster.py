@@ -55,7 +55,7 @@ def test_jobs_are_submitted_once_and_wait_for_the_features_they_share(slurm, wor
 
 
 def test_stopped_jobs_save_are_requeued_and_go_on(slurm, words, tmp_path):
-    """The signals that SLURM sends, start after start: at a preemption, before the time limit, by scancel."""
+    """The signals that SLURM sends, start after start: at a preemption or before the time limit, then by scancel."""
     suite.main([*words, "--slurm", "gpus_per_node=0"])
     folder, job = tmp_path / "out" / "random-resnet18" / "trained", "1002"
     log, steps = folder / "jobs" / f"{job}_0_log.err", folder / "seed_0" / "metrics.jsonl"
@@ -67,21 +67,19 @@ def test_stopped_jobs_save_are_requeued_and_go_on(slurm, words, tmp_path):
         wait_until(lambda: steps.exists() and len(steps.read_text()) > len(before), process)
         return process
 
-    for number, everyone in enumerate((False, True)):
-        process = begin(number)
-        if not everyone:
-            slurm.signal(process, signal.SIGTERM)  # comes first where a job is preempted
-        slurm.signal(process, signal.SIGUSR2, everyone)
-        slurm.finish(job, process)
-        assert slurm.requeued() == [job] * (number + 1) and slurm.state(job) == "PENDING", log.read_text()
-        assert log.read_text().count("stopped: saved") == number + 1 and not (folder / "result.json").exists()
-    process = begin(2)
+    process = begin(0)
+    slurm.signal(process, signal.SIGTERM)  # comes first where a job is preempted, to the task alone
+    slurm.signal(process, signal.SIGUSR2, everyone=True)
+    slurm.finish(job, process)
+    assert slurm.requeued() == [job] and slurm.state(job) == "PENDING", log.read_text()
+    assert log.read_text().count("stopped: saved") == 1 and not (folder / "result.json").exists()
+    process = begin(1)
     slurm.signal(process, signal.SIGTERM)
-    wait_until(lambda: log.read_text().count("stopped: saved") == 3, process)
+    wait_until(lambda: log.read_text().count("stopped: saved") == 2, process)
     assert process.poll() is None  # SLURM's to end: of itself it would count as finished
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert slurm.requeued() == [job] * 2
+    assert slurm.requeued() == [job]
     assert slurm.finish(job, slurm.start(job)) == 0
     result = read_result(folder)
     assert [row["epoch"] for row in result["per_seed"][0]["curve"]] == [4, 8]
@@ -96,6 +94,12 @@ def test_wrong_options_are_found_before_anything_is_submitted(slurm, words, tmp_
     with pytest.raises(InputError, match=message):
         suite.main([*words, "--slurm", option])
     assert not slurm.jobs()
+
+
+def test_what_sbatch_refuses_is_said_in_one_line(slurm, words):
+    (slurm.folder / "bin" / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
+    with pytest.raises(InputError, match="sbatch refused random-resnet18/knn: .*invalid partition"):
+        suite.main([*words, "--slurm", "partition=nowhere", "--slurm", "exclusive=True"])
 
 
 def test_without_slurm_or_submitit_one_line_says_so(words, monkeypatch):
