@@ -150,12 +150,12 @@ def print_table(report: Report, console: Console | None = None) -> None:
     """The table in the terminal; names are printed as text, never read as markup."""
     console = console or Console()
     networks = list(dict.fromkeys(row.entry.label for row in report.rows))
-    paired = any(row.how.startswith("paired") for row in report.rows)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
                   title=Text(visible(f"{listed(networks)}: percent, with 95% intervals")))
     fixed = ("value", report.against, "difference")
     for name in ("benchmark", "metric", *["network"] * (len(networks) > 1), *fixed, "verdict"):
-        table.add_column(Text(visible(name)), overflow="fold", no_wrap=name in fixed)
+        table.add_column(Text(visible(name)), overflow="fold", no_wrap=name in fixed,
+                         min_width={"benchmark": 9, "verdict": 10}.get(name))
     headlines = [row for row in report.rows if row.headline]
     rest = [row for row in report.rows if not row.headline] if len(report.rows) <= MOST_ROWS else []
     for row in headlines + rest:
@@ -163,7 +163,7 @@ def print_table(report: Report, console: Console | None = None) -> None:
         cells = [benchmark(row), row.metric, *[row.entry.label] * (len(networks) > 1),
                  f"{number(row.value)}\n{span(row.interval)}", f"{number(row.base_value)}\n{span(row.base_interval)}",
                  f"{number(row.difference, True)}\n{span(row.difference_interval, True)}"]
-        said = verdict(row) + (f"\n{row.how}" if paired and row.difference_interval else "")
+        said = verdict(row) + ", paired" * row.how.startswith("paired")
         table.add_row(*(Text(visible(text).strip()) for text in cells), Text(visible(said), style=colour),
                       style="bold" if row.headline else "")
     console.print(table)
