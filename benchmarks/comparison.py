@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.result import read_result
 from pretrain.config import flatten
-from pretrain.errors import InputError
+from pretrain.errors import InputError, nearest_file
 
 # Settings which say where things lie, how fast they go, how often a run is repeated, or which network is measured.
 FREE = {"weights", "output_dir", "out_dir", "out", "path_to_data_dir", "data_root", "cache_dir", "workers",
@@ -117,7 +117,8 @@ def load(places: Sequence[Path | str]) -> tuple[list[Entry], list[str]]:
     files: dict[Path, None] = {}
     for place in map(Path, places):
         if not place.exists():
-            raise InputError(f"no such directory: {place}; name a folder that holds result.json files")
+            raise InputError(f"no such directory: {place}{nearest_file(place)}; name a folder that holds result.json "
+                             "files")
         for path in [place] if place.is_file() else sorted(place.rglob("result.json")):
             files[path] = None
     entries, faults = [], []

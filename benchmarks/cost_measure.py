@@ -18,12 +18,14 @@ from benchmarks.result import command, environment, git_state
 from convert.reader import load_network
 from pretrain.backbones import build_backbone, canonical_arch
 
+CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".safetensors")  # no architecture ends so
 LEAST = 10  # repetitions, however long they take
 
 
 def architectures(networks: Sequence[str]) -> Iterator[str]:
     """timm's name of each network, an architecture or a checkpoint's, each once. Raises InputError."""
-    names = [load_network(name)[1].arch if Path(name).is_file() else canonical_arch(name) for name in networks]
+    names = [load_network(name)[1].arch if Path(name).is_file() or Path(name).suffix in CHECKPOINTS or "/" in name
+             else canonical_arch(name) for name in networks]
     yield from dict.fromkeys(names)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.data import normalize
-from pretrain.errors import InputError
+from pretrain.errors import InputError, nearest
 
 CLASS_TOKEN = re.compile(r"cls(\d+)(_avg)?")
 STAGE = re.compile(r"stage(\d+)")
@@ -55,8 +55,9 @@ def _check(backbone: nn.Module, choice: str) -> None:
         return
     if stage and int(stage[1]) >= 1 and hasattr(backbone, "forward_intermediates") and not _blocks(backbone):
         return
-    raise InputError(f"feature '{choice}' does not suit {getattr(backbone, 'arch', 'this backbone')}: "
-                     f"use {', '.join(_all_choices(backbone))}, or auto for all of them")
+    known = _all_choices(backbone)
+    raise InputError(f"feature '{choice}' does not suit {getattr(backbone, 'arch', 'this backbone')}"
+                     f"{nearest(choice, known)}: use {', '.join(known)}, or auto for all of them")
 
 
 class Features(nn.Module):

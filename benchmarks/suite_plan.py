@@ -82,7 +82,10 @@ def _detection(part: Part, here: bool, data: dict) -> Step:
     def find_data(settings):
         place = tuple(settings.DATA.values())
         if place not in data:
-            data[place] = coco_data.find(settings)
+            try:
+                data[place] = coco_data.find(settings)
+            except InputError as error:
+                raise InputError(f"{error}; coco.DATA.PATH_TO_DATA_DIR says where COCO lies, for detection alone") from None
         return data[place]
 
     setup = coco.configure(list(part.words[1:]), find_data)

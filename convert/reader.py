@@ -22,7 +22,7 @@ from convert.tensors import plain_tensors
 from convert.vit_states import fold_class_position, unchunk
 from pretrain.backbones import build_backbone, canonical_arch
 from pretrain.checkpoint import FORMAT, sha256
-from pretrain.errors import InputError
+from pretrain.errors import InputError, nearest
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB"}
 
@@ -176,7 +176,8 @@ def _pick(family: Family, flat: Flat, network: str | None, path: Path | str) -> 
                          "without --family it is recognised from its keys")
     chosen = network or next(iter(present))
     if chosen not in present:
-        raise InputError(f"{path} ({family.name}) has no network '{chosen}'; it has {', '.join(present)}")
+        raise InputError(f"{path} ({family.name}) has no network '{chosen}'{nearest(chosen, present)}; it has "
+                         f"{', '.join(present)}")
     prefix = compiled(present.pop(chosen))
     body, dropped, unknown = {}, {}, []
     for key, value in flat.values.items():
@@ -230,7 +231,7 @@ def _pick_sslight(content: object, flat: Flat, network: str | None, path: Path |
         raise InputError(f"not a readable checkpoint: {path} lacks a usable 'model' or 'networks'")
     chosen = network or next(iter(networks))
     if chosen not in networks:
-        raise InputError(f"{path} has no network '{chosen}'; it has {', '.join(networks)}")
+        raise InputError(f"{path} has no network '{chosen}'{nearest(chosen, networks)}; it has {', '.join(networks)}")
     prefix = networks[chosen]
     head_prefix = prefix.removesuffix("backbone.") + "head."
     body, head, dropped = {}, {}, {}

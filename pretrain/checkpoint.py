@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.errors import InputError
+from pretrain.errors import InputError, nearest_file
 from pretrain.files import write_atomically, write_json  # noqa: F401  (both are this module's, too)
 
 FORMAT = "sslight-1"
@@ -40,9 +40,11 @@ def check_archive(path: Path | str) -> None:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"checkpoint not found: {path}")
+        raise InputError(f"checkpoint not found: {path}{nearest_file(path)}")
     if not path.is_file():
-        raise InputError(f"not a checkpoint file: {path} is a directory; name the file, e.g. {path / 'last.pth'}")
+        inside = next((file for file in (path / "checkpoints" / "last.pth", path / "last.pth") if file.exists()), None)
+        raise InputError(f"not a checkpoint file: {path} is a directory; name the file"
+                         f"{f', e.g. {inside}' if inside else ' in it'}")
     if path.stat().st_size == 0:
         raise InputError(f"checkpoint is empty (0 bytes): {path}; fetch or train it again")
     with open(path, "rb") as file:

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from fvcore.common.config import CfgNode
 
-from pretrain.errors import InputError, nearest
+from pretrain.errors import InputError, nearest, nearest_file
 
 DEFAULTS = {
     "METHOD": "dino",  # dino, swav or moco
@@ -172,7 +172,7 @@ def read_yaml(file: str | Path, load: Callable[[str], object] | None = None) -> 
         raise
     except FileNotFoundError as error:
         missing = "config file" if error.filename == str(file) else f"{file}: _BASE_ file"
-        raise InputError(f"{missing} not found: {error.filename}") from None
+        raise InputError(f"{missing} not found: {error.filename}{nearest_file(error.filename)}") from None
     except Exception as error:  # noqa: BLE001  YAML's constructors raise whatever they stumble over
         reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
         raise InputError(f"{file} is not a YAML file of settings: {reason}") from None

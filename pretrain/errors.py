@@ -30,10 +30,16 @@ class Interrupted(Stopped):
     """The same, where nothing had to be saved. Raised in one process, without asking the others of its group."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the closest known name, or an empty string."""
+def nearest(name: str, known: Iterable[str], where: str = "") -> str:
+    """`" (did you mean 'x'?)"` for the closest known name, behind `where`, or an empty string."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{found[0]}'?)" if found else ""
+    return f" (did you mean '{os.path.join(where, found[0])}'?)" if found else ""
+
+
+def nearest_file(path: str | os.PathLike) -> str:
+    """`nearest` for a file or folder that is not there, among what lies beside its place."""
+    folder, name = os.path.split(os.path.normpath(path))
+    return nearest(name, os.listdir(folder or "."), folder) if os.path.isdir(folder or ".") else ""
 
 
 class Parser(argparse.ArgumentParser):

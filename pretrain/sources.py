@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.errors import InputError
+from pretrain.errors import InputError, nearest_file
 from pretrain.index import MAX_BYTES, Names, Source, inside, is_image
 from pretrain.shards import ShardSource, is_url, remote_shards
 
@@ -158,7 +158,7 @@ def open_source(path: str | Path, split: str, labels: bool = True) -> Source:
         return ShardSource(remote_shards(str(path), split), split, labels)
     root = Path(path)
     if not root.is_dir():
-        raise InputError(f"data directory not found: {path}")
+        raise InputError(f"data directory not found: {path}{nearest_file(path)}")
     shards = sorted(root.glob(f"{glob.escape(split)}-*.tar"))
     forms = {f"{split}/": (root / split).is_dir(), f"{split}.h5": (root / f"{split}.h5").is_file(),
              f"{split}-*.tar": bool(shards)}
