@@ -85,7 +85,7 @@ def _detection(part: Part, here: bool, data: dict) -> Step:
             try:
                 data[place] = coco_data.find(settings)
             except InputError as error:
-                raise InputError(f"{error}; coco.DATA.PATH_TO_DATA_DIR says where COCO lies, for detection alone") from None
+                raise InputError(f"{error}; coco.DATA.PATH_TO_DATA_DIR is detection's alone") from None
         return data[place]
 
     setup = coco.configure(list(part.words[1:]), find_data)
