@@ -11,7 +11,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from pretrain.errors import STOP_SIGNALS
+
+STOPS = (*STOP_SIGNALS, signal.SIGINT)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # Linux's; looked up here because a forked child may load nothing
 
