@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import comparison, published, report, report_plots
+from benchmarks import comparison, cost, published, report, report_plots, report_training
 from benchmarks.result import write_result
 from pretrain.errors import InputError
+from pretrain.files import write_json
 
 HOSTILE = "<script>alert('x')</script>$\\frac{|[bold]"
 
@@ -287,7 +288,18 @@ def full(folder):
         (base / "coco" / "scene.png").write_bytes(png(40, 20))
         result(base / "coco", random, "coco", metrics, data=about, framework="mmdet", pictures=["scene.png"],
                per_category={"mask": {"0": 1.0, "1": 2.0}, "box": {"0": 1.0}})
+        curve = [{"epoch": epoch, "pooled lr 0.1": top + epoch, "pooled lr 1": top} for epoch in range(1, 4)]
+        heads = {f"pooled lr {rate}": {"holdout_top1": top - rate, "val_top1": top} for rate in (0.1, 1)}
+        result(base / "linear", random, "linear", {"top1": {"value": top, "interval": [top - 1, top + 1]}},
+               per_seed=[{"seed": 0, "curve": curve, "heads": heads, "head": "pooled lr 0.1"}])
+    result(folder / "results" / "small" / "linear", benchmark="linear", checkpoint={"arch": "mobilenetv2_100"})
+    for arch, size in (("resnet18", 11.2e6), ("mobilenetv2_100", 2.2e6)):
+        write_json(folder / "results" / "cost" / arch / "cost.json", {
+            "schema": cost.SCHEMA, "arch": arch, "image_size": 224, "batch_size": 64, "machine": "<b>a machine</b>",
+            "threads": 1, "torch": "2", "parameters": size, "flops": 160 * size, "latency_ms": size / 1e6,
+            "latency_ms_quartiles": [1, 20], "images_per_second": 50, "command": f"sslight bench cost {arch}"})
     (folder / "pretrain").mkdir()
+    (folder / "pretrain" / "views.png").write_bytes(png(60, 40))
     lines = [json.dumps({"step": step, "loss": 4 - step / 100}) for step in range(0, 100, 20)]
     for run in (folder / "pretrain", folder / "results" / "pretrained" / "knn" / "seed_0"):
         run.mkdir(exist_ok=True)
@@ -303,9 +315,39 @@ def test_page_has_the_plots_and_pictures_the_results_allow(tmp_path):
     found = captions(write(full(tmp_path), ".html"))
     for wanted in ("Headline metrics", "k-NN accuracy over k", "Pre-training, loss (pretrain)", "knn top1: every class",
                    "coco mmdet mask_AP: by object size", "coco mmdet box_AP: every class", "swav resnet18 mmdet: scene",
-                   "random resnet18 mmdet: scene"):
+                   "random resnet18 mmdet: scene", "linear top1 against cost (", "linear (demo_linear): top-1 over the",
+                   "linear of swav resnet18 (demo_linear): every head", "Views of pre-training"):
         assert any(caption.startswith(wanted) for caption in found), (wanted, found)
     assert not any("seed_0" in caption for caption in found)  # a benchmark's own training
+
+
+def test_costs_stand_in_the_page_with_their_machine(tmp_path):
+    text = " ".join(Page(write(full(tmp_path), ".html", ".md")).text.split())
+    assert "mobilenetv2_100 2.20 M 0.35 G 2.20 ms [1.00, 20.00] 50 images/s <b>a machine</b>, 1 thread, 224 px" in text
+    assert "11.20 M" in (tmp_path / "report.md").read_text()
+
+
+def test_curves_and_sweeps_are_read_as_written(tmp_path):
+    """The chosen head's curve, and every head by its learning rate; penalties where the probe is a regularised one."""
+    entries = {entry.benchmark: entry for entry in comparison.load([full(tmp_path) / "results" / "pretrained"])[0]}
+    assert report_training._curve(entries["linear"]) == [(1, 31.0), (2, 32.0), (3, 33.0)]
+    assert report_training._curve(entries["knn"]) == []
+    heads = entries["linear"].result["per_seed"][0]["heads"]
+    assert report_training._heads(heads, "holdout_top1") == [("pooled", 0.1, 29.9), ("pooled", 1.0, 29.0)]
+    path = [{"feature": "pooled", "penalty": penalty, "holdout_top1": 5.0} for penalty in (0.1, 0)]
+    assert report_training._penalties(path) == [("pooled", 0.1, 5.0)]  # 0 has no place on a logarithmic axis
+
+
+def test_networks_of_one_label_are_told_apart(tmp_path):
+    """By what differs in their paths; by their hashes where the paths are the same."""
+    for name, path, sha in (("a", "runs/a/last.pth", "1"), ("b", "runs/b/last.pth", "2")):
+        result(tmp_path / name, checkpoint={"path": path, "sha256": sha * 64})
+    result(tmp_path / "c", random=True)
+    assert [entry.label for entry in comparison.load([tmp_path])[0]] == [
+        "swav resnet18 (a)", "swav resnet18 (b)", "random resnet18"]
+    result(tmp_path / "b", checkpoint={"path": "runs/a/last.pth", "sha256": "2" * 64})
+    assert [entry.label for entry in comparison.load([tmp_path])[0]][:2] == [
+        "swav resnet18 (11111111)", "swav resnet18 (22222222)"]
 
 
 def test_k_nn_plot_reads_the_sweep_in_order(tmp_path):
