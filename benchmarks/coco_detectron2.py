@@ -22,6 +22,7 @@ from benchmarks.coco_detectron2_parts import Trainer, register
 from benchmarks.coco_proof import prove
 from benchmarks.coco_weights import Weights
 from convert.detectron2_backbones import add_config
+from convert.safe_files import read_file
 from pretrain import distributed
 from pretrain.backbones import canonical_arch
 from pretrain.config import flatten, read_settings
@@ -99,9 +100,11 @@ def on_this_device(cfg: CfgNode, processes: int) -> None:
 
 def set_data(cfg: CfgNode, data: CocoData) -> None:
     """Train and test on `data`, with as many classes as it has."""
-    cfg.DATASETS.TRAIN = (register("train", data.train.json, data.train.images),)
-    cfg.DATASETS.TEST = (register("val", data.val.json, data.val.images),)
+    cfg.DATASETS.TRAIN = (register("train", data.train),)
+    cfg.DATASETS.TEST = (register("val", data.val),)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.classes)
+    if any(isinstance(a.get("segmentation"), dict) and not a.get("iscrowd") for a in data.train.content["annotations"]):
+        cfg.INPUT.MASK_FORMAT = "bitmask"  # run-length codes, which its polygon format refuses
 
 
 class BenchTrainer(Trainer):
@@ -164,7 +167,7 @@ def prove_backbone(model: torch.nn.Module, cfg: CfgNode) -> int:
     model = model.module if hasattr(model, "module") else model
     prefixes = BACKBONES[MODELS[cfg.MODEL.BACKBONE.NAME]]
     built = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
-    expected = torch.load(cfg.MODEL.WEIGHTS, map_location="cpu", weights_only=True)["model"]
+    expected = read_file(cfg.MODEL.WEIGHTS)[0]["model"]
     count = prove(built, {key: value for key, value in expected.items() if key.startswith(prefixes)},
                   cfg.MODEL.WEIGHTS, new=ADDED)
     print(f"backbone proved: {count} tensors equal to {cfg.MODEL.WEIGHTS}")

@@ -28,6 +28,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from benchmarks.coco_data import Split
 from benchmarks.coco_eval import evaluate
 from benchmarks.coco_launch import any_rank
 from pretrain.checkpoint import write_atomically
@@ -58,6 +59,19 @@ class ResumedSampler(TrainingSampler):
                 done += 1
         yield from waiting[True] + waiting[False]
         yield from stream
+
+
+class Classes:
+    """The names that a detector's head knows, saved with it: detectron2's checkpoints do not say them."""
+
+    def __init__(self, names: list[str]):
+        self.names = names
+
+    def state_dict(self) -> dict:
+        return {"names": list(self.names)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Whoever resumes has compared them before building anything."""
 
 
 class StopHook(HookBase):
@@ -133,6 +147,8 @@ class Trainer(DefaultTrainer):
         with _ddp_on_any_device():
             super().__init__(cfg)
         self.checkpointer.path_manager = WholeFiles()
+        names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
+        self.checkpointer.add_checkpointable("classes", Classes(names))
 
     def build_hooks(self) -> list[HookBase]:
         *others, writer = super().build_hooks()
@@ -182,14 +198,12 @@ def _ddp_on_any_device() -> Iterator[None]:
         defaults.create_ddp_model = wrap
 
 
-def register(split: str, json_file: Path, images: Path) -> str:
-    """Register a COCO-format set under a name made of its files; returns the name."""
-    digest = hashlib.sha256(f"{json_file.resolve()}\n{images.resolve()}".encode()).hexdigest()[:12]
-    return register_as(f"sslight_{split}_{digest}", json_file, images)
-
-
-def register_as(name: str, json_file: Path, images: Path) -> str:
-    """Register a COCO-format set under `name`, unless that was done; returns the name."""
+def register(role: str, split: Split) -> str:
+    """Register a COCO-format set under a name made of its files, unless that was done; returns the name."""
+    digest = hashlib.sha256(f"{split.json.resolve()}\n{split.images.resolve()}".encode()).hexdigest()[:12]
+    name = f"sslight_{role}_{digest}"
     if name not in DatasetCatalog.list():
-        register_coco_instances(name, {}, str(json_file), str(images))
+        register_coco_instances(name, {}, str(split.json), str(split.images))
+    categories = sorted(split.content["categories"], key=lambda category: category["id"])
+    MetadataCatalog.get(name).thing_classes = [category["name"] for category in categories]  # as its reading will
     return name

@@ -30,9 +30,7 @@ def check(data: CocoData, recipe: dict, schedule: dict, preprocess: dict, settin
         amp_possible()
     for split in (data.train, data.val):
         sample_images(split)
-    if recipe["mask"]:
-        for split in (data.train, data.val):
-            masks_present(split)
+        masks(split, needed=recipe["mask"])
     doubts = [*preprocessing(recipe, preprocess), *solver(recipe, schedule, processes),
               *(line for split in (data.train, data.val) for line in shapes(split)), *disk(schedule, recipe, out_dir)]
     if quiet:
@@ -60,7 +58,7 @@ def sample_images(split: Split) -> None:
     images = split.content["images"]
     for image in random.Random(0).sample(images, min(SAMPLE, len(images))):
         path = split.images / image["file_name"]
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)  # turned as its EXIF data says, as in both frameworks
         if picture is None:
             raise InputError(f"image cannot be read: {path}; replace it or remove it from {split.json}")
         if picture.shape[:2] != (image["height"], image["width"]):
@@ -68,12 +66,24 @@ def sample_images(split: Split) -> None:
                              f"{image['width']}x{image['height']}: images and annotations do not belong together")
 
 
-def masks_present(split: Split) -> None:
-    """Instance segmentation needs a segmentation in every annotation."""
-    without = [a["id"] for a in split.content["annotations"] if not a.get("segmentation") and not a.get("iscrowd")]
-    if without:
+def masks(split: Split, needed: bool) -> None:
+    """Segmentations are polygons or run-length codes; where masks are `needed`, every object has one."""
+    annotations = split.content["annotations"]
+    without = [a["id"] for a in annotations if not a.get("segmentation") and not a.get("iscrowd")]
+    if needed and without:
         raise InputError(f"{len(without)} annotations of {split.json} have no segmentation (first: id {without[0]}): "
                          "use --task det, or add the polygons")
+    odd = [a["id"] for a in annotations if not _readable(a.get("segmentation") or [])]
+    if odd:
+        raise InputError(f"{len(odd)} segmentations of {split.json} are neither polygons (lists of coordinates) nor "
+                         f"run-length codes (first: id {odd[0]}): repair them")
+
+
+def _readable(segmentation: object) -> bool:
+    if isinstance(segmentation, dict):
+        return {"counts", "size"} <= segmentation.keys()
+    return isinstance(segmentation, list) and all(
+        isinstance(polygon, list) and {int, float}.issuperset(map(type, polygon)) for polygon in segmentation)
 
 
 def shapes(split: Split) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -28,7 +29,13 @@ def framework_module(name: str) -> ModuleType:
     """The module that drives a framework. Raises InputError with the installing command where it is missing."""
     if importlib.util.find_spec(name) is None:
         raise InputError(f"{name} is not installed: {INSTALL[name]}")
-    return importlib.import_module(f"benchmarks.coco_{name}")
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # mmengine's import of it, no news for a run
+    try:
+        return importlib.import_module(f"benchmarks.coco_{name}")
+    except ModuleNotFoundError as error:  # a source tree on the path without what its own installation brings
+        if error.name is None or error.name.split(".")[0] in ("benchmarks", "convert", "pretrain"):
+            raise
+        raise InputError(f"{name} is installed without '{error.name}', which it imports: {INSTALL[name]}") from None
 
 
 def choose_recipe(framework: str, task: str, arch: str, neck: str | None, schedule: str) -> Path:

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.coco_recipes import framework_module  # noqa: E402
+from convert.flat import flatten  # noqa: E402
+from convert.safe_files import read_file  # noqa: E402
 from pretrain.errors import InputError, run_command  # noqa: E402
 
 DATA_KEY = "DATA.PATH_TO_DATA_DIR"
@@ -45,6 +47,8 @@ def _one_of_many(args) -> None:
 
 def prepare(args):
     """The resolved config: overrides, data set, converted backbone."""
+    from detectron2.data import MetadataCatalog
+
     from benchmarks import coco_data, coco_detectron2, coco_preflight, coco_weights
     from benchmarks.coco_options import DEFAULTS
     from pretrain.config import load_config
@@ -60,15 +64,19 @@ def prepare(args):
         coco_detectron2.set_data(cfg, coco_data.find(load_config(DEFAULTS, None, [DATA_KEY, folder])))
     else:
         sets_present(cfg, evaluated_only=args.eval_only)
+    classes = list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes)
     coco_detectron2.on_this_device(cfg, args.num_machines * args.num_gpus)
     if cfg.SOLVER.AMP.ENABLED:
         coco_preflight.amp_possible()
     recipe = coco_detectron2.recipe_of(cfg)
     out_dir, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
-    if not weights and not (args.resume and (out_dir / "last_checkpoint").is_file()):
+    last = out_dir / "last_checkpoint"
+    if args.resume and last.is_file():
+        check_classes(out_dir / last.read_text().strip(), classes)
+    elif not weights:
         raise InputError("MODEL.WEIGHTS is empty: name a checkpoint, or MODEL.WEIGHTS random if that is meant")
     if weights and "://" not in weights and is_detectron2(weights):
-        check_classes(weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        check_classes(weights, classes)
     elif weights and "://" not in weights:
         if args.eval_only:
             raise InputError(f"--eval-only needs a trained detector, and {weights} is a backbone")
@@ -93,30 +101,24 @@ def sets_present(cfg, evaluated_only: bool) -> None:
                              f"that holds it, or add {DATA_KEY} PATH (annotations/, train2017/, val2017/)")
 
 
-def is_detectron2(path: str) -> bool:
+def is_detectron2(weights: str) -> bool:
     """Whether a file has detectron2's names: tensors under `backbone.bottom_up.`, `backbone.net.` or `roi_heads.`."""
-    if path in ("random", "SUPERVISED"):
+    if weights in ("random", "SUPERVISED"):
         return False
-    from convert.flat import flatten
-    from convert.safe_files import read_file
-
-    if path.endswith(".pkl"):
-        return True
-    content, _ = read_file(path)
-    keys = flatten(content, path).tensors
+    keys = flatten(read_file(weights)[0], weights).tensors
     return any(part in key for key in keys for part in ("backbone.bottom_up.", "backbone.net.", "roi_heads."))
 
 
-def check_classes(path: str, classes: int) -> None:
-    """A trained head of other classes than the data's would be dropped with no more than a warning."""
-    from convert.flat import flatten
-    from convert.safe_files import read_file
-
-    tensors = {} if path.endswith(".pkl") else flatten(read_file(path)[0], path).tensors
-    for key, value in tensors.items():
-        if key.endswith("roi_heads.box_predictor.cls_score.weight") and len(value) != classes + 1:
-            raise InputError(f"the head in {path} knows {len(value) - 1} categories, the data has {classes}: evaluate "
-                             "on the data it was trained on, or start from a backbone")
+def check_classes(file: Path | str, classes: list[str]) -> None:
+    """A trained head of other classes than the data's would be dropped, or read as theirs, without an error."""
+    content = read_file(file)[0]
+    known = content.get("classes", {}).get("names")  # in files of ours; detectron2's own say only how many
+    heads = [len(value) - 1 for key, value in flatten(content, str(file)).tensors.items()
+             if key.endswith("roi_heads.box_predictor.cls_score.weight")]
+    if heads and (heads[0] != len(classes) or known not in (None, classes)):
+        absent = f" (absent from the data: {', '.join(sorted({*known} - {*classes})[:5]) or 'none'})" if known else ""
+        raise InputError(f"the head in {file} knows {heads[0]} categories, the data has {len(classes)} or another "
+                         f"order{absent}: go on with the data it was trained on, or start from a backbone")
 
 
 def train(args, cfg) -> None:

@@ -9,8 +9,11 @@ import numpy as np
 CLASSES = ("square", "disc", "triangle")
 
 
-def write_set(root: Path, counts=(12, 6), size=(96, 80), seed=0, classes=CLASSES) -> Path:
-    """`annotations/`, `train2017/`, `val2017/` with 1 to 3 bright shapes on noise an image; returns `root`."""
+def write_set(root: Path, counts=(12, 6), size=(96, 80), seed=0, classes=CLASSES, run_length=False) -> Path:
+    """`annotations/`, `train2017/`, `val2017/` with 1 to 3 bright shapes on noise an image; returns `root`.
+
+    Masks are polygons, or run-length codes.
+    """
     rng = np.random.default_rng(seed)
     (root / "annotations").mkdir(parents=True)
     for name, count in zip(("train2017", "val2017"), counts, strict=True):
@@ -31,7 +34,8 @@ def write_set(root: Path, counts=(12, 6), size=(96, 80), seed=0, classes=CLASSES
                 annotations.append({"id": len(annotations) + 1, "image_id": number + 1, "category_id": 10 * (kind + 1),
                                     "iscrowd": 0, "bbox": [*low.tolist(), *(high - low).tolist()],
                                     "area": float(cv2.contourArea(polygon.astype(np.float32))),
-                                    "segmentation": [polygon.ravel().tolist()]})
+                                    "segmentation": _coded(polygon, width, height) if run_length
+                                    else [polygon.ravel().tolist()]})
             file = f"{number + 1:012d}.jpg"
             cv2.imwrite(str(root / name / file), picture)
             images.append({"id": number + 1, "file_name": file, "width": width, "height": height})
@@ -39,6 +43,12 @@ def write_set(root: Path, counts=(12, 6), size=(96, 80), seed=0, classes=CLASSES
         (root / "annotations" / f"instances_{name}.json").write_text(
             json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return root
+
+
+def _coded(polygon: np.ndarray, width: int, height: int) -> dict:
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [polygon.astype(np.int32)], 1)
+    return _runs(mask)
 
 
 def outline(kind: int, x: int, y: int, side: int) -> np.ndarray:
@@ -64,20 +74,21 @@ def some_truth(images=24, classes=3, seed=0) -> dict:
             x, y = (float(v) for v in rng.integers(0, 90, 2))
             crowd = int(j == 4)
             polygon = [x, y, x + side, y, x + side, y + side, x, y + side]
-            mask = {"size": [200, 240], "counts": _rle(x, y, side)} if crowd else [polygon]
+            area = np.zeros((200, 240), np.uint8)
+            area[int(y):int(y + side), int(x):int(x + side)] = 1
+            mask = _runs(area) if crowd else [polygon]
             truth["annotations"].append({"id": len(truth["annotations"]) + 1, "image_id": image["id"],
                                          "category_id": 7 * int(rng.integers(classes)) + 2, "iscrowd": crowd,
                                          "bbox": [x, y, side, side], "area": side * side, "segmentation": mask})
     return truth
 
 
-def _rle(x: float, y: float, side: float) -> list[int]:
-    mask = np.zeros((200, 240), np.uint8)
-    mask[int(y):int(y + side), int(x):int(x + side)] = 1
+def _runs(mask: np.ndarray) -> dict:
+    """COCO's uncompressed run-length code of a mask [H, W]."""
     flat = mask.ravel(order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
-    return runs if flat[0] == 0 else [0, *runs]
+    return {"size": list(mask.shape), "counts": runs if flat[0] == 0 else [0, *runs]}
 
 
 def near_detections(truth: dict, seed=1, scores=8) -> list[dict]:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import coco_preflight
 from benchmarks.coco_proof import prove
@@ -61,6 +62,17 @@ def test_degenerate_shapes_are_counted():
     assert [line.split(" has ")[1].split(":")[0] for line in lines[:3]] == [
         "1 boxes smaller than a pixel", "1 boxes outside their image", "1 polygons of fewer than 3 points"]
     assert len(lines) == 4 and "(b)" in lines[3]
+
+
+def test_sizes_are_those_of_the_image_as_its_exif_data_turns_it(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turned by 90 degrees, as both frameworks read it
+    Image.new("RGB", (60, 40)).save(tmp_path / "turned.jpg", exif=exif)
+    entry = {"file_name": "turned.jpg", "width": 40, "height": 60}
+    coco_preflight.sample_images(SimpleNamespace(json="x.json", images=tmp_path, content={"images": [entry]}))
+    entry.update(width=60, height=40)
+    with pytest.raises(InputError, match="turned.jpg is 40x60 pixels, but x.json says 60x40"):
+        coco_preflight.sample_images(SimpleNamespace(json="x.json", images=tmp_path, content={"images": [entry]}))
 
 
 def test_a_proxy_part_keeps_every_categorys_share():

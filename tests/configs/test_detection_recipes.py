@@ -21,6 +21,7 @@ LEFTOVERS = {
     "resizing": "PIL's bilinear filter in detectron2, OpenCV's in mmdet",
     "mask targets": "polygons are rasterised at 28 px in detectron2; mmdet resamples the full-size bitmap by roi_align",
     "head initialisation": "fc layers Caffe2-Xavier (fan-in) against Xavier uniform; the mask heads start alike",
+    "rpn loss": "divided by 256 an image in detectron2, by the anchors sampled in mmdet, fewer only on tiny images",
     "unused last convolution": "mmdet's own MobileNetV2 always runs conv2; the timm network stops at the last stage",
     "sampling": "each framework draws its own random anchors, rois and image order",
 }

@@ -79,6 +79,24 @@ def test_detectron2_script_trains_resumes_and_evaluates(name, arch, tensors, run
 
 
 @DETECTRON2
+def test_detectron2_script_keeps_to_the_categories_it_was_trained_on(run, files, tmp_path):
+    """From a converted `.pkl`, on run-length coded masks, which detectron2's default mask format refuses."""
+    from convert.convert_ckpt import main as convert
+
+    assert convert([str(files / "r18.pth"), "--to", "detectron2", "--no-verify", "-o", str(tmp_path / "r18.pkl")]) == 0
+    start = ["tools/train_net.py", "--config-file", tiny_detectron2("mask_rcnn_r18_fpn_1x", tmp_path, iterations=3)]
+    coded, out = write_set(tmp_path / "coded", run_length=True), tmp_path / "out"
+    options = ["MODEL.WEIGHTS", tmp_path / "r18.pkl", "OUTPUT_DIR", out]
+    assert "120 tensors equal" in run(*start, *options, "DATA.PATH_TO_DATA_DIR", coded).stdout
+    for classes in (("square", "disc", "triangle", "cat"), ("square", "disc", "cat")):
+        other = write_set(tmp_path / str(len(classes)), classes=classes)
+        for more in (["--resume", *options], ["--eval-only", *options, "MODEL.WEIGHTS", out / "model_final.pth"]):
+            done = run(*start, *more, "DATA.PATH_TO_DATA_DIR", other, expect=2)
+            assert f"knows 3 categories, the data has {len(classes)}" in done.stderr.splitlines()[-1]
+    assert "(absent from the data: triangle)" in done.stderr
+
+
+@DETECTRON2
 def test_detectron2_script_says_faults_in_one_line(run, files, tmp_path):
     config, out = tiny_detectron2("mask_rcnn_r18_c4_1x", tmp_path, iterations=3), tmp_path / "out"
     data = ["DATA.PATH_TO_DATA_DIR", files / "set", "OUTPUT_DIR", out]
