@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         with coco_launch.main_first():
             if source is None:
                 source, family = coco_weights.find_source(args.weights, setup.arch, settings.SEED, out_dir)
-            coco_preflight.check(data, setup.recipe, schedule, source.preprocess, settings, out_dir, setup.processes,
+            coco_preflight.check(data, setup.recipe, schedule, source.preprocess, out_dir, setup.processes,
                                  quiet=not distributed.is_main() or (prepare_only and not args.check))
             if args.check:
                 return 0
@@ -93,6 +93,8 @@ def configure(argv: list[str] | None = None, find_data: Callable = coco_data.fin
     settings, framework_options = _split_overrides(args.overrides)
     framework = framework_module(args.framework)
     processes = coco_launch.processes(args.launcher, args.num_gpus)
+    if settings.TRAIN.AMP:
+        coco_preflight.amp_possible()
     data = find_data(settings)
     known = args.weights in (coco_weights.RANDOM, coco_weights.SUPERVISED)
     if known and not args.arch:

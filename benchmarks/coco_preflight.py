@@ -23,15 +23,16 @@ BYTES_PER_CHECKPOINT = 600e6  # a Mask R-CNN R50-FPN with its momentum is about 
 KEPT = 3  # checkpoints on the disk at once, at most
 
 
-def check(data: CocoData, recipe: dict, schedule: dict, preprocess: dict, settings, out_dir: Path, processes: int, *,
+def check(data: CocoData, recipe: dict, schedule: dict, preprocess: dict | None, out_dir: Path, processes: int, *,
           quiet: bool = False) -> list[str]:
-    """Run every check, print what was seen and doubted unless `quiet`; returns the doubts. Faults raise InputError."""
-    if settings.TRAIN.AMP:
-        amp_possible()
+    """Run every check, print what was seen and doubted unless `quiet`; returns the doubts. Faults raise InputError.
+
+    preprocess: the checkpoint's; None where it is not known.
+    """
     for split in (data.train, data.val):
         sample_images(split)
         masks(split, needed=recipe["mask"])
-    doubts = [*preprocessing(recipe, preprocess), *solver(recipe, schedule, processes),
+    doubts = [*(preprocessing(recipe, preprocess) if preprocess else ()), *solver(recipe, schedule, processes),
               *(line for split in (data.train, data.val) for line in shapes(split)), *disk(schedule, recipe, out_dir)]
     if quiet:
         return doubts
@@ -143,7 +144,7 @@ def solver(recipe: dict, schedule: dict, processes: int) -> Iterator[str]:
 
 def disk(schedule: dict, recipe: dict, out_dir: Path) -> Iterator[str]:
     """Room for the checkpoints that are kept."""
-    free = shutil.disk_usage(out_dir).free
+    free = shutil.disk_usage(next(folder for folder in (out_dir, *out_dir.absolute().parents) if folder.exists())).free
     if free < KEPT * BYTES_PER_CHECKPOINT:
         yield (f"{free / 1e9:.1f} GB are free at {out_dir}, checkpoints may take "
                f"{KEPT * BYTES_PER_CHECKPOINT / 1e9:.1f}: free some or choose another OUTPUT_DIR")

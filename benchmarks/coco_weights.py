@@ -52,8 +52,8 @@ def find_source(weights: str, arch: str | None, seed: int, out_dir: Path) -> tup
         return read_checkpoint(file), weights.lower()
     source = read_checkpoint(weights)
     if arch and canonical_arch(arch) != source.arch:
-        raise InputError(f"{weights} holds a {source.arch}, but --arch asks for {canonical_arch(arch)}: "
-                         "leave --arch out or name the checkpoint's")
+        raise InputError(f"{weights} holds a {source.arch}, but --arch or the recipe asks for {canonical_arch(arch)}: "
+                         "choose the checkpoint or the recipe of the same architecture")
     return source, source.family
 
 

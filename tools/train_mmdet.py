@@ -50,9 +50,12 @@ def main(argv: list[str] | None = None) -> int:
         data = coco_data.find(load_config(DEFAULTS, None, ["DATA.PATH_TO_DATA_DIR", args.data]))
         coco_mmdet.set_data(cfg, data, work_dir)
     if args.weights:
-        arch = coco_mmdet.recipe_of(cfg)["arch"]
+        recipe = coco_mmdet.recipe_of(cfg)
         with coco_launch.main_first():
-            source, family = coco_weights.find_source(args.weights, arch, args.seed, work_dir)
+            source, family = coco_weights.find_source(args.weights, recipe["arch"], args.seed, work_dir)
+            if args.data:
+                coco_preflight.check(data, recipe, recipe, source.preprocess, work_dir, processes,
+                                     quiet=not distributed.is_main())
             weights = coco_weights.prepare(args.weights, source, family, "mmdet", None, work_dir)
         coco_mmdet.set_backbone(cfg, weights.file)
     elif not args.resume and not cfg.load_from and not cfg.model.backbone.get("init_cfg"):

@@ -42,11 +42,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _one_of_many(args) -> None:
-    run_command(lambda: train(args, prepare(args)))
+    run_command(lambda: train(args, prepare(args, quiet=True)))
 
 
-def prepare(args):
-    """The resolved config: overrides, data set, converted backbone."""
+def prepare(args, quiet: bool = False):
+    """The resolved config: overrides, data set, converted backbone, all of it checked."""
     from detectron2.data import MetadataCatalog
 
     from benchmarks import coco_data, coco_detectron2, coco_preflight, coco_weights
@@ -54,18 +54,19 @@ def prepare(args):
     from pretrain.config import load_config
 
     options = list(args.opts)
-    folder = ""
+    folder, source, processes = "", None, args.num_machines * args.num_gpus
     if DATA_KEY in options[::2]:
         at = 2 * options[::2].index(DATA_KEY)
         folder = options[at + 1]
         del options[at:at + 2]
     cfg = coco_detectron2.load_config(args.config_file, options)
     if folder:
-        coco_detectron2.set_data(cfg, coco_data.find(load_config(DEFAULTS, None, [DATA_KEY, folder])))
+        data = coco_data.find(load_config(DEFAULTS, None, [DATA_KEY, folder]))
+        coco_detectron2.set_data(cfg, data)
     else:
         sets_present(cfg, evaluated_only=args.eval_only)
     classes = list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes)
-    coco_detectron2.on_this_device(cfg, args.num_machines * args.num_gpus)
+    coco_detectron2.on_this_device(cfg, processes)
     if cfg.SOLVER.AMP.ENABLED:
         coco_preflight.amp_possible()
     recipe = coco_detectron2.recipe_of(cfg)
@@ -81,6 +82,10 @@ def prepare(args):
         if args.eval_only:
             raise InputError(f"--eval-only needs a trained detector, and {weights} is a backbone")
         source, family = coco_weights.find_source(weights, recipe["arch"], max(cfg.SEED, 0), out_dir)
+    if folder and not args.eval_only:
+        coco_preflight.check(data, recipe, recipe, source.preprocess if source else None, out_dir, processes,
+                             quiet=quiet)
+    if source:
         ready = coco_weights.prepare(weights, source, family, "detectron2", recipe["model"], out_dir)
         cfg.MODEL.WEIGHTS = str(ready.file)
     cfg.freeze()

@@ -27,6 +27,7 @@ def test_mmdet_script_trains_and_evaluates(run, files, tmp_path):
     done = run("tools/train_mmdet.py", config, "--weights", files / "r18.pth", "--data", files / "set", "--work-dir",
                tmp_path / "out", "--cfg-options", "optim_wrapper.optimizer.lr=0.001")
     assert "120 tensors equal to" in done.stdout + done.stderr and "box: AP " in done.stdout
+    assert "schedule: 4 iterations of 2 images (0.7 epochs), learning rate 0.001 " in done.stdout  # the preflight ran
     assert (tmp_path / "out" / "iter_4.pth").is_file()
     made = next((tmp_path / "out" / "weights").glob("resnet18_*_mmdet.pth"))
     assert torch.equal(torch.load(made)["state_dict"]["conv1.weight"], torch.load(files / "r18.pth")["conv1.weight"])
@@ -68,6 +69,7 @@ def test_detectron2_script_trains_resumes_and_evaluates(name, arch, tensors, run
     options = ["DATA.PATH_TO_DATA_DIR", files / "set", "OUTPUT_DIR", out]
     done = run(*command, "MODEL.WEIGHTS", weights, "SOLVER.MAX_ITER", 2, *options)
     assert f"backbone proved: {tensors} tensors equal to" in done.stdout and "bbox: AP " in done.stdout
+    assert "schedule: 2 iterations of 2 images (0.3 epochs)" in done.stdout  # the preflight ran
     assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 1
     done = run(*command, "--resume", "MODEL.WEIGHTS", weights, "SOLVER.MAX_ITER", 4, *options)
     assert "Starting training from iteration 2" in done.stdout and "backbone proved" not in done.stdout
