@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     args, settings, framework, schedule = setup.args, setup.settings, setup.framework, setup.schedule
     prepare_only = setup.processes > 1 and args.launcher == "none"  # this process checks, its children train
     source, family, data = setup.source, setup.family, setup.data
+    coco_preflight.amp_possible(settings.TRAIN.AMP)
     with open_run(setup.identity, FREE) as out_dir, StopSignal(immediate=True) as stop:
         with coco_launch.main_first():
             if source is None:
@@ -93,8 +94,6 @@ def configure(argv: list[str] | None = None, find_data: Callable = coco_data.fin
     settings, framework_options = _split_overrides(args.overrides)
     framework = framework_module(args.framework)
     processes = coco_launch.processes(args.launcher, args.num_gpus)
-    if settings.TRAIN.AMP:
-        coco_preflight.amp_possible()
     data = find_data(settings)
     known = args.weights in (coco_weights.RANDOM, coco_weights.SUPERVISED)
     if known and not args.arch:

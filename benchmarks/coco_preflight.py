@@ -31,7 +31,9 @@ def check(data: CocoData, recipe: dict, schedule: dict, preprocess: dict | None,
     """
     for split in (data.train, data.val):
         sample_images(split)
-        masks(split, needed=recipe["mask"])
+    if recipe["mask"]:
+        for split in (data.train, data.val):
+            masks_present(split)
     doubts = [*(preprocessing(recipe, preprocess) if preprocess else ()), *solver(recipe, schedule, processes),
               *(line for split in (data.train, data.val) for line in shapes(split)), *disk(schedule, recipe, out_dir)]
     if quiet:
@@ -47,9 +49,9 @@ def check(data: CocoData, recipe: dict, schedule: dict, preprocess: dict | None,
     return doubts
 
 
-def amp_possible() -> None:
-    """Mixed precision needs a GPU in both frameworks. Raises InputError where there is none."""
-    if not torch.cuda.is_available():
+def amp_possible(wanted: bool) -> None:
+    """Mixed precision needs a GPU in both frameworks. Raises InputError where it is wanted and there is none."""
+    if wanted and not torch.cuda.is_available():
         raise InputError("mixed precision (--amp, TRAIN.AMP, SOLVER.AMP.ENABLED) needs a GPU, and this machine has "
                          "none: leave it out")
 
@@ -67,24 +69,12 @@ def sample_images(split: Split) -> None:
                              f"{image['width']}x{image['height']}: images and annotations do not belong together")
 
 
-def masks(split: Split, needed: bool) -> None:
-    """Segmentations are polygons or run-length codes; where masks are `needed`, every object has one."""
-    annotations = split.content["annotations"]
-    without = [a["id"] for a in annotations if not a.get("segmentation") and not a.get("iscrowd")]
-    if needed and without:
+def masks_present(split: Split) -> None:
+    """Instance segmentation needs a segmentation in every annotation."""
+    without = [a["id"] for a in split.content["annotations"] if not a.get("segmentation") and not a.get("iscrowd")]
+    if without:
         raise InputError(f"{len(without)} annotations of {split.json} have no segmentation (first: id {without[0]}): "
                          "use --task det, or add the polygons")
-    odd = [a["id"] for a in annotations if not _readable(a.get("segmentation") or [])]
-    if odd:
-        raise InputError(f"{len(odd)} segmentations of {split.json} are neither polygons (lists of coordinates) nor "
-                         f"run-length codes (first: id {odd[0]}): repair them")
-
-
-def _readable(segmentation: object) -> bool:
-    if isinstance(segmentation, dict):
-        return {"counts", "size"} <= segmentation.keys()
-    return isinstance(segmentation, list) and all(
-        isinstance(polygon, list) and {int, float}.issuperset(map(type, polygon)) for polygon in segmentation)
 
 
 def shapes(split: Split) -> Iterator[str]:

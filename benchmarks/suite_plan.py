@@ -91,6 +91,7 @@ def _detection(part: Part, here: bool, data: dict) -> Step:
     setup = coco.configure(list(part.words[1:]), find_data)
     if here:
         preprocess = setup.source.preprocess if setup.source else IMAGENET
+        coco_preflight.amp_possible(setup.settings.TRAIN.AMP)
         coco_preflight.check(setup.data, setup.recipe, setup.schedule, preprocess, Path(), setup.processes, quiet=True)
     check_same_run(part.folder, setup.identity, coco.FREE)
     done = is_done(part.folder, setup.source.sha256 if setup.source else "", setup.data.fingerprint(),

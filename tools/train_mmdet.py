@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     work_dir = Path(args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}")
     work_dir.mkdir(parents=True, exist_ok=True)
     cfg.work_dir, cfg.resume = str(work_dir), args.resume
+    coco_preflight.amp_possible(args.amp)
     if args.amp:
-        coco_preflight.amp_possible()
         cfg.optim_wrapper.type = "AmpOptimWrapper"
     if args.data:
         data = coco_data.find(load_config(DEFAULTS, None, ["DATA.PATH_TO_DATA_DIR", args.data]))

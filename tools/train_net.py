@@ -67,8 +67,7 @@ def prepare(args, quiet: bool = False):
         sets_present(cfg, evaluated_only=args.eval_only)
     classes = list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes)
     coco_detectron2.on_this_device(cfg, processes)
-    if cfg.SOLVER.AMP.ENABLED:
-        coco_preflight.amp_possible()
+    coco_preflight.amp_possible(cfg.SOLVER.AMP.ENABLED)
     recipe = coco_detectron2.recipe_of(cfg)
     out_dir, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
     last = out_dir / "last_checkpoint"

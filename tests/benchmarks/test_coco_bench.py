@@ -209,10 +209,6 @@ FAULTS = {
     "different categories": lambda content: content["categories"].append({"id": 99, "name": "cat"}),
     "same name": lambda content: content["categories"].append({"id": 99, "name": "disc"}),
     "which it does not list": lambda content: content["annotations"][0].update(category_id=5),
-    "as 'id' in annotations.0.": lambda content: content["annotations"][0].update(id=[1]),
-    "has no 'area'": lambda content: content["annotations"][0].pop("area") and None,
-    "x, y, width, height are due": lambda content: content["annotations"][0].update(bbox=[1, 2, None, 4]),
-    "neither polygons": lambda content: content["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6]),
     "have no segmentation": lambda content: content["annotations"][0].pop("segmentation") and None,
 }
 
