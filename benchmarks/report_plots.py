@@ -158,10 +158,10 @@ def _examples(entries: Sequence[Entry], runs: Sequence[Path]) -> Iterator[Pictur
     for run in runs:
         yield from _embedded(run, "views.png", f"Views of pre-training, a row per image ({run.name})")
     for entry in entries:
-        names = entry.result.get("pictures")
+        names, what = entry.result.get("pictures"), ", truth left, detections right" * (entry.benchmark == "coco")
         for name in names if isinstance(names, list) else []:
             yield from _embedded(entry.path.parent, str(name),
-                                 f"{entry.label} {entry.framework}: {Path(str(name)).stem}")
+                                 f"{entry.label} {entry.framework}: {Path(str(name)).stem}{what}")
 
 
 def _embedded(folder: Path, name: str, caption: str) -> Iterator[Picture]:
