@@ -150,6 +150,12 @@ def expected_shapes(arch: str, **options) -> dict[str, tuple[int, ...]]:
     return _shapes(canonical_arch(arch), json.dumps(options, sort_keys=True))
 
 
+@functools.cache
+def classifier_keys(arch: str) -> frozenset[str]:
+    """Names in timm's network with its classifier that it lacks without: what a plain timm file may hold beside."""
+    return frozenset(backbone_shapes(arch, num_classes=1000).keys() - backbone_shapes(arch).keys())
+
+
 def check_complete(state: dict[str, Tensor], arch: str, options: dict, source: str) -> None:
     """Raise InputError listing every missing, extra and mis-shaped tensor, and every one that is not finite."""
     compare_shapes({key: tuple(value.shape) for key, value in state.items()}, expected_shapes(arch, **options),

@@ -147,7 +147,7 @@ FAMILIES = (
 # What trainers store beside networks, whatever the family.
 ALWAYS_DROPPED = (
     ("optimizer, schedule, random and trainer state",
-     r"((lr_)?schedulers?|optimizers?|optimizer_states|lr_schedulers|(\w+_)?scaler|amp|amp_state|rng\w*|callbacks|loops"
+     r"((lr_)?schedulers?|optimizers?|trainer|optimizer_states|lr_schedulers|(\w+_)?scaler|amp|amp_state|rng\w*|callbacks|loops"
      r"|hparams\w*|hyper_parameters|cuda_rng\w*|torch_rng\w*|random_state\w*|iteration|matching_heuristics)(\..*)?"),
     ("centre of the loss", r"(loss|dino_loss)(\..*)?"),
 )

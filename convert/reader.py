@@ -275,10 +275,13 @@ def _layout(body: dict[str, Tensor], family: Family, asked: str | None, recorded
         raise InputError(f"{source}: the network {why}; its first keys are {shown}; if it is a timm network, "
                          "name it with --arch")
     layout = found[0]
+    drops = [(reason, compiled(pattern).fullmatch) for reason, pattern in layout.drops]
+    if layout is TIMM_LAYOUT:
+        drops = [("classifier or head on the backbone", architectures.classifier_keys(trusted).__contains__)]
     dropped: dict[str, list[str]] = {}
     kept = {}
     for key, value in body.items():
-        reason = next((reason for reason, pattern in layout.drops if compiled(pattern).fullmatch(key)), None)
+        reason = next((reason for reason, fits in drops if fits(key)), None)
         if reason:
             dropped.setdefault(reason, []).append(key)
         else:

@@ -62,22 +62,23 @@ def build_backbone(arch: str, drop_path_rate: float = 0.0, **options) -> nn.Modu
     return model
 
 
-def backbone_shapes(arch: str, **options) -> dict[str, tuple[int, ...]]:
+def backbone_shapes(arch: str, num_classes: int = 0, **options) -> dict[str, tuple[int, ...]]:
     """Every name and shape of a backbone's state dict, in its order; nothing is allocated or computed.
 
-    Raises InputError for an unknown name.
+    `num_classes` above 0: of the network with its classifier. Raises InputError for an unknown name.
     """
     with torch.device("meta"):
-        state = _create(canonical_arch(arch), **options).state_dict()
+        state = _create(canonical_arch(arch), num_classes, **options).state_dict()
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def _create(arch: str, **options) -> nn.Module:
-    """timm's network without classifier, with the options that its module gets here."""
+def _create(arch: str, num_classes: int = 0, **options) -> nn.Module:
+    """timm's network, with the options that its module gets here."""
     module = model_entrypoint(arch).__module__.rsplit(".", 1)[-1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm announces renamed variants; the name in use is written to every file
-        return timm.create_model(arch, pretrained=False, num_classes=0, **{**_OPTIONS.get(module, {}), **options})
+        return timm.create_model(arch, pretrained=False, num_classes=num_classes,
+                                 **{**_OPTIONS.get(module, {}), **options})
 
 
 def _init_mobilenet_v2(model: nn.Module) -> None:

@@ -168,7 +168,8 @@ def torchvision_training(own: Own) -> dict:
 
 
 def timm_training(own: Own) -> dict:
-    return {"state_dict": own.state, "state_dict_ema": _other(own.state), "arch": own.arch, "version": 2,
+    whole = {**own.state, "classifier.weight": torch.randn(10, 4), "classifier.bias": torch.randn(10)}
+    return {"state_dict": whole, "state_dict_ema": _other(whole), "arch": own.arch, "version": 2,
             "args": argparse.Namespace(model=own.arch), **_rest()}
 
 

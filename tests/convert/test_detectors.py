@@ -117,7 +117,9 @@ def test_stock_detectron2_models_take_file_and_snippet(run_file, arch, config, m
     assert all(torch.equal(loaded[key], value) for key, value in written.items())
     assert cfg.INPUT.FORMAT == "RGB" and cfg.MODEL.BACKBONE.FREEZE_AT == 0
 
-    torch.save({"model": loaded, "optimizer": {}, "iteration": 9}, tmp_path / "model_final.pth")
+    trainer = {"hooks": {"LRScheduler": {"last_epoch": 9}},
+               "_trainer": {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}}}}
+    torch.save({"model": loaded, "trainer": trainer, "iteration": 9}, tmp_path / "model_final.pth")
     with pytest.raises(InputError, match="--from-detector"):
         read_checkpoint(tmp_path / "model_final.pth")
     back = read_checkpoint(tmp_path / "model_final.pth", from_detector=True)

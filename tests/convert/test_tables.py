@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+import timm
 import torch
 
 from convert import layouts, verify
@@ -179,6 +180,18 @@ def test_features_that_are_not_finite_are_a_difference():
     one = {"stage": torch.ones(1, 2)}
     with pytest.raises(InputError, match="other features"):
         verify.require_equal("test", one, {"stage": torch.full((1, 2), float("nan"))})
+
+
+@pytest.mark.parametrize("arch", ["regnety_002", "resnet26", "levit_128s"])
+def test_other_networks_are_read_as_timm_saves_them(arch):
+    """With their classifier, whatever it is called; without --arch the message asks for it."""
+    state = timm.create_model(arch).state_dict()
+    with pytest.raises(InputError, match="--arch"):
+        read_content(state, "plain.pth")
+    checkpoint = read_content(state, "plain.pth", arch=arch)
+    backbone = timm.create_model(arch, num_classes=0)
+    backbone.load_state_dict(checkpoint.state, strict=True)
+    assert set(checkpoint.dropped["classifier or head on the backbone"]) == state.keys() - backbone.state_dict().keys()
 
 
 def test_old_files_without_counters_are_read_and_said_so(tmp_path):

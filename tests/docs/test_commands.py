@@ -141,7 +141,8 @@ def small_file(family: str):
     if family == "detectron2-detector":
         shapes = json.loads((ROOT / "tests/data/golden/detectron2_state_dict/mask_rcnn_R_18_FPN.json").read_text())
         return {"model": {key: random_like(key, shape if ".bottom_up." in key else [min(n, 8) for n in shape])
-                          for key, shape in shapes.items()}, "iteration": 9}
+                          for key, shape in shapes.items()}, "iteration": 9,
+                "trainer": {"_trainer": {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}}}}}
     if family == "detectron2":
         own = CASES["torchvision training resnet18"][2]()
         return own.state

@@ -5,7 +5,9 @@ import importlib.util
 import pytest
 import torch
 
+from convert.reader import read_checkpoint
 from pretrain.backbones import build_backbone
+from pretrain.errors import InputError
 from tests.benchmarks.coco_sets import write_set, write_voc
 from tests.benchmarks.coco_tiny import tiny_detectron2, tiny_mmdet
 
@@ -78,6 +80,16 @@ def test_detectron2_script_trains_resumes_and_evaluates(name, arch, tensors, run
     trained = done.stdout.splitlines()[-1]
     done = run(*command, "--eval-only", "MODEL.WEIGHTS", out / "model_final.pth", *options)
     assert done.stdout.splitlines()[-1] == trained and "AP " in trained  # the same numbers as after the training
+
+    if arch == "vit_tiny":
+        with pytest.raises(InputError, match="is a ViTDet backbone"):
+            read_checkpoint(out / "model_final.pth", from_detector=True)
+        return
+    back = read_checkpoint(out / "model_final.pth", from_detector=True).state
+    start, first = torch.load(weights), next(iter(back))
+    [stem] = [key for key in saved["model"] if key.endswith(("stem.conv1.weight", "model.conv_stem.weight"))]
+    assert back.keys() == start.keys() and torch.equal(back[first], saved["model"][stem])
+    assert not torch.equal(back[first], start[first])  # the trained network, not the one it started from
 
 
 @DETECTRON2
