@@ -51,6 +51,7 @@ def join(launcher: str) -> int:
     """Join the process group that the launcher's environment describes; returns its size (1 for "none")."""
     if launcher == "none":
         return 1
+    distributed.end_with_launcher()
     missing = [name for name in NEEDED[launcher] if name not in os.environ]
     if missing:
         raise InputError(f"--launcher {launcher}, but {missing[0]} is not set: start the command with "

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def timeout() -> timedelta:
     """How long a process waits for the others before it gives up: SSLIGHT_TIMEOUT seconds, 600 by default."""
@@ -17,6 +21,7 @@ def timeout() -> timedelta:
 
 def start() -> torch.device:
     """Join the process group that `torchrun` describes in the environment, if any; return this process's device."""
+    end_with_launcher()
     cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
@@ -26,6 +31,15 @@ def start() -> torch.device:
         # gloo beside nccl: flags of the host travel without touching the device
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout())
     return device
+
+
+def end_with_launcher() -> None:
+    """Have this process told to stop (SIGTERM) when its `torchrun` dies: else it would train on, holding the run.
+
+    Called by every process of a group at its start.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stop() -> None:

@@ -39,7 +39,9 @@ SMALLER = {
     "sslight bench cost": "--seconds 0.01 --batch-size 1 --size 64",
 }
 NOT_RUN = {"make": "runs for minutes; the target must exist", "pip": "needs a network", "sbatch": "needs SLURM",
-           "srun": "needs SLURM", "git": "needs a network", "sslight demo": "is make demo",
+           "srun": "needs SLURM",
+           "sslight bench all .*--launcher slurm": "test_suite_cluster.py submits to a SLURM in miniature",
+           "git": "needs a network", "sslight demo": "is make demo",
            "torchrun --nnodes 2": "needs two machines; test_coco_launch.py starts two processes",
            "torchrun .* bench coco": "test_coco_launch.py starts it with two processes",
            ".*tools/train_": "test_detection_scripts.py runs both scripts with shrunk recipes; files must exist"}

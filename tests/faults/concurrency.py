@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.errors import EXIT_STOPPED
-from tests.faults.processes import start, wait_until
+from tests.faults.processes import begin, wait_until
 from tests.faults.table import Row
 from tests.faults.tiny_runs import knn, pretrain, write_images
 
@@ -24,9 +24,9 @@ def one_directory(images: Path, place: Path) -> Row:
     """The second run is refused by name; the first goes on undisturbed, and stops when it is asked to."""
     row = Row("two runs into one directory: the second refuses and names the first")
     command = pretrain(images, place / "one", **{"SOLVER.TOTAL_EPOCHS": 1000})
-    first = start(*command, log=place / "first.txt")
+    first = begin(*command, log=place / "first.txt")
     wait_until((place / "one" / "metrics.jsonl").exists, process=first)
-    second = start(*command, log=place / "second.txt")
+    second = begin(*command, log=place / "second.txt")
     code, text = second.wait(), (place / "second.txt").read_text()
     named = re.search(rf"error: .* is in use by process {first.pid} on ", text)
     row.attempt(code == 2 and bool(named), f"the second run: exit {code}: {text[-300:]}")
@@ -40,10 +40,10 @@ def one_cache(images: Path, place: Path, times: int) -> Row:
     row = Row("two processes filling one feature cache, and a third that reads it")
     for turn in range(times):
         cache = place / f"cache{turn}"
-        both = [start(*knn(images, place / f"knn{turn}{who}", cache), log=place / f"knn{turn}{who}.txt")
+        both = [begin(*knn(images, place / f"knn{turn}{who}", cache), log=place / f"knn{turn}{who}.txt")
                 for who in "ab"]
         codes = [process.wait() for process in both]
-        codes.append(start(*knn(images, place / f"knn{turn}c", cache), log=place / f"knn{turn}c.txt").wait())
+        codes.append(begin(*knn(images, place / f"knn{turn}c", cache), log=place / f"knn{turn}c.txt").wait())
         if any(codes):
             row.attempt(False, f"exits {codes}")
             continue

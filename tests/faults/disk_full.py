@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pretrain.errors import EXIT_BAD_INPUT
 from tests.faults.kinds import Kind, difference, kinds
-from tests.faults.processes import kill_group, start, wait_until
+from tests.faults.processes import begin, kill_group, wait_until
 from tests.faults.table import Row, Unavailable
 
 TIMES = {"short": {"pretrain": (1, 0)},  # (the run meets the full disk, and is killed on it)
@@ -46,14 +46,15 @@ def filled(kind: Kind, place: Path, disk: Path, met: int, kill: int) -> Iterator
     says = Row(f"{kind.name}: the disk fills up: one clear line, the last checkpoint intact")
     dies = Row(f"{kind.name}: SIGKILL while the disk is full: the last checkpoint intact")
     whole, out, log = place / f"{kind.name}-whole", disk / "out", place / f"{kind.name}.txt"
-    process = start(*kind.command(whole), log=place / f"{kind.name}-whole.txt")
+    process = begin(*kind.command(whole), log=place / f"{kind.name}-whole.txt")
     assert process.wait() == 0, (place / f"{kind.name}-whole.txt").read_text()[-2000:]
     expected = kind.end(whole)
     draw, filler = random.Random(kind.name), disk / "filler"
     for turn in range(met + kill):
         already = log.read_text().count(kind.working) if log.exists() else 0
-        process = start(*kind.command(out), log=log)
-        wait_until(lambda: log.read_text().count(kind.working) > already, process=process)  # noqa: B023
+        process = begin(*kind.command(out), log=log)
+        wait_until(lambda: log.exists() and log.read_text().count(kind.working) > already,  # noqa: B023
+                   process=process)
         time.sleep(draw.uniform(0, 1.0))
         fill(filler)
         if turn < met:
@@ -72,7 +73,7 @@ def filled(kind: Kind, place: Path, disk: Path, met: int, kill: int) -> Iterator
             process.wait()
             filler.unlink()
             dies.attempt(not kind.kept(out), kind.kept(out))
-    code = start(*kind.command(out), log=log).wait()
+    code = begin(*kind.command(out), log=log).wait()
     wrong = f"exit {code}: {log.read_text()[-700:]}" if code else difference(kind.end(out), expected)
     if wrong:
         says.failures.append(f"with room again: {wrong}")

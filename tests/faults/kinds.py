@@ -100,7 +100,7 @@ def trained_end(out: Path) -> dict:
 
 def coco(place: Path, iterations: int) -> Kind:
     """Mask R-CNN in mmdet, saved every second iteration."""
-    data = write_set(place / "coco")
+    data = write_set(place / "coco data")
     config = tiny_mmdet("mask_rcnn_r18_fpn_1x", place, iterations)
 
     def command(out: Path) -> list[object]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pretrain.errors import EXIT_STOPPED, STOP_SIGNALS
 from tests.faults.kinds import Kind, difference, kinds
-from tests.faults.processes import kill_group, start, torchrun, wait_until, workers
+from tests.faults.processes import begin, kill_group, start, torchrun, wait_until, workers
 from tests.faults.table import Row
 from tests.faults.tiny_runs import linear, pretrain, write_images
 
@@ -23,8 +23,9 @@ def rows(size: str, place: Path) -> Iterator[Row]:
     names = ("pretrain", "linear", "semisup", "coco") if size == "long" else ("linear",)
     for kind in kinds(place, names, epochs=8 if size == "long" else 3):
         yield alone(kind, place / kind.name, size == "long")
-    (place / "group").mkdir()
-    yield together(write_images(place / "group" / "images"), place / "group", size == "long")
+    if size == "long":
+        (place / "group").mkdir()
+        yield together(write_images(place / "group" / "images"), place / "group")
 
 
 def alone(kind: Kind, place: Path, all_ways: bool) -> Row:
@@ -32,18 +33,19 @@ def alone(kind: Kind, place: Path, all_ways: bool) -> Row:
     row = Row(f"{kind.name}: a signal to stop, then resumed")
     place.mkdir()
     whole, out, log = place / "whole", place / "out", place / "out.txt"
-    assert start(*kind.command(whole), log=place / "whole.txt").wait() == 0, (place / "whole.txt").read_text()[-2000:]
+    assert begin(*kind.command(whole), log=place / "whole.txt").wait() == 0, (place / "whole.txt").read_text()[-2000:]
     ways = [(number, to_all) for number in STOP_SIGNALS for to_all in (False, True)]
     waits = (None, 0.0, 0.7) if all_ways else (0.3,)  # seconds after work began; None: in start-up
     slowest = 0.0
     for number, to_all in ways if all_ways else ways[1:3]:
         for wait in waits:
             already = log.read_text().count(kind.working) if log.exists() else 0
-            process = start(*kind.command(out), log=log)
+            process = (start if wait is None else begin)(*kind.command(out), log=log)
             if wait is None:
                 time.sleep(1.0)  # in the midst of importing torch
             else:
-                wait_until(lambda: log.read_text().count(kind.working) > already, process=process)  # noqa: B023
+                wait_until(lambda: log.exists() and log.read_text().count(kind.working) > already,  # noqa: B023
+                           process=process)
                 time.sleep(wait)
             if process.poll() is not None:
                 break  # it came to its end before
@@ -55,7 +57,7 @@ def alone(kind: Kind, place: Path, all_ways: bool) -> Row:
             stopped = code == EXIT_STOPPED and text.splitlines()[-1].startswith("stopped: ")
             row.attempt(stopped and slowest < PROMISED and not kind.kept(out),
                         f"{signal.Signals(number).name}, to all {to_all}, after {wait} s: exit {code}: {text[-700:]}")
-    code = start(*kind.command(out), log=log).wait()
+    code = begin(*kind.command(out), log=log).wait()
     wrong = f"exit {code}" if code else difference(kind.end(out), kind.end(whole))
     if wrong:
         row.failures.append(f"resumed to its end: {wrong}")
@@ -63,14 +65,12 @@ def alone(kind: Kind, place: Path, all_ways: bool) -> Row:
     return row
 
 
-def together(images: Path, place: Path, all_ways: bool) -> Row:
+def together(images: Path, place: Path) -> Row:
     """Under torchrun with restarts allowed: the signal to torchrun, or to one worker; all save, none is restarted."""
     row = Row("under torchrun --max-restarts 3: every rank saves, leaves with 75 and is not restarted")
     slowest = 0.0
-    ways = [("agent", signal.SIGTERM), ("worker", signal.SIGUSR1)]
-    ways += [("agent", signal.SIGUSR1), ("worker", signal.SIGTERM)] if all_ways else []
-    for name, command in (("pretrain", pretrain), ("linear", linear)) if all_ways else (("pretrain", pretrain),):
-        for turn, (to, number) in enumerate(ways):
+    for name, command in (("pretrain", pretrain), ("linear", linear)):
+        for turn, (to, number) in enumerate((to, number) for to in ("agent", "worker") for number in STOP_SIGNALS):
             out, log = place / f"{name}{turn}", place / f"{name}{turn}.txt"
             agent = torchrun(*command(images, out, **{"TRAIN.BATCH_SIZE": 8, "SOLVER.TOTAL_EPOCHS": 1000,
                                                       "TRAIN.SAVE_SECONDS": 2}), restarts=3, log=log, options=FORWARDED)

@@ -102,6 +102,15 @@ def torchrun(*arguments: object, processes: int = 2, restarts: int = 0, options:
                  *(options or ["--standalone"]), *arguments, log=log, prefix=prefix, **extra)
 
 
+def kill_torchrun(agent: subprocess.Popen) -> None:
+    """Kill torchrun and its workers, which are process groups of their own, and wait until all are gone."""
+    pids = workers(agent).values()
+    for pid in (agent.pid, *pids):
+        os.kill(pid, signal.SIGKILL)
+    agent.wait()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
 def workers(agent: subprocess.Popen) -> dict[int, int]:
     """Process ids of a torchrun's living workers by rank."""
     found = {}
