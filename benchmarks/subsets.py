@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,8 +106,8 @@ def _stem(name: str) -> str:
 
 def write_list(path: Path, train: Labelled, indices: Sequence[int]) -> None:
     """Write the images' names, `class/file`, one a line. Raises InputError if a run has begun there on other images."""
-    text = "".join(f"{train.source.name(int(i))}\n" for i in indices)
-    if path.exists() and path.read_text() != text:
+    text = b"".join(os.fsencode(f"{train.source.name(int(i))}\n") for i in indices)  # names need not be valid text
+    if path.exists() and path.read_bytes() != text:
         raise InputError(f"{path} holds other names than LABELS.LIST gives now: choose another OUTPUT_DIR, or "
                          "bring the old list back")
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_bytes(text))

@@ -76,18 +76,20 @@ def _read_entry(path: Path, name: str, entry: object, shared: dict, frameworks: 
     where = f"{path}: evaluation '{name}'"
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise InputError(f"{where} names a folder: use small letters, digits and _")
-    if not isinstance(entry, dict) or entry.get("benchmark") not in DEFAULTS:
+    if not isinstance(entry, dict) or entry.get("benchmark") not in list(DEFAULTS):
         raise InputError(f"{where} needs 'benchmark: ' and one of {', '.join(DEFAULTS)}")
     _check_fields(where, entry, FIELDS)
     configs = entry.get("config") or {}
     configs = {"*": configs} if isinstance(configs, str) else configs
+    if not all(isinstance(word, str) for pair in configs.items() for word in pair):
+        raise InputError(f"{where}: 'config' names a file, or a file for each pattern of architectures")
     configs = {pattern: (path.parent / file).resolve() for pattern, file in configs.items()}
     for file in configs.values():
         if not file.is_file():
             raise InputError(f"{where}: config file not found: {file}")
     chosen = (frameworks or entry.get("frameworks") or FRAMEWORKS) if entry["benchmark"] == "coco" else [""]
     for framework in chosen:
-        if framework and framework not in FRAMEWORKS:
+        if framework and framework not in list(FRAMEWORKS):
             raise InputError(f"{where}: unknown framework '{framework}'{nearest(framework, FRAMEWORKS)}: use "
                              f"{', '.join(FRAMEWORKS)}")
     known, options = keys_of(entry["benchmark"]), tuple(map(str, entry.get("options") or ()))

@@ -70,7 +70,7 @@ def run(request: Request) -> dict:
                 verified = _verify(path, checkpoint, outgoing, request)
                 digest = sealed.result()
         path.with_name(beside.name).write_text(
-            snippet(request.out, checkpoint, request.to, request.model, request.prefix))
+            snippet(request.out, checkpoint, request.to, request.model, request.prefix), encoding="utf-8")
         done = _report(request, checkpoint, outgoing, verified)
         done["target"] |= {"sha256": digest, "bytes": path.stat().st_size, "snippet": str(beside)}
         done |= {**facts, "seconds": round(time.monotonic() - started, 3)}

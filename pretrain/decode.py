@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zlib
 
 import numpy as np
 from PIL import Image as PILImage
@@ -31,6 +32,8 @@ def decode_reference(data: bytes) -> PILImage.Image:
             jpeg = image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg")
             if jpeg and _scans(data) > MAX_SCANS:
                 raise CorruptImage(f"a JPEG of more than {MAX_SCANS} scans")
+            if image.format == "PNG" and not _png_intact(data):
+                raise CorruptImage("the checksum of its pixels is wrong")
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
@@ -49,6 +52,17 @@ def _to_rgb(image: PILImage.Image) -> PILImage.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _png_intact(data: bytes) -> bool:
+    """Whether the checksums of a PNG's pixels are right, which PIL doesn't compare."""
+    at = 8  # behind the signature
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at:at + 4])
+        if data[at + 4:at + 8] == b"IDAT" and zlib.crc32(data[at + 4:end]) != int.from_bytes(data[end:end + 4]):
+            return False
+        at = end + 4
+    return True
 
 
 def _scans(data: bytes) -> int:

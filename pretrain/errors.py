@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
 import multiprocessing
 import os
 import signal
@@ -102,6 +103,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, stop_at_once)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main() or EXIT_DONE
     except InputError as error:

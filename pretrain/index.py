@@ -36,6 +36,11 @@ def inside(name: str, where: Path | str) -> str:
     return "/".join(parts)
 
 
+def _is_line(name: str) -> bool:
+    """Whether a name can be written down: neither with line breaks nor of bytes that are no UTF-8."""
+    return len(name.splitlines()) == 1 and not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def shared(array: np.ndarray) -> torch.Tensor:
     """The array as a tensor in shared memory: sending it to another process sends a handle."""
     return torch.from_numpy(array).share_memory_()
@@ -78,6 +83,9 @@ class Source:
 
     def __init__(self, where: str, names: Names, labelled: bool, classes: Iterable[str] = ()):
         self.where, self.names, self.labelled, self._classes = where, names, labelled, list(classes)
+        odd = [name for name in self._classes if labelled and not _is_line(name)]
+        if odd:  # it will stand in results, lists and plots; an image may be called anything
+            raise InputError(f"{where} has a class called {odd[0]!r}, which is not a line of UTF-8 text: rename it")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -16,7 +16,9 @@ class RunLog:
     """Lines to the terminal and to `log.txt`; silent on every rank but the first."""
 
     def __init__(self, out_dir: Path | None):
-        self.file = open(out_dir / "log.txt", "a", buffering=1) if out_dir and distributed.is_main() else None
+        self.file = None
+        if out_dir and distributed.is_main():
+            self.file = open(out_dir / "log.txt", "a", buffering=1, encoding="utf-8", errors="backslashreplace")
 
     def __call__(self, text: str) -> None:
         if distributed.is_main():

@@ -121,6 +121,7 @@ class HDF5Packer(Packer):
         return done
 
     def add(self, i: int, name: str, data: bytes, label: int | None) -> None:
+        name = os.fsencode(name)  # need not be valid text
         if name in self.handle:  # written, but not flushed, before a crash
             del self.handle[name]
         self.handle.create_dataset(name, data=np.frombuffer(data, dtype=np.uint8))
@@ -139,7 +140,7 @@ class HDF5Packer(Packer):
     def read_back(self, names: Iterable[str]) -> Iterator[bytes]:
         with self._open("r") as file:
             for name in names:
-                yield file[name][()].tobytes()
+                yield file[os.fsencode(name)][()].tobytes()
 
     def name_classes(self, classes: list[str]) -> None:
         with self._open("a") as file:

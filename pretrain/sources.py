@@ -108,7 +108,7 @@ class HDF5Source(Source):
         if self._pid != os.getpid():  # a forked worker must not read through its parent's handle
             self._handle, self._pid = self._open(), os.getpid()
         try:
-            dataset = self._handle[self.name(i)]
+            dataset = self._handle[os.fsencode(self.name(i))]
             if not isinstance(dataset, h5py.Dataset) or not dataset.size:
                 raise OSError("not a dataset that holds an image")
             layout = dataset.id.get_create_plist()
