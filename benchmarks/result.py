@@ -124,7 +124,7 @@ def _finite(value: object) -> bool:
 
 def command() -> str:
     """What was typed, fit to be typed again in `environment`'s directory; with `torchrun` where that started it."""
-    spec = sys.modules["__main__"].__spec__
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
     words = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local, world = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))

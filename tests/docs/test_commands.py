@@ -18,11 +18,12 @@ import pytest
 import torch
 
 import sslight
+from benchmarks.result import write_result
 from tests.benchmarks.coco_sets import write_set
 from tests.benchmarks.coco_tiny import tiny_detectron2, tiny_mmdet
 from tests.convert.family_files import CASES
 from tests.convert.own_networks import random_like
-from tests.docs.pages import PAGES, ROOT, commands
+from tests.docs.pages import PAGES, ROOT, blocks, commands
 
 FULL = os.environ.get("SSLIGHT_FULL") == "1"
 NETWORK = "VIEWS.GLOBAL_SIZE 40 VIEWS.LOCAL_SIZE 32 VIEWS.LOCAL_NUMBER 2 TRAIN.BATCH_SIZE 4 SOLVER.TOTAL_EPOCHS 1 "
@@ -124,6 +125,20 @@ def test_every_command_of_a_page_runs(page, place, capsys):
         _, _, last_words = capsys.readouterr().out.partition("\nnext:\n")
         for following in re.findall(r"^  (sslight .*)$", last_words, re.MULTILINE):
             run_command(following, place)
+
+
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=[str(page.relative_to(ROOT)) for page in WITH_PYTHON])
+def test_every_python_block_runs(page, place, capsys):
+    (place / "my_checkpoint.pth").rename(place / "last.pth")
+    write_result(place / "results" / "r18" / "knn", benchmark="knn", protocol="knn", checkpoint=dict.fromkeys(
+        ("path", "sha256", "arch", "method", "family"), ""), data={"path": "", "counts": {}, "fingerprint": ""},
+        metrics={"top1": {"value": 61.5, "interval": [61.0, 62.0]}}, per_seed=[], config={}, seconds=1)
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), {})
+    assert "results" not in page.name or capsys.readouterr().out.strip() == "61.5 [61.0, 62.0]"
 
 
 def test_every_example_of_a_help_stands_on_a_page():
