@@ -1,10 +1,12 @@
 """`result.json`: what is written is read back equal, and a malformed one is refused in one line."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.result import SCHEMA, read_result, write_result
+from benchmarks.result import SCHEMA, command, read_result, write_result
 from pretrain.errors import InputError
 
 
@@ -56,3 +58,20 @@ def test_files_that_are_no_results(tmp_path):
     (tmp_path / "result.json").write_text("[]")
     with pytest.raises(InputError, match="not a JSON object"):
         read_result(tmp_path)
+
+
+@pytest.mark.parametrize(("spec", "program", "environment", "typed"), [
+    (None, "/usr/bin/sslight", {}, "sslight"),
+    (None, "tools/x.py", {}, "python tools/x.py"),
+    ("pretrain.__main__", "/p/pretrain/__main__.py", {}, "python -m pretrain"),
+    ("benchmarks.knn", "/b/knn.py", {"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "4"},
+     "torchrun --nproc_per_node 4 -m benchmarks.knn"),
+    ("benchmarks.knn", "/b/knn.py", {"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"},
+     "torchrun --nnodes 2 --nproc_per_node 4 -m benchmarks.knn"),
+])
+def test_the_command_can_be_typed_again(monkeypatch, spec, program, environment, typed):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec and SimpleNamespace(name=spec))
+    monkeypatch.setattr(sys, "argv", [program, "OUTPUT_DIR", "my results"])
+    for name, value in {**environment, **({"TORCHELASTIC_RUN_ID": "1"} if environment else {})}.items():
+        monkeypatch.setenv(name, value)
+    assert command() == f"{typed} OUTPUT_DIR 'my results'"
