@@ -7,6 +7,7 @@ machine, not on the weights; what has been measured on this machine with these s
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,7 +64,9 @@ def read_cost(file: Path) -> dict:
     """A cost file. Raises InputError if it is not one."""
     try:
         cost = json.loads(file.read_text(encoding="utf-8"))
-        if cost["schema"] == SCHEMA and all(cost[key] > 0 for key in NUMBERS) and all(key in cost for key in SAME):
+        numbers = [*(cost[key] for key in NUMBERS), *cost["latency_ms_quartiles"]]
+        whole = len(numbers) == len(NUMBERS) + 2 and all(key in cost for key in (*SAME, "command"))
+        if cost["schema"] == SCHEMA and whole and all(0 < number < math.inf for number in numbers):
             return cost
     except (ValueError, OSError, KeyError, TypeError):
         pass

@@ -71,12 +71,20 @@ def _curve(entry: Entry) -> list[tuple[float, float]]:
     """(epoch, top-1) of the first seed: of the chosen head where there are many, of the only one otherwise."""
     run = (entry.result["per_seed"] or [{}])[0]
     points = []
-    for line in run.get("curve") or []:
+    for line in _dicts(run.get("curve")):
         heads = {name: value for name, value in line.items() if name != "epoch"}
-        value = heads.get(run.get("head"), next(iter(heads.values()), None) if len(heads) == 1 else None)
-        if isinstance(value, int | float) and isinstance(line.get("epoch"), int | float):
+        value = heads.get(str(run.get("head")), next(iter(heads.values()), None) if len(heads) == 1 else None)
+        if _numbers(value, line.get("epoch")):
             points.append((line["epoch"], value))
     return points
+
+
+def _dicts(items: object) -> list[dict]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _numbers(*values: object) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def sweep(entry: Entry) -> list[Picture]:
@@ -105,13 +113,13 @@ def _heads(heads: object, score: str) -> list[tuple[str, float, float]]:
     """(feature, learning rate, percent) of heads named like `pooled lr 0.1`."""
     points = []
     for name, about in heads.items() if isinstance(heads, dict) else ():
-        named = re.fullmatch(r"(.+) lr (\S+)", name)
-        if named:
-            points.append((named[1], float(named[2]), float(about[score])))
+        named = re.fullmatch(r"(.+) lr (\d+\.?\d*(?:e[+-]?\d+)?)", name)
+        if named and isinstance(about, dict) and _numbers(about.get(score)):
+            points.append((named[1], float(named[2]), about[score]))
     return points
 
 
 def _penalties(path: object) -> list[tuple[str, float, float]]:
     """(feature, penalty, percent) of a regularisation path."""
-    return [(str(row["feature"]), float(row["penalty"]), float(row["holdout_top1"]))
-            for row in path if row["penalty"] > 0] if isinstance(path, list) else []
+    return [(str(row.get("feature")), row["penalty"], row["holdout_top1"]) for row in _dicts(path)
+            if _numbers(row.get("penalty"), row.get("holdout_top1")) and row["penalty"] > 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -52,7 +53,13 @@ def test_bad_input_is_one_clear_line(tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_none_is_named(tmp_path):
-    (tmp_path / "cost.json").write_text('{"schema": "sslight-cost-1", "flops": 0}')
+@pytest.mark.parametrize("change", [
+    {"flops": 0}, {"flops": math.inf}, {"flops": "many"}, {"latency_ms_quartiles": [1]}, {"schema": "x"}])
+def test_a_file_that_is_none_is_named(tmp_path, change):
+    whole = {"schema": "sslight-cost-1", "latency_ms_quartiles": [1, 2], "command": "sslight bench cost",
+             **dict.fromkeys((*cost.SAME, *cost.NUMBERS), 1)}
+    (tmp_path / "cost.json").write_text(json.dumps(whole))
+    assert cost.read_cost(tmp_path / "cost.json") == whole
+    (tmp_path / "cost.json").write_text(json.dumps(whole | change))
     with pytest.raises(InputError, match="not a file of `sslight bench cost`"):
         cost.read_cost(tmp_path / "cost.json")
