@@ -50,7 +50,7 @@ class Setup:
 
 
 def main(argv: list[str] | None = None) -> int:
-    started = time.time()
+    started = time.monotonic()
     setup = configure(argv)
     args, settings, framework, schedule = setup.args, setup.settings, setup.framework, setup.schedule
     prepare_only = setup.processes > 1 and args.launcher == "none"  # this process checks, its children train
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
                                         framework.detections(work_dir, setup.recipe["mask"])))
         if runs and distributed.is_main():
             coco_result.write(out_dir, args, settings, data, weights, runs, schedule, framework.to_dict(cfg),
-                              setup.file.stem, time.time() - started)
+                              setup.file.stem, time.monotonic() - started)
     if prepare_only:
         coco_launch.spread(main, sys.argv[1:] if argv is None else argv, setup.processes)
     return 0

@@ -47,6 +47,8 @@ class Bar:
             from tqdm import tqdm
 
             self.bar = tqdm(total=total, desc=label, unit=unit, initial=initial, dynamic_ncols=True, leave=False)
+            self.bar._time = time.monotonic  # tqdm's own clock is the day's, which may be set back
+            self.bar.start_t = self.bar.last_print_t = time.monotonic()
 
     def update(self, n: int = 1, **figures: float) -> None:
         self.done += n
