@@ -335,7 +335,7 @@ def test_curves_and_sweeps_are_read_as_written(tmp_path):
     heads = entries["linear"].result["per_seed"][0]["heads"]
     assert report_training._heads(heads, "holdout_top1") == [("pooled", 0.1, 29.9), ("pooled", 1.0, 29.0)]
     path = [{"feature": "pooled", "penalty": penalty, "holdout_top1": 5.0} for penalty in (0.1, 0, "1", None)] + [7]
-    assert report_training._heads({"x lr 1.2.3": {}, "x lr 1": {"holdout_top1": "5"}, "x lr 2": 3}, "holdout_top1") == []
+    assert report_training._heads({"x lr 1.2.3": {}, "x lr 1": {"holdout_top1": "5"}, "y": 3}, "holdout_top1") == []
     assert report_training._penalties(path) == [("pooled", 0.1, 5.0)]  # 0 has no place on a logarithmic axis
 
 
