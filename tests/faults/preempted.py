@@ -25,7 +25,9 @@ def rows(size: str, place: Path) -> Iterator[Row]:
         yield alone(kind, place / kind.name, size == "long")
     if size == "long":
         (place / "group").mkdir()
-        yield together(write_images(place / "group" / "images"), place / "group")
+        images = write_images(place / "group" / "images")
+        yield together(images, place / "group")
+        yield orphaned(images, place / "group")
 
 
 def alone(kind: Kind, place: Path, all_ways: bool) -> Row:
@@ -85,4 +87,22 @@ def together(images: Path, place: Path) -> Row:
                      or "it was restarted" * ("continuing from" in text) or "too slow" * (slowest > PROMISED))
             row.attempt(not wrong, f"{name}, {signal.Signals(number).name} to the {to}: {wrong}: {text[-1500:]}")
     row.note = f"at most {slowest:.1f} s"
+    return row
+
+
+def orphaned(images: Path, place: Path) -> Row:
+    """torchrun dies of a signal that it does not know; what it started saves and leaves instead of training on."""
+    row = Row("torchrun itself dies (SIGKILL, SIGUSR1): its processes save and leave")
+    for number in (signal.SIGKILL, signal.SIGUSR1):
+        out, log = place / f"orphans{number}", place / f"orphans{number}.txt"
+        agent = torchrun(*pretrain(images, out, **{"TRAIN.BATCH_SIZE": 8, "SOLVER.TOTAL_EPOCHS": 1000,
+                                                   "TRAIN.SAVE_SECONDS": 2}), log=log)
+        wait_until(lambda: [*out.rglob("last.pth")], process=agent)  # noqa: B023
+        ranks = workers(agent)
+        os.kill(agent.pid, number)
+        agent.wait()
+        gone = wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()),  # noqa: B023
+                          seconds=PROMISED)
+        said = len(re.findall(r"^stopped: saved ", log.read_text(), re.MULTILINE))
+        row.attempt(gone and said == 2, f"gone {gone}, {said} of 2 ranks saved: {log.read_text()[-1000:]}")
     return row
