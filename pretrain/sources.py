@@ -23,10 +23,14 @@ class FolderSource(Source):
 
     def __init__(self, root: Path, labels: bool):
         self.root = root
-        classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
-        if labels and not classes:
-            raise InputError(f"no class folders in {root}: put the images of each class into a folder of its own there")
-        names = Names(_walk(root))
+        try:
+            classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+            if labels and not classes:
+                raise InputError(f"no class folders in {root}: put the images of each class into a folder of its own "
+                                 "there")
+            names = Names(_walk(root))
+        except OSError as error:
+            raise InputError(f"cannot read {error.filename} ({error.strerror}): mend or remove it") from None
         if not len(names):
             raise InputError(f"no images in {root}: it needs files such as {root}/CLASS/NAME.jpg")
         super().__init__(str(root), names, labels, classes)
@@ -40,15 +44,25 @@ class FolderSource(Source):
         return (self.root / self.name(i)).stat().st_size
 
 
-def _walk(root: Path, inside: str = "") -> Iterator[str]:
-    """Relative names of all images below, sorted, folder by folder."""
+def _walk(root: Path, inside: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """Relative names of all images below, sorted, folder by folder; links are followed.
+
+    above: what the folders on the way here are to the file system. Raises InputError for a link in a circle, and for a
+    pipe or a device, whose end a reader could wait for.
+    """
+    status = os.stat(root / inside)
+    here = status.st_dev, status.st_ino
+    if here in above:
+        raise InputError(f"{root / inside} is a link to a folder that holds it: remove the link")
     with os.scandir(root / inside) as found:
-        entries = sorted((e.name, e.is_dir()) for e in found if not e.name.startswith("."))
-    for name, is_folder in entries:
+        entries = sorted((e.name, e.is_dir(), e.is_file()) for e in found if not e.name.startswith("."))
+    for name, is_folder, is_file in entries:
         path = f"{inside}/{name}" if inside else name
         if is_folder:
-            yield from _walk(root, path)
+            yield from _walk(root, path, (*above, here))
         elif is_image(name):
+            if not is_file and os.path.exists(root / path):  # where nothing is, reading will say so
+                raise InputError(f"{root / path} is no regular file: remove it")
             yield path
 
 

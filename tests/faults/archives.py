@@ -36,7 +36,35 @@ def rows(size: str, place: Path) -> Iterator[Row]:
     files = originals(place / "originals")
     hostile = {**tars(place), **hdf5s(place / "hostile")}
     yield tried("mutated tar shards and HDF5 files, opened, read and packed", files, count, place, mutate=True)
+    yield folders(place)
     yield tried("tar shards and HDF5 files with links, traversing names, absurd sizes", hostile, len(hostile), place)
+
+
+def folders(place: Path) -> Row:
+    """Class folders with what reads without end, or is not there."""
+    makers = {
+        "a link to itself": lambda cat: (cat / "b.jpg").symlink_to("b.jpg"), "nothing": lambda cat: None,
+        "a link to the folder above": lambda cat: (cat / "up").symlink_to(".."),
+        "a link to nowhere": lambda cat: (cat / "b.jpg").symlink_to("nowhere"),
+        "a pipe": lambda cat: os.mkfifo(cat / "b.jpg"), "zeros": lambda cat: (cat / "b.jpg").symlink_to("/dev/zero"),
+        "a large hole": lambda cat: os.truncate(cat / "a.jpg", 1 << 40),
+        "a folder": lambda cat: (cat / "b.jpg").mkdir(),
+        "a long road": lambda cat: (cat / "/".join("d" * 200 for _ in range(15))).mkdir(parents=True),
+        "a line": lambda cat: (cat / "b\nc.jpg").write_bytes(b"x"), "an odd class": lambda cat: (
+            cat.parent / os.fsdecode(b"d\xff")).mkdir()}
+    names = list(makers)
+
+    def task(number: int) -> str:
+        where = place / "folders"
+        shutil.rmtree(where, ignore_errors=True)
+        cat = where / "train" / "cat"
+        cat.mkdir(parents=True)
+        (cat / "a.jpg").write_bytes(b"A")
+        makers[names[number]](cat)
+        return _read_and_pack(where, where / "packed", {})
+
+    return row_of("class folders with links in a circle, pipes, devices, holes", attempts(
+        task, range(len(names)), place, seconds=5, gigabytes=1), names.__getitem__)
 
 
 def tried(what: str, files: dict[str, bytes], count: int, place: Path, mutate: bool = False) -> Row:
@@ -64,21 +92,8 @@ def use(name: str, data: bytes, where: Path, change: Callable | None) -> str:
     (source / kind).write_bytes(data)
     if kind.endswith(".tar"):
         (source / "train-classes.txt").write_bytes(CLASS_FILES.get(name, b"cat\ndog\n"))
-    try:
-        opened = open_source(source, "train", labels=not name.startswith("bare "))
-        if opened.labelled:
-            labels, classes = opened.labels, opened.classes
-            assert len(labels) == len(opened) and labels.max() < len(classes)
-        found = {}
-        for i in range(len(opened)):
-            try:
-                found[opened.name(i)] = opened.read(i)
-            except OSError:
-                found[opened.name(i)] = None  # an image that cannot be read is counted and replaced
-        opened.close()
-        pack([str(source), str(out), "--to", "folder", "--splits", "train"])
-    except InputError as error:
-        assert "\n" not in str(error)
+    found: dict[str, bytes | None] = {}
+    if _read_and_pack(source, out, found, labels=not name.startswith("bare ")) == "refused":
         return "refused"
     assert SECRET not in b"".join(filter(None, found.values())), "read what lies outside"
     assert not name.startswith("cut "), "lost what was cut off"
@@ -89,6 +104,26 @@ def use(name: str, data: bytes, where: Path, change: Callable | None) -> str:
         return "shorter, no checksum"
     assert change is not truncated, "did not miss what was cut off"
     return "other content, no checksum"
+
+
+def _read_and_pack(source: Path, out: Path, found: dict[str, bytes | None], labels: bool = True) -> str:
+    """Read all images into `found`, None for one that cannot be read, and pack them into a folder."""
+    try:
+        opened = open_source(source, "train", labels)
+        if labels:
+            numbers, classes = opened.labels, opened.classes
+            assert len(numbers) == len(opened) and numbers.max() < len(classes)
+        for i in range(len(opened)):
+            try:
+                found[opened.name(i)] = opened.read(i)
+            except OSError:
+                found[opened.name(i)] = None  # counted and replaced in training
+        opened.close()
+        pack([str(source), str(out), "--to", "folder", "--splits", "train"])
+    except InputError as error:
+        assert "\n" not in str(error)
+        return "refused"
+    return "right"
 
 
 def originals(place: Path) -> dict[str, bytes]:
