@@ -67,7 +67,8 @@ def place(tmp_path, image_folder, monkeypatch):
 
 def shrink(words: list[str], place) -> list[str]:
     """The command on fewer processes, pixels, epochs and iterations."""
-    words = ["2" if previous in ("--nproc_per_node", "--nproc-per-node") else word
+    processes = "2" if FULL else "1"  # two start in test_methods_distributed.py, test_matrix.py, test_coco_launch.py
+    words = [processes if previous in ("--nproc_per_node", "--nproc-per-node") else word
              for previous, word in zip(["", *words], words, strict=False)]
     text = " ".join(words)
     if "bench all" in text and "--dry-run" not in words:
