@@ -110,8 +110,9 @@ def configure(argv: list[str] | None = None, find_data: Callable = coco_data.fin
         data, schedule = coco_preflight.proxy(data, schedule, args.proxy, settings)
     framework.set_schedule(recipe_cfg, **schedule)
     run = {"FRAMEWORK": args.framework, "TASK": args.task, "RECIPE": file.stem,
-           "WEIGHTS": source.sha256 if source else args.weights, "DATA": data.fingerprint(), "NUM_GPUS": processes,
-           "PROXY": args.proxy, "SCALE_LR": args.scale_lr, "TRIALS": args.trials, "OPTIONS": framework_options}
+           "WEIGHTS": source.sha256 if source else args.weights, "CATEGORIES": list(data.classes),
+           "DATA": data.fingerprint(), "NUM_GPUS": processes, "PROXY": args.proxy,
+           "SCALE_LR": args.scale_lr, "TRIALS": args.trials, "OPTIONS": framework_options}
     return Setup(args, settings, framework, processes, data, source, family, arch, file, recipe_cfg, recipe, schedule,
                  CfgNode({**to_dict(settings), "RUN": run}))
 

@@ -263,7 +263,7 @@ def test_a_directory_belongs_to_one_run(coco, tmp_path):
     with pytest.raises(InputError, match="another recipe.*SOLVER.BASE_LR"):
         main([*arguments, "SOLVER.BASE_LR", "0.5"])
     more = spoiled(coco, tmp_path / "more", lambda content: content["categories"].append({"id": 99, "name": "cat"}), "")
-    with pytest.raises(InputError, match="another recipe.*RUN.DATA"):  # a started head knows other categories
+    with pytest.raises(InputError, match="another recipe.*RUN.CATEGORIES"):  # a started head knows other categories
         main([*arguments, "DATA.PATH_TO_DATA_DIR", str(more)])
     with pytest.raises(InputError, match="unknown key 'MODEL.NECK'"):
         main([*arguments, "MODEL.NECK", "3"])
