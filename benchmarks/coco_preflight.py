@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import torch
 
 from benchmarks.coco_data import CocoData, Split
 from pretrain.checkpoint import write_json
+from pretrain.decode import CorruptImage, decode_reference
 from pretrain.errors import InputError
 
 SAMPLE = 32  # images of each split whose size is read and compared
@@ -61,11 +61,13 @@ def sample_images(split: Split) -> None:
     images = split.content["images"]
     for image in random.Random(0).sample(images, min(SAMPLE, len(images))):
         path = split.images / image["file_name"]
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)  # turned as its EXIF data says, as in both frameworks
-        if picture is None:
-            raise InputError(f"image cannot be read: {path}; replace it or remove it from {split.json}")
-        if picture.shape[:2] != (image["height"], image["width"]):
-            raise InputError(f"{path} is {picture.shape[1]}x{picture.shape[0]} pixels, but {split.json} says "
+        try:
+            width, height = decode_reference(path.read_bytes()).size  # upright, as in both frameworks
+        except (CorruptImage, OSError) as error:
+            raise InputError(f"image cannot be read: {path} ({error}); replace it or remove it from "
+                             f"{split.json}") from None
+        if (width, height) != (image["width"], image["height"]):
+            raise InputError(f"{path} is {width}x{height} pixels, but {split.json} says "
                              f"{image['width']}x{image['height']}: images and annotations do not belong together")
 
 

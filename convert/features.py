@@ -38,12 +38,12 @@ def image_for(arch: str, preprocess: dict, picture: Path | str | None = None) ->
 
 
 def _normalised(picture: Path | str, height: int, width: int, preprocess: dict) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
     from torchvision.transforms.functional import normalize, pil_to_tensor
     try:
         with Image.open(picture) as opened:
             image = opened.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-    except (OSError, UnidentifiedImageError) as error:
+    except Exception as error:  # noqa: BLE001  decoders raise whatever their format's parser stumbles over
         raise InputError(f"--verify-with: cannot read the image {picture} ({error})") from None
     pixels = pil_to_tensor(image).float() / 255
     if preprocess["color_order"] == "BGR":

@@ -70,9 +70,9 @@ def many_files(count: int, classes: int) -> Row:
                 os.link(target / "first.JPEG", target / f"n{label:08d}_{k}.JPEG")
 
         def work() -> str:
-            started = time.monotonic()
+            started = time.process_time()
             source = open_source(folder, "train")
-            indexed = time.monotonic() - started
+            indexed = time.process_time() - started
             assert len(source) == count and len(source.classes) == classes
             assert (np.bincount(source.labels) == count // classes).all()
             source.fingerprint()
@@ -81,10 +81,10 @@ def many_files(count: int, classes: int) -> Row:
             assert sum(len(source.name(i)) for i in range(count)) > 10 * count
             grown = (private_bytes() - before) / 1e6
             assert grown < 20, f"reading the names made {grown:.0f} MB of memory a process's own"
-            return f"indexed in {indexed:.1f} s"
+            return f"CPU: indexed in {indexed:.1f} s, all in {time.process_time() - started:.1f} s"
 
         return measured(f"{count:,} files in {classes} classes: index, labels, order; workers share it", work,
-                        Path(folder), 300, 1.5)
+                        Path(folder), 900, 1.5)
 
 
 def private_bytes() -> int:
@@ -124,20 +124,20 @@ def many_annotations(count: int, place: Path) -> Row:
     settings = load_config(DEFAULTS, None, ["DATA.PATH_TO_DATA_DIR", str(data)])
 
     def work() -> str:
-        started = time.monotonic()
+        started = time.process_time()
         found = coco_data.find(settings)
         coco_preflight.sample_images(found.train)
         coco_preflight.masks_present(found.train)
         assert not list(coco_preflight.shapes(found.train))
-        checked = time.monotonic() - started
+        checked = time.process_time() - started
         truth = found.train.content
         assert len(coco_preflight.stratified(truth, count // 10)) == count // 10
-        started = time.monotonic()
+        started = time.process_time()
         detections = [{**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.5}
                       for a in truth["annotations"]]
         result = coco_eval.evaluate(truth, detections, "box", keep_matches=False)
         assert result.numbers["AP"] > 99
-        return f"checked in {checked:.1f} s, evaluated in {time.monotonic() - started:.1f} s"
+        return f"CPU: checked in {checked:.1f} s, evaluated in {time.process_time() - started:.1f} s"
 
     row = measured(f"{count:,} COCO images, {7 * count:,} objects: preflight, proxy, evaluation", work, place, 900, 8)
     shutil.rmtree(data)
