@@ -16,7 +16,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["pretrain*", "convert*", "benchmarks*"]),
     py_modules=["sslight"],
-    package_data={"benchmarks": ["data/*", "templates/*"], "convert": ["data/*", "targets/*"]},
+    package_data={"benchmarks": ["data/*", "templates/*"], "convert": ["data/*"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
