@@ -36,9 +36,11 @@ class FolderSource(Source):
         super().__init__(str(root), names, labels, classes)
 
     def read(self, i: int) -> bytes:
-        if self.size(i) > MAX_BYTES:
-            raise OSError(f"{self.size(i)} bytes are too many for an image")
-        return (self.root / self.name(i)).read_bytes()
+        with open(self.root / self.name(i), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise OSError(f"{size} bytes are too many for an image")
+            return file.read()
 
     def size(self, i: int) -> int:
         return (self.root / self.name(i)).stat().st_size

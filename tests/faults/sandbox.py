@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.faults.table import Row
 
 GB = 1e9
+PATIENCE = 20  # times an attempt's CPU seconds: a machine may be busy, and what waits for nothing uses none
 STARTS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.spawn", "subprocess.Popen",
           "pty.spawn", "socket.connect"}
 ONE_PATH = {"os.mkdir", "os.remove", "os.rmdir", "os.chmod"}  # a path first, the descriptor of its start last
@@ -31,7 +32,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 class Outcomes:
     """`seen`: how often attempts ended well, by how; `failed`: (number, what happened) of the others.
 
-    peak: the most memory that one attempt took beyond what its process held before, GB; slowest: of one attempt, s.
+    peak: the most memory that one attempt took beyond what its process held before, GB; slowest: the longest one, s of
+    CPU.
     """
 
     seen: Counter = field(default_factory=Counter)
@@ -49,7 +51,7 @@ def attempts(task: Callable[[int], str], numbers: Sequence[int], folder: Path, *
     """Call `task(number)` for all numbers in children that may write below `folder` only.
 
     The task returns in a word how it ended well, and raises whatever it likes where it did not. Dying, taking longer
-    than `seconds` over one attempt, or more than `gigabytes` of memory, is a failure.
+    than `seconds` of CPU over one attempt, or more than `gigabytes` of memory, is a failure.
     """
     context, outcomes, left = multiprocessing.get_context("fork"), Outcomes(), list(numbers)
     while left:
@@ -65,30 +67,38 @@ def row_of(what: str, outcomes: Outcomes, name: Callable[[int], str]) -> Row:
     """The table's row of some outcomes; `name(number)` says what an attempt was."""
     ends = ", ".join(f"{count} {word}" for word, count in outcomes.seen.most_common())
     return Row(what, outcomes.tried, [f"{name(number)} ({number}): {text}" for number, text in outcomes.failed],
-               f"{ends}; at most {outcomes.peak:.2f} GB and {outcomes.slowest:.1f} s")
+               f"{ends}; at most {outcomes.peak:.2f} GB and {outcomes.slowest:.1f} CPU s")
 
 
 def _listen(reports, child, left: list[int], outcomes: Outcomes, seconds: float) -> None:
     """Take the child's reports, each for the first number of `left`, until it ends or hangs."""
-    while left:
-        started = time.monotonic()
+    hung = False
+    while left and not hung:
+        started, used = time.monotonic(), _cpu_seconds(child.pid)
+        while not (hung or reports.poll(0.5)):
+            hung = (_cpu_seconds(child.pid) - used > seconds) or (time.monotonic() - started > PATIENCE * seconds)
         try:
-            report = reports.recv() if reports.poll(seconds) else (False, f"took more than {seconds:g} s", 0.0)
+            report = (False, f"took more than {seconds:g} s", 0.0, seconds) if hung else reports.recv()
         except EOFError:
             child.join()
-            report = (False, f"killed its process (exit code {child.exitcode})", 0.0)
-        well, text, peak = report
-        outcomes.peak, outcomes.slowest = max(outcomes.peak, peak), max(outcomes.slowest, time.monotonic() - started)
+            report, hung = (False, f"killed its process (exit code {child.exitcode})", 0.0, 0.0), True
+        well, text, peak, took = report
+        outcomes.peak, outcomes.slowest = max(outcomes.peak, peak), max(outcomes.slowest, took)
         number = left.pop(0)
         if well:
             outcomes.seen[text] += 1
         else:
             outcomes.failed.append((number, text))
-        if not child.is_alive() or text.startswith("took more"):
-            break
     child.kill()
     child.join()
     reports.close()
+
+
+def _cpu_seconds(process: int) -> float:
+    """Time of all cores that a process has had: what an attempt takes on a busy machine, too."""
+    with open(f"/proc/{process}/stat") as fields:
+        user, system = fields.read().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _work(task: Callable[[int], str], numbers: list[int], folder: Path, reports, gigabytes: float) -> None:
@@ -100,7 +110,7 @@ def _work(task: Callable[[int], str], numbers: list[int], folder: Path, reports,
     for stream in (1, 2):  # what commands say, and the libraries' own complaints
         os.dup2(sink, stream)
     for number in numbers:
-        before = _resident(reset=True)
+        before, started = _resident(reset=True), time.process_time()
         trespasses.clear()
         try:
             well, text = True, task(number)
@@ -108,7 +118,7 @@ def _work(task: Callable[[int], str], numbers: list[int], folder: Path, reports,
             well, text = False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if trespasses:
             well, text = False, f"trespassed: {trespasses[0]}"
-        reports.send((well, text, (_resident() - before) / GB))
+        reports.send((well, text, (_resident() - before) / GB, time.process_time() - started))
 
 
 def _watch(event: str, arguments: tuple, folder: str, trespasses: list[str]) -> None:
