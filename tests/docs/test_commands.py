@@ -106,7 +106,8 @@ def run_command(line: str, place) -> None:
     if words[0] == "sslight":
         assert sslight.dispatch(words[1:]) in (0, None), line
         return
-    programs = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]  # on a port that no other test uses
+    programs = {"python": [sys.executable], "torchrun": torchrun}
     assert words[0] in programs, f"unknown program in: {line}"
     done = subprocess.run([*programs[words[0]], *words[1:]], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{line}\nexit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
