@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
@@ -103,6 +104,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, stop_at_once)
+    threading.excepthook = _thread_failed
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -119,8 +121,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        code = _say("error", f"cannot write {error.filename or 'on'}: {error.strerror}; what was saved before is "
-                    "intact: make room and start the same command again to go on", EXIT_BAD_INPUT)
+        code = _say("error", f"cannot write{' ' * bool(error.filename)}{error.filename or ''}: {error.strerror}; what "
+                    "was saved before is intact: make room and start the same command again to go on", EXIT_BAD_INPUT)
     except RuntimeError as error:
         if not _lost_contact(error):
             raise
@@ -144,6 +146,12 @@ def stop_at_once(number: int, frame: object = None) -> None:
     signal.signal(signal.SIGALRM, lambda *_: stop_at_once(number))
     signal.setitimer(signal.ITIMER_REAL, 1)
     raise Interrupted(f"saved already when {signal.Signals(number).name} came; start the same command again to go on")
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """What a thread's death prints: nothing where the disk is full, for the main thread says so."""
+    if not isinstance(failure.exc_value, OSError) or failure.exc_value.errno not in NO_ROOM:
+        threading.__excepthook__(failure)
 
 
 def _say(kind: str, text: object, code: int) -> int:

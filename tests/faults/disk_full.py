@@ -61,7 +61,7 @@ def filled(kind: Kind, place: Path, disk: Path, met: int, kill: int) -> Iterator
             if not wait_until(lambda: process.poll() is not None, seconds=60):  # noqa: B023
                 kill_group(process)
             code, last = process.wait(), log.read_text().splitlines()[-1]
-            clear = code == EXIT_BAD_INPUT and last.startswith("error: cannot write ") and "No space left" in last
+            clear = code == EXIT_BAD_INPUT and last.startswith("error: cannot write") and "No space left" in last
             filler.unlink()
             if code == 0:  # it had nothing left to write
                 says.note = "the run ended before"

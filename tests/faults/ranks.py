@@ -15,7 +15,7 @@ from tests.faults.processes import begin, kill_torchrun, torchrun, wait_until, w
 from tests.faults.table import Row
 from tests.faults.tiny_runs import linear, pretrain, write_images
 
-TIMEOUT = 20  # seconds of SSLIGHT_TIMEOUT in these trials
+TIMEOUT = 20  # seconds of SSLIGHT_TIMEOUT where a rank hangs or lags
 LONG = {"pretrain": [2, 2, 2, 4], "linear": [2, 2]}  # numbers of processes of the trials
 SHORT = {"pretrain": [2]}
 Make = Callable[..., Sequence[object]]
@@ -68,9 +68,9 @@ def outcome(failure: str, read: tuple, out: Path, expected: dict | None) -> tupl
 
 
 def at_work(make: Make, out: Path, processes: int, **extra: str):
-    """Start with one restart allowed; returns the agent, its log and its workers once steps are being made."""
+    """Start with restarts allowed; returns the agent, its log and its workers once steps are being made."""
     log = out.with_suffix(".txt")
-    agent = torchrun(*make(out), processes=processes, restarts=1, log=log, SSLIGHT_TIMEOUT=str(TIMEOUT), **extra)
+    agent = torchrun(*make(out), processes=processes, restarts=3, log=log, **extra)
     if not wait_until(lambda: list(out.rglob("last.pth")) + list(out.rglob("state.pth")), process=agent):
         raise RuntimeError(log.read_text()[-2000:])
     return agent, log, workers(agent)
@@ -89,7 +89,7 @@ def rank_dies(make: Make, out: Path, processes: int) -> str:
 
 
 def rank_hangs(make: Make, out: Path, processes: int) -> tuple[str, float]:
-    agent, log, ranks = at_work(make, out, processes)
+    agent, log, ranks = at_work(make, out, processes, SSLIGHT_TIMEOUT=str(TIMEOUT))
     stopped = time.monotonic()
     os.kill(ranks[processes - 1], signal.SIGSTOP)
     said = wait_until(lambda: "lost contact with the others" in log.read_text(), process=agent, seconds=60)
@@ -103,7 +103,7 @@ def rank_hangs(make: Make, out: Path, processes: int) -> tuple[str, float]:
 
 
 def rank_lags(make: Make, out: Path, processes: int) -> str:
-    agent, log, ranks = at_work(make, out, processes)
+    agent, log, ranks = at_work(make, out, processes, SSLIGHT_TIMEOUT=str(TIMEOUT))
     for _ in range(2):
         os.kill(ranks[processes - 1], signal.SIGSTOP)
         time.sleep(TIMEOUT / 2)
