@@ -132,7 +132,7 @@ def change(content: dict, chance: random.Random) -> None:
             continue
         break
     kind = chance.random()
-    if isinstance(holder[key], int | float) and kind < 0.4:
+    if isinstance(holder[key], int | float) and abs(holder[key]) < 1e9 and kind < 0.4:
         holder[key] = type(holder[key])(holder[key] * chance.choice((0, 0.5, 0.99, 1.01, 3)))
     elif kind < 0.75:
         holder[key] = copy.deepcopy(chance.choice(ODD))
