@@ -50,8 +50,8 @@ _LIGHTNING = r"(pytorch-lightning_version|hyper_parameters(\..*)?|loops(\..*)?|c
 _DETECTRON2 = (("backbone", r"(?:backbone\.(?:bottom_up\.|net\.)?(?!fpn_|simfp)|roi_heads\.(?=res5\.))"),)
 
 FAMILIES = (
-    Family("sslight", "this project's run checkpoint: top-level 'format', 'arch', 'networks'",
-           needs=(r"format", r"arch", r"networks\..+", r"method"), networks=()),
+    Family("sslight", "this project's run checkpoint: top-level 'format' beside 'arch', 'networks' or 'method'",
+           needs=(r"format", r"(arch|networks|method)(\..*)?"), networks=()),
     Family("sslight-original", "'state_dict' with '{student,teacher,network,encoder_q,encoder_k}.backbone.'",
            needs=(_STATE + r"(student|teacher|network|encoder_q|encoder_k)\.backbone\..+",),
            networks=_prefixes(_STATE, "student", "network", "encoder_q", "teacher", "encoder_k",

@@ -10,16 +10,23 @@ from pretrain.errors import InputError
 OPTIONS = {"patch_size", "img_size", "reg_tokens", "init_values", "no_embed_class", "num_heads"}
 
 
+def brief(found: object) -> str:
+    """Whatever a file holds, short and on one line."""
+    return " ".join(str(found).split())[:120]
+
+
 def checked_preprocess(found: object, path: Path | str) -> dict:
     """How images are fed: mean, std, color_order, size. Raises InputError unless it is all there and makes sense."""
-    try:
-        mean, std, size, order = (found[key] for key in ("mean", "std", "size", "color_order"))
-        if len(mean) == len(std) == 3 and min(std) > 0 and size == int(size) > 0 and order in ("RGB", "BGR"):
-            return {"mean": [float(x) for x in mean], "std": [float(x) for x in std], "color_order": order,
-                    "size": int(size)}
-    except (TypeError, KeyError, ValueError, OverflowError):
-        pass
-    raise InputError(f"{path}: its 'preprocess' is damaged: {str(found)[:120]}")
+    given = found if isinstance(found, dict) else {}
+    mean, std, size, order = (given.get(key) for key in ("mean", "std", "size", "color_order"))
+    if _three(mean) and _three(std) and min(std) > 0 and isinstance(size, int) and size > 0 and order in ("RGB", "BGR"):
+        return {"mean": list(mean), "std": list(std), "color_order": order, "size": size}
+    raise InputError(f"{path}: its 'preprocess' is damaged: {brief(found)}")
+
+
+def _three(values: object) -> bool:
+    return isinstance(values, list | tuple) and len(values) == 3 and all(
+        isinstance(value, int | float) for value in values)
 
 
 def read_header(header: dict[str, str], path: Path | str) -> tuple[dict, dict]:
@@ -30,5 +37,5 @@ def read_header(header: dict[str, str], path: Path | str) -> tuple[dict, dict]:
         raise InputError(f"{path}: its header is damaged ({error})") from None
     if not isinstance(options, dict) or not options.keys() <= OPTIONS or not all(
             isinstance(value, int | float) for value in options.values()):
-        raise InputError(f"{path}: its header has options that no conversion writes: {str(options)[:120]}")
+        raise InputError(f"{path}: its header has options that no conversion writes: {brief(options)}")
     return checked_preprocess(preprocess, path), options

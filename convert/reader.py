@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convert import architectures
 from convert.families import ALWAYS_DROPPED, Family, by_name, compiled, recognise
 from convert.flat import Flat, flatten
-from convert.headers import checked_preprocess, read_header
+from convert.headers import brief, checked_preprocess, read_header
 from convert.layouts import DINOV2_LAYOUT, LAYOUTS, TIMM_LAYOUT, Layout
 from convert.rename import apply_table
 from convert.safe_files import read_file
@@ -224,10 +224,10 @@ def _pick_sslight(content: object, flat: Flat, network: str | None, path: Path |
     """A run checkpoint says itself where its networks are."""
     content = content if isinstance(content, dict) else {}
     if content.get("format") != FORMAT:
-        raise InputError(f"{path} has format '{content.get('format')}'; this version reads '{FORMAT}'")
-    model, networks, method = content.get("model"), content.get("networks"), str(content.get("method"))
-    texts = [*model, *networks.values()] if isinstance(model, dict) and isinstance(networks, dict) and networks else [0]
-    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{path} has format '{brief(content.get('format'))}'; this version reads '{FORMAT}'")
+    model, networks, method = content.get("model"), content.get("networks"), brief(content.get("method"))
+    usable = isinstance(model, dict) and isinstance(networks, dict) and networks
+    if not usable or not all(isinstance(text, str) for text in (*model, *networks, *networks.values())):
         raise InputError(f"not a readable checkpoint: {path} lacks a usable 'model' or 'networks'")
     chosen = network or next(iter(networks))
     if chosen not in networks:
@@ -250,7 +250,7 @@ def _pick_sslight(content: object, flat: Flat, network: str | None, path: Path |
     if not body or not all(isinstance(value, Tensor) for value in body.values()):
         raise InputError(f"not a readable checkpoint: {path} has no tensors under '{prefix}'")
     return _Picked(body, chosen, method, _only_mlp(head) if method.startswith("dino") else None, dropped,
-                   str(content["arch"]), content.get("preprocess"))
+                   brief(content.get("arch")), content.get("preprocess"))
 
 
 def _layout(body: dict[str, Tensor], family: Family, asked: str | None, recorded: str | None, source: str

@@ -127,11 +127,12 @@ def doubled_record(data: bytes, chance: random.Random) -> bytes:
 def retyped(data: bytes, chance: random.Random) -> bytes:
     """Torch's files only: a weight or a setting replaced by something of another type, or put under another key."""
     content = torch.load(io.BytesIO(data), weights_only=True)
+    names = content.pop("networks", {})  # says which network is meant: changed, another one is rightly read
     holders = [content]
     for holder in holders:
         holders += [value for value in holder.values() if isinstance(value, dict)]
     holder = max(holders, key=len) if chance.random() < 0.5 else chance.choice([some for some in holders if some])
-    key = chance.choice(list(holder))
+    key = chance.choice([key for key in holder if key != "format"])
     tensor = holder[key] if torch.is_tensor(holder[key]) and holder[key].is_floating_point() else torch.ones(3)
     wrong = (None, 7, "text", [], {}, {1: tensor}, (tensor, tensor), tensor.double(), tensor.to(torch.int8),
              tensor.to(torch.complex64), tensor.to_sparse(), tensor.to("meta"), tensor[None], tensor.flatten(),
@@ -140,6 +141,7 @@ def retyped(data: bytes, chance: random.Random) -> bytes:
         holder[key] = chance.choice(wrong)
     else:
         holder[chance.choice((3, None, "", ".", "model.", "blocks." + 5000 * "9" + ".conv"))] = holder.pop(key)
+    content.update({"networks": names} if names else {})
     changed = io.BytesIO()
     torch.save(content, changed)
     return changed.getvalue()
