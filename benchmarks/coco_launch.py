@@ -64,7 +64,7 @@ def join(launcher: str) -> int:
             local = int(os.environ["LOCAL_RANK"])
             # srun may show every task its own GPU only
             torch.cuda.set_device(local if gpus > 1 else 0)
-        dist.init_process_group("nccl" if gpus else "gloo", timeout=distributed.timeout())
+        distributed.join_group("nccl" if gpus else "gloo")
     return dist.get_world_size()
 
 

@@ -6,6 +6,8 @@ import ctypes
 import os
 import signal
 import sys
+import time
+import uuid
 from datetime import timedelta
 
 import torch
@@ -29,8 +31,41 @@ def start() -> torch.device:
         torch.cuda.set_device(device)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         # gloo beside nccl: flags of the host travel without touching the device
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout())
+        join_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     return device
+
+
+def join_group(backend: str) -> None:
+    """Form the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe."""
+    store, rank, world = next(dist.rendezvous("env://", timeout=timeout()))
+    store.set_timeout(timeout())
+    dist.init_process_group(backend, store=_own_part(store, rank, world), rank=rank, world_size=world,
+                            timeout=timeout())
+
+
+def _own_part(store: dist.Store, rank: int, world: int) -> dist.Store:
+    """A part of the store that only this start of the processes uses.
+
+    After a restart by torchrun the addresses of the processes before still stand in the store, and whoever reads one
+    before it is overwritten fails to connect. So rank 0 names a part, and tells each living process under a name that
+    this process has just made up.
+    """
+    if rank:
+        name = uuid.uuid4().hex
+        store.set(f"request/{rank}", name)
+        part = store.get(f"answer/{name}").decode()  # waits for rank 0
+        store.set(f"seen/{part}/{rank}", "")
+        return dist.PrefixStore(part, store)
+    part, silent, end = uuid.uuid4().hex, set(range(1, world)), time.monotonic() + timeout().total_seconds()
+    while silent:
+        if time.monotonic() > end:
+            raise dist.DistStoreError(f"ranks {sorted(silent)} did not come within {timeout().total_seconds():g} s")
+        for other in sorted(silent):
+            if store.check([f"request/{other}"]):
+                store.set(f"answer/{store.get(f'request/{other}').decode()}", part)
+        silent = {other for other in silent if not store.check([f"seen/{part}/{other}"])}
+        time.sleep(0.02)
+    return dist.PrefixStore(part, store)
 
 
 def end_with_launcher() -> None:
