@@ -38,12 +38,13 @@ def rows(size: str, place: Path) -> Iterator[Row]:
             here.mkdir()
             read = (pretrain_end, pretrain_kept) if name == "pretrain" else (trained_end, trained_kept)
             expected = finish(make, here / "whole", processes, read[0]) if size == "long" else None
-            dies.attempt(*outcome(rank_dies(make, here / "dies", processes), read, here / "dies", expected))
+            same = difference if processes == 2 else close
+            dies.attempt(*outcome(rank_dies(make, here / "dies", processes), read, here / "dies", expected, same))
             if size == "long":
                 failure, seconds = rank_hangs(make, here / "hangs", processes)
                 slowest = max(slowest, seconds)
-                hangs.attempt(*outcome(failure, read, here / "hangs", expected))
-                lags.attempt(*outcome(rank_lags(make, here / "lags", processes), read, here / "lags", expected))
+                hangs.attempt(*outcome(failure, read, here / "hangs", expected, same))
+                lags.attempt(*outcome(rank_lags(make, here / "lags", processes), read, here / "lags", expected, same))
     yield dies
     if size == "long":
         hangs.note = f"at most {slowest:.1f} s"
@@ -58,10 +59,24 @@ def finish(make: Make, out: Path, processes: int, end: Callable[[Path], dict]) -
     return end(out)
 
 
-def outcome(failure: str, read: tuple, out: Path, expected: dict | None) -> tuple[bool, str]:
+def close(found: dict, expected: dict) -> str:
+    """Where pre-training on more than two processes ends elsewhere; its weights to 1e-5.
+
+    DDP regroups its buckets after the first step of every start, and with them the order in which more than two
+    addends are summed.
+    """
+    for key, value in expected["model"].items():
+        if (found["model"][key].double() - value.double()).abs().max() > 1e-5:
+            return f"model.{key}"
+    return difference({key: found[key] for key in ("step", "epoch", "kept")},
+                      {key: expected[key] for key in ("step", "epoch", "kept")})
+
+
+def outcome(failure: str, read: tuple, out: Path, expected: dict | None,
+            same: Callable[[dict, dict], str] = difference) -> tuple[bool, str]:
     """Whether a trial kept its promises: its own failure, else what is unreadable, else where its end differs."""
     end, kept = read
-    failure = failure or kept(out) or (difference(end(out), expected) if expected else "")
+    failure = failure or kept(out) or (same(end(out), expected) if expected else "")
     leftovers = [str(path) for path in out.rglob("*.tmp")]
     failure = failure or f"leaves {leftovers}" * bool(leftovers)
     return not failure, failure
