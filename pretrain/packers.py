@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tarfile
@@ -122,7 +123,7 @@ class HDF5Packer(Packer):
 
     def add(self, i: int, name: str, data: bytes, label: int | None) -> None:
         name = os.fsencode(name)  # need not be valid text
-        if name in self.handle:  # written, but not flushed, before a crash
+        with contextlib.suppress(KeyError):  # it is there if it was written, but not flushed, before a crash
             del self.handle[name]
         self.handle.create_dataset(name, data=np.frombuffer(data, dtype=np.uint8))
 

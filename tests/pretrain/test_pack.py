@@ -1,6 +1,7 @@
 """`sslight pack`: byte for byte, proven, resumable, and never over something else."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 
@@ -32,16 +33,17 @@ def files(root) -> dict[str, bytes]:
 @pytest.mark.parametrize("to", KINDS)
 def test_there_and_back(src, tmp_path, to):
     (src / "train" / "empty class").mkdir()
+    (src / "train" / "cat" / "000.jpg").rename(src / "train" / "cat" / os.fsdecode("☃ latin ".encode() + b"\xe9.jpg"))
     pack(src, tmp_path / "there", to)
     pack(tmp_path / "there", tmp_path / "back", "folder")
     back = files(tmp_path / "back")
-    sums = {name: back.pop(name).decode() for name in ("train.sha256", "val.sha256")}
+    sums = {name: back.pop(name).decode(errors="surrogateescape") for name in ("train.sha256", "val.sha256")}
     assert back == files(src)
     for split, text in sums.items():
         for line in text.splitlines():
             digest, name = line.split("  ", 1)
             assert digest == hashlib.sha256(back[f"{split.removesuffix('.sha256')}/{name}"]).hexdigest()
-        assert (tmp_path / "there" / split).read_text() == text
+        assert (tmp_path / "there" / split).read_text(errors="surrogateescape") == text
     assert open_source(tmp_path / "there", "train").classes == ["cat", "dog", "empty class"]
     assert not list(tmp_path.glob("*/.*"))  # no working directory is left
 
