@@ -141,7 +141,7 @@ def _run(truth: dict, entries: list[dict], iou_type: str, backend: str):
             from pycocotools.coco import COCO
             from pycocotools.cocoeval import COCOeval as Evaluator
         ground = COCO()
-        ground.dataset = copy.deepcopy(truth)
+        ground.dataset = truth  # whose annotations `with_sane_polygons` made anew: the library writes into them
         ground.createIndex()
         evaluator = Evaluator(ground, ground.loadRes(entries), iou_type)
         evaluator.params.maxDets = [1, 10, 100]
