@@ -20,9 +20,9 @@ from benchmarks.features import Features, prepare
 from benchmarks.labelled import Labelled
 from benchmarks.weights import Subject
 from pretrain import distributed
-from pretrain.checkpoint import write_atomically, write_json
 from pretrain.data import center_crop, eval_batches
 from pretrain.errors import InputError, Stopped
+from pretrain.files import write_atomically, write_json
 from pretrain.logs import Bar
 from pretrain.rundir import StopSignal
 

@@ -31,8 +31,8 @@ from detectron2.utils.file_io import PathManager
 from benchmarks.coco_data import Split
 from benchmarks.coco_eval import evaluate
 from benchmarks.coco_launch import any_rank
-from pretrain.checkpoint import write_atomically
 from pretrain.errors import Stopped
+from pretrain.files import write_atomically
 from pretrain.rundir import StopSignal
 
 

@@ -29,8 +29,9 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator  # noqa: E402
 
 from benchmarks.coco_launch import any_rank  # noqa: E402
 from benchmarks.coco_proof import prove  # noqa: E402
-from pretrain.checkpoint import check_archive, write_atomically  # noqa: E402
+from pretrain.checkpoint import check_archive  # noqa: E402
 from pretrain.errors import InputError, Stopped  # noqa: E402
+from pretrain.files import write_atomically  # noqa: E402
 from pretrain.rundir import StopSignal  # noqa: E402
 
 

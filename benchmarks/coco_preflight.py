@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.coco_data import CocoData, Split
-from pretrain.checkpoint import write_json
 from pretrain.decode import CorruptImage, decode_reference
 from pretrain.errors import InputError
+from pretrain.files import write_json
 
 SAMPLE = 32  # images of each split whose size is read and compared
 BYTES_PER_CHECKPOINT = 600e6  # a Mask R-CNN R50-FPN with its momentum is about 350 MB

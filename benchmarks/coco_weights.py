@@ -16,8 +16,9 @@ from torch import Tensor
 from convert.reader import IMAGENET, Checkpoint, read_checkpoint
 from convert.targets import rename
 from pretrain.backbones import build_backbone, canonical_arch
-from pretrain.checkpoint import save_backbone, sha256, write_atomically
+from pretrain.checkpoint import save_backbone, sha256
 from pretrain.errors import InputError
+from pretrain.files import write_atomically
 
 RANDOM, SUPERVISED = "random", "SUPERVISED"
 

@@ -27,8 +27,8 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
-from pretrain.checkpoint import write_json
 from pretrain.errors import InputError, Parser, run_command
+from pretrain.files import write_json
 
 VERSION = 1  # part of the fingerprint: raise it whenever the same settings give other pictures
 MARKER = "demo_data.json"

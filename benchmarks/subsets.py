@@ -11,8 +11,8 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from benchmarks.labelled import Labelled
-from pretrain.checkpoint import write_atomically
 from pretrain.errors import InputError
+from pretrain.files import write_atomically
 
 DATA = Path(__file__).resolve().parent / "data"
 STANDARD = {0.01: "imagenet_1percent.txt.gz", 0.1: "imagenet_10percent.txt.gz"}

@@ -19,7 +19,7 @@ from benchmarks.weights import load_subject
 from convert.reader import IMAGENET
 from pretrain.config import flatten, to_dict
 from pretrain.errors import InputError
-from pretrain.rundir import check_same_run
+from pretrain.rundir import check_same_run, deciding
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,6 @@ def _cost(part: Part) -> Step:
 
 def _step(part: Part, work: Work, done: bool, caches: bool = False) -> Step:
     return Step(part, work, "its result is there" if done else "", done, caches)
-
-
-def deciding(settings: dict, free: Sequence[str]) -> dict:
-    """Settings as flat {key: value}, without those that do not decide a result."""
-    return {key: value for key, value in flatten(settings)
-            if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in free)}
 
 
 def is_done(folder: Path, sha256: str, fingerprint: str, settings: dict, runs: int) -> bool:

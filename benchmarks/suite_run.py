@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -12,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.errors import STOP_SIGNALS
+from pretrain.parent import end_with_parent
 
 STOPS = (*STOP_SIGNALS, signal.SIGINT)
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # Linux's; looked up here because a forked child may load nothing
 
 
 def start(words: Sequence[str], **options) -> subprocess.Popen:
@@ -28,8 +26,7 @@ def start(words: Sequence[str], **options) -> subprocess.Popen:
 
 def _in_child() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    if PRCTL:
-        PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
 
 
 class Runner:

@@ -25,9 +25,10 @@ from benchmarks.labelled import Labelled
 from benchmarks.metrics import hits
 from benchmarks.spread import gather_rows, my_batches
 from pretrain import distributed
-from pretrain.checkpoint import check_archive, write_atomically
+from pretrain.checkpoint import check_archive
 from pretrain.data import center_crop, epoch_order, eval_batches, random_resized_crop
 from pretrain.errors import InputError, Stopped
+from pretrain.files import write_atomically
 from pretrain.logs import Bar, MetricsLog, RunLog
 from pretrain.neighbours import rank_classes
 from pretrain.optim import LARS, parameter_groups

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain.errors import InputError, nearest_file
-from pretrain.files import write_atomically, write_json  # noqa: F401  (both are this module's, too)
+from pretrain.files import write_atomically, write_json  # noqa: F401  (the second is for convert, which sees only this)
 
 FORMAT = "sslight-1"
 REQUIRED = ("format", "method", "arch", "epoch", "step", "model", "optimizer", "rng", "config", "preprocess",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 import time
 import uuid
 from datetime import timedelta
@@ -14,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from pretrain.parent import end_with_parent
+
 
 def timeout() -> timedelta:
     """How long a process waits for the others before it gives up: SSLIGHT_TIMEOUT seconds, 600 by default."""
@@ -73,8 +71,8 @@ def end_with_launcher() -> None:
 
     Called by every process of a group at its start.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
 
 
 def stop() -> None:

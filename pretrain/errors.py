@@ -18,6 +18,7 @@ from typing import NoReturn
 EXIT_DONE, EXIT_BUG, EXIT_BAD_INPUT, EXIT_PARTS_FAILED, EXIT_STOPPED = 0, 1, 2, 3, 75
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what clusters send before they kill
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+MAKE_ROOM = "what was saved before is intact: make room and start the same command again to go on"
 
 
 class InputError(ValueError):
@@ -121,8 +122,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        code = _say("error", f"cannot write{' ' * bool(error.filename)}{error.filename or ''}: {error.strerror}; what "
-                    "was saved before is intact: make room and start the same command again to go on", EXIT_BAD_INPUT)
+        code = _say("error", f"cannot write{' ' * bool(error.filename)}{error.filename or ''}: {error.strerror}; "
+                    f"{MAKE_ROOM}", EXIT_BAD_INPUT)
     except RuntimeError as error:
         if not _lost_contact(error):
             raise

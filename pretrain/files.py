@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pretrain.errors import NO_ROOM, InputError
+from pretrain.errors import MAKE_ROOM, NO_ROOM, InputError
 
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
@@ -28,8 +28,7 @@ def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
             reason = _no_room(temporary)
             if not reason:
                 raise
-            raise InputError(f"cannot write {path}: {reason}; what was saved before is intact: make room and start the "
-                             "same command again to go on") from None
+            raise InputError(f"cannot write {path}: {reason}; {MAKE_ROOM}") from None
         temporary.chmod(0o666 & ~_UMASK)  # safetensors writes files that only their owner reads
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())

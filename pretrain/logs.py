@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pretrain import distributed
+from pretrain.files import write_atomically
 
 
 class RunLog:
@@ -118,8 +119,6 @@ class MetricsLog:
         kept = [line for line in _lines(self.path)
                 if line["step"] < step or (line["step"] == step and measured and line.get("end"))]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        from pretrain.checkpoint import write_atomically
-
         write_atomically(self.path, lambda temporary: temporary.write_text(text))
         from torch.utils.tensorboard import SummaryWriter
 

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from pretrain.checkpoint import write_atomically
 from pretrain.config import to_dict
 from pretrain.data import TrainLoader, to_device
 from pretrain.errors import InputError
+from pretrain.files import write_atomically
 from pretrain.sources import Source, open_source
 from pretrain.views import view_set
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from pretrain import distributed
-from pretrain.checkpoint import write_atomically
 from pretrain.config import dump, flatten, read_yaml, to_dict
 from pretrain.errors import STOP_SIGNALS, InputError, stop_at_once
+from pretrain.files import write_atomically
 
 
 @contextlib.contextmanager
@@ -66,18 +66,24 @@ def check_same_run(out_dir: Path, cfg: CfgNode, free: Collection[str] = (), cons
 
 def check_same_recipe(what: str, old: Mapping, cfg: CfgNode, free: Collection[str], consent: str = "") -> None:
     """Raise InputError naming the settings that differ from `old`, those of `what`; with consent, only warn of them."""
-    old, new = dict(flatten(old)), dict(flatten(to_dict(cfg)))
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
-               and not any(key == name or (name.endswith(".") and key.startswith(name)) for name in free)]
+    before, now = deciding(old, free), deciding(to_dict(cfg), free)
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if not changed:
         return
-    text = f"{what} with another recipe ({'; '.join(f'{key} {old.get(key)!r} -> {new.get(key)!r}' for key in changed)})"
+    named = "; ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
+    text = f"{what} with another recipe ({named})"
     if not consent:
         raise InputError(f"{text}: choose another directory, or start again with the old values")
-    if not new[consent]:
+    if not dict(flatten(to_dict(cfg)))[consent]:
         raise InputError(f"{text}: start again with the old values, choose another directory, or go on all the same "
                          f"with {consent} True")
     logging.getLogger(__name__).warning("%s; going on, as %s says", text, consent)
+
+
+def deciding(settings: Mapping, free: Collection[str]) -> dict[str, object]:
+    """Nested settings as {dotted key: value}, but the keys `free` (or of "SECTION."), which do not decide a result."""
+    return {key: value for key, value in flatten(settings)
+            if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in free)}
 
 
 def in_use(out_dir: Path) -> str:

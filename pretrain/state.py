@@ -12,9 +12,10 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from pretrain import distributed
-from pretrain.checkpoint import FORMAT, load_checkpoint, save_checkpoint, write_atomically
+from pretrain.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from pretrain.config import to_dict
 from pretrain.errors import InputError
+from pretrain.files import write_atomically
 from pretrain.logs import RunLog
 from pretrain.monitor import Objective
 from pretrain.rundir import check_same_recipe
