@@ -1,189 +1,23 @@
-"""The report: what is compared, what is flagged, by how much, and that hostile names stay text."""
+"""The report's files and its table: what they show, where it is from, and that hostile names stay text."""
 
 import base64
-import contextlib
 import csv
-import html
-import html.parser
 import io
 import json
-import math
-import os
 import re
-import signal
-import struct
-import subprocess
 import time
-import zlib
-from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import comparison, cost, published, report, report_plots, report_training
-from benchmarks.result import write_result
+from benchmarks import comparison, published, report, report_plots, report_training
 from pretrain.errors import InputError
-from pretrain.files import write_json
-
-HOSTILE = "<script>alert('x')</script>$\\frac{|[bold]"
-
-
-def png(width=2, height=2):
-    """The smallest honest PNG, written by hand."""
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    rows = b"".join(b"\0" + b"\x80\x20\x20" * width for _ in range(height))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
-
-
-def result(folder, random=False, benchmark="knn", metrics=None, **change):
-    """Write a valid result; `change` replaces fields."""
-    checkpoint = {"path": "random" if random else "runs/x/last.pth", "sha256": "a" * 64, "arch": "resnet18",
-                  "method": "random" if random else "swav", "family": "random" if random else "sslight"}
-    top1 = {"value": 20.0, "interval": [18.0, 23.0]} if random else {"value": 30.0, "interval": [27.0, 32.0]}
-    metrics = metrics or {"top1": top1}
-    fields = {"benchmark": benchmark, "protocol": f"demo_{benchmark}", "data": {
-        "path": "data", "counts": {"train": 100, "val": 50}, "fingerprint": "f00d"}, "per_seed": [{"seed": 0}],
-        "config": {"WEIGHTS": checkpoint["path"], "KNN": {"K": [10, 20]}}, "seconds": 1.0} | change
-    fields["checkpoint"] = checkpoint | change.get("checkpoint", {})
-    return write_result(folder, metrics=metrics, **fields)
+from tests.benchmarks.report_sets import HOSTILE, Page, full, hostile, png, result, write, write_pair
 
 
 @pytest.fixture
 def pair(tmp_path):
-    result(tmp_path / "pretrained")
-    result(tmp_path / "random", random=True)
-    return tmp_path
-
-
-def only(folder):
-    found = comparison.rows(comparison.load([folder])[0])
-    assert len(found) == 1
-    return found[0]
-
-
-def test_difference_and_its_interval(pair):
-    """30 [27, 32] against 20 [18, 23]: 10, minus sqrt(3^2 + 3^2), plus sqrt(2^2 + 2^2); exact to 1e-12."""
-    row = only(pair)
-    assert (row.value, row.base_value, row.difference) == (30, 20, 10)
-    assert row.difference_interval == pytest.approx([10 - math.sqrt(18), 10 + math.sqrt(8)], abs=1e-12)
-    assert row.verdict == "higher"
-
-
-def test_difference_interval_agrees_with_a_simulation():
-    """Two accuracies from 400 images each: the combined interval covers the true difference in 95% of draws, +- 2.
-
-    2,000 draws have a standard error of 0.5 points; normal intervals of accuracies are themselves off by about 1.
-    """
-    rng = np.random.default_rng(0)
-    p, q, n = 0.35, 0.22, 400
-
-    def measured(share):
-        value = rng.binomial(n, share) / n
-        half = 1.96 * math.sqrt(value * (1 - value) / n)
-        return {"value": value, "interval": [value - half, value + half]}
-
-    covered = 0
-    for _ in range(2000):
-        low, high = comparison.difference_interval(measured(p), measured(q))
-        covered += low <= p - q <= high
-    assert 0.93 < covered / 2000 < 0.97
-
-
-@pytest.mark.parametrize(("ours", "theirs", "verdict"), [
-    ((20.0, [18.0, 22.0]), (30.0, [28.0, 32.0]), "lower"),
-    ((21.0, [18.0, 24.0]), (20.0, [17.0, 23.0]), "no clear difference"),
-    ((21.0, None), (20.0, [17.0, 23.0]), "no interval"),
-])
-def test_verdicts(tmp_path, ours, theirs, verdict):
-    for name, (value, interval) in (("a", ours), ("b", theirs)):
-        result(tmp_path / name, random=name == "b", metrics={"top1": {"value": value, "interval": interval}})
-    assert only(tmp_path).verdict == verdict
-
-
-@pytest.mark.parametrize(("change", "named"), [
-    ({"data": {"path": "data", "counts": {"val": 50}, "fingerprint": "beef"}}, "data"),
-    ({"protocol": "knn (proxy 0.1)"}, "protocol"),
-    ({"framework": "detectron2"}, "framework"),
-    ({"config": {"WEIGHTS": "random", "KNN": {"K": [10, 50]}}}, "config KNN.K"),
-    ({"checkpoint": {"arch": "resnet34"}}, "architecture"),
-])
-def test_unlike_results_are_flagged_and_get_no_difference(tmp_path, change, named):
-    result(tmp_path / "pretrained")
-    result(tmp_path / "random", random=True, **change)
-    row = only(tmp_path)
-    assert row.differs == [named]
-    assert row.difference is None and row.difference_interval is None and row.verdict == "not comparable"
-    page = write(tmp_path, ".html")
-    assert f"differs in {named}" in page and "+10.00" not in page
-
-
-def test_weights_folders_and_seeds_do_not_forbid_a_comparison(tmp_path):
-    for name, seeds in (("a", [0]), ("b", [0, 1])):
-        result(tmp_path / name, random=name == "b", config={
-            "WEIGHTS": name, "OUTPUT_DIR": name, "SEEDS": seeds, "MODEL": {"BACKBONE_ARCH": name}, "KNN": {"K": 1}})
-    assert only(tmp_path).verdict == "higher"
-
-
-@pytest.mark.parametrize(("theirs", "differs"), [
-    ("runs/b/weights/random.pth", []), ("b.pth", []), ("SyncBN", ["config framework_config.hooks"])])
-def test_only_where_files_lie_may_differ_inside_lists_of_settings(tmp_path, theirs, differs):
-    """Detection frameworks keep paths of weights deep in their configuration."""
-    for name, text in (("a", "runs/a/weights/moco.pth"), ("b", theirs)):
-        hooks = [{"type": "Proof", "target": text, "work_dir": name}]
-        result(tmp_path / name, random=name == "b", config={"framework_config": {"hooks": hooks}})
-    assert only(tmp_path).differs == differs
-
-
-def test_the_alike_baseline_is_chosen_and_nothing_is_averaged(tmp_path):
-    """Two checkpoints and two random networks of other data: each row keeps its own value and its like."""
-    for data in ("one", "two"):
-        about = {"path": data, "counts": {"val": 5}, "fingerprint": data}
-        value = {"one": 40.0, "two": 60.0}[data]
-        result(tmp_path / data / "ours", data=about, metrics={"top1": {"value": value, "interval": None}})
-        result(tmp_path / data / "random", random=True, data=about,
-               metrics={"top1": {"value": value / 2, "interval": None}})
-    found = comparison.rows(comparison.load([tmp_path])[0])
-    assert [(row.value, row.difference) for row in found] == [(40, 20), (60, 30)]
-
-
-def test_a_result_alone_and_a_random_network_alone_have_rows(tmp_path):
-    result(tmp_path / "ours")
-    result(tmp_path / "random", random=True, benchmark="linear")
-    assert {row.verdict for row in comparison.rows(comparison.load([tmp_path])[0])} == {"no baseline"}
-
-
-def write(folder, *suffixes):
-    outputs = [folder / f"report{suffix}" for suffix in suffixes]
-    assert report.main([str(folder), "-o", *map(str, outputs)]) == 0
-    return outputs[0].read_text()
-
-
-class Page(html.parser.HTMLParser):
-    """Elements, their attributes and all text of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.text = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def hostile(folder):
-    (folder / "pretrained").mkdir(parents=True)
-    (folder / "pretrained" / "view.png").write_bytes(png())
-    result(folder / "pretrained", protocol=HOSTILE, per_class={HOSTILE: 50.0, "=cmd()": 20.0}, framework=HOSTILE,
-           checkpoint={"method": HOSTILE, "path": HOSTILE}, command=HOSTILE, pictures=["view.png", "../secret.png"],
-           metrics={HOSTILE: {"value": 1.0, "interval": [0.5, 2.0]}})
-    (folder / "secret.png").write_bytes(png(3, 3))
+    return write_pair(tmp_path)
 
 
 def test_hostile_names_stay_text(tmp_path, capsys):
@@ -273,40 +107,6 @@ def test_published_table_matches_the_facts():
     ]
 
 
-def full(folder):
-    """One of everything the page can show."""
-    about = {"path": "data", "counts": {"val": 50}, "fingerprint": "f00d"}
-    for random in (False, True):
-        base = folder / "results" / ("random" if random else "pretrained")
-        top = 20.0 if random else 30.0
-        k_values = {f"top1_k{k}": {"value": top - k / 50, "interval": [top - 5, top + 5]} for k in (10, 20, 50)}
-        result(base / "knn", random, metrics={"top1": {"value": top, "interval": [top - 2, top + 2]}} | k_values,
-               per_class={str(digit): top + digit for digit in range(10)})
-        metrics = {f"{kind}_AP{size}": {"value": top / 10, "interval": None} for kind in ("mask", "box")
-                   for size in ("", "50", "s", "m", "l")}
-        (base / "coco").mkdir()
-        (base / "coco" / "scene.png").write_bytes(png(40, 20))
-        result(base / "coco", random, "coco", metrics, data=about, framework="mmdet", pictures=["scene.png"],
-               per_category={"mask": {"0": 1.0, "1": 2.0}, "box": {"0": 1.0}})
-        curve = [{"epoch": epoch, "pooled lr 0.1": top + epoch, "pooled lr 1": top} for epoch in range(1, 4)]
-        heads = {f"pooled lr {rate}": {"holdout_top1": top - rate, "val_top1": top} for rate in (0.1, 1)}
-        result(base / "linear", random, "linear", {"top1": {"value": top, "interval": [top - 1, top + 1]}},
-               per_seed=[{"seed": 0, "curve": curve, "heads": heads, "head": "pooled lr 0.1"}])
-    result(folder / "results" / "small" / "linear", benchmark="linear", checkpoint={"arch": "mobilenetv2_100"})
-    for arch, size in (("resnet18", 11.2e6), ("mobilenetv2_100", 2.2e6)):
-        write_json(folder / "results" / "cost" / arch / "cost.json", {
-            "schema": cost.SCHEMA, "arch": arch, "image_size": 224, "batch_size": 64, "machine": "<b>a machine</b>",
-            "threads": 1, "torch": "2", "parameters": size, "flops": 160 * size, "latency_ms": size / 1e6,
-            "latency_ms_quartiles": [1, 20], "images_per_second": 50, "command": f"sslight bench cost {arch}"})
-    (folder / "pretrain").mkdir()
-    (folder / "pretrain" / "views.png").write_bytes(png(60, 40))
-    lines = [json.dumps({"step": step, "loss": 4 - step / 100}) for step in range(0, 100, 20)]
-    for run in (folder / "pretrain", folder / "results" / "pretrained" / "knn" / "seed_0"):
-        run.mkdir(exist_ok=True)
-        (run / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 9']))
-    return folder
-
-
 def captions(page):
     return re.findall(r"<figcaption>(.*?)</figcaption>", page)
 
@@ -337,18 +137,6 @@ def test_curves_and_sweeps_are_read_as_written(tmp_path):
     path = [{"feature": "pooled", "penalty": penalty, "holdout_top1": 5.0} for penalty in (0.1, 0, "1", None)] + [7]
     assert report_training._heads({"x lr 1.2.3": {}, "x lr 1": {"holdout_top1": "5"}, "y": 3}, "holdout_top1") == []
     assert report_training._penalties(path) == [("pooled", 0.1, 5.0)]  # 0 has no place on a logarithmic axis
-
-
-def test_networks_of_one_label_are_told_apart(tmp_path):
-    """By what differs in their paths; by their hashes where the paths are the same."""
-    for name, path, sha in (("a", "runs/a/last.pth", "1"), ("b", "runs/b/last.pth", "2")):
-        result(tmp_path / name, checkpoint={"path": path, "sha256": sha * 64})
-    result(tmp_path / "c", random=True)
-    assert [entry.label for entry in comparison.load([tmp_path])[0]] == [
-        "swav resnet18 (a)", "swav resnet18 (b)", "random resnet18"]
-    result(tmp_path / "b", checkpoint={"path": "runs/a/last.pth", "sha256": "2" * 64})
-    assert [entry.label for entry in comparison.load([tmp_path])[0]][:2] == [
-        "swav resnet18 (11111111)", "swav resnet18 (22222222)"]
 
 
 def test_k_nn_plot_reads_the_sweep_in_order(tmp_path):
@@ -397,41 +185,3 @@ def test_two_hundred_results_take_seconds(pair):
     started = time.process_time()
     write(pair, ".html")
     assert time.process_time() - started < 15
-
-
-CHROMIUM = Path("/usr/bin/chromium")
-
-
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="Debian's chromium is not installed")
-@pytest.mark.parametrize("width", [390, 1400])
-def test_chromium_shows_the_page_without_errors_or_sideways_scrolling(tmp_path, width):
-    hostile(full(tmp_path / "run") / "hostile")
-    page = write(tmp_path / "run", ".html")
-    assert "default-src 'none'" in re.search(r"<meta http-equiv=\"Content-Security-Policy\".*?>", page)[0]
-    # in a frame of the wanted width: headless windows have a least width of their own
-    probe = ("<iframe id=f src=run/report.html style='width:WIDTHpx;height:900px;border:0'></iframe><pre id=out></pre>"
-             "<script>f.onload = () => { const d = f.contentDocument, all = s => [...d.querySelectorAll(s)];"
-             "out.textContent = JSON.stringify({width: d.documentElement.scrollWidth,"
-             "rows: all('tbody tr').length, images: d.images.length,"
-             "broken: [...d.images].filter(i => !i.complete || !i.naturalWidth).length, scripts: d.scripts.length,"
-             "small: all('td, p, dd').filter(e => parseFloat(getComputedStyle(e).fontSize) < 11).length}) }</script>")
-    (tmp_path / "outer.html").write_text("<!doctype html>" + probe.replace("WIDTH", str(width)))
-    with open(tmp_path / "dom", "w+") as dom, open(tmp_path / "console", "w+") as console:
-        browser = subprocess.Popen(
-            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             "--disable-dev-shm-usage", "--allow-file-access-from-files", "--enable-logging=stderr",
-             f"--user-data-dir={tmp_path / 'profile'}", "--timeout=8000", "--dump-dom",
-             f"file://{tmp_path / 'outer.html'}"],
-            stdin=subprocess.DEVNULL, stdout=dom, stderr=console, start_new_session=True)
-        try:
-            browser.wait(timeout=90)
-        finally:  # its helpers are in its session
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(browser.pid, signal.SIGKILL)
-        shown, messages = (Path(file.name).read_text() for file in (dom, console))
-    found = json.loads(html.unescape(re.search(r"<pre id=\"out\">(.*?)</pre>", shown)[1]))
-    assert found["scripts"] == 0
-    assert found["width"] <= width
-    assert found["broken"] == 0 and found["images"] >= 8 and found["rows"] >= 10 and found["small"] == 0
-    assert "CONSOLE" not in messages

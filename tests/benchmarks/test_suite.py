@@ -25,7 +25,7 @@ from pretrain.backbones import build_backbone
 from pretrain.checkpoint import save_backbone
 from pretrain.errors import EXIT_PARTS_FAILED, InputError, Stopped
 from tests.benchmarks.coco_sets import write_set
-from tests.benchmarks.test_report import result
+from tests.benchmarks.report_sets import result
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = os.environ.get("SSLIGHT_FULL") == "1"
