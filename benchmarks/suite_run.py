@@ -25,6 +25,7 @@ def start(words: Sequence[str], **options) -> subprocess.Popen:
 
 
 def _in_child() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # which `run_command` keeps from what is forked
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     end_with_parent()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import functools
 import io
 import multiprocessing
 import os
@@ -103,6 +104,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     0 done, 2 bad input or a full disk (one line on stderr), 75 stopped after saving; 1 a lost process group (one line,
     too), or anything unforeseen, with its traceback.
     """
+    _keep_signals_from_workers()
     for number in STOP_SIGNALS:
         signal.signal(number, stop_at_once)
     threading.excepthook = _thread_failed
@@ -134,9 +136,20 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         code = 130
     finally:
-        for child in multiprocessing.active_children():  # loader workers, which do not listen to signals to stop
+        for child in multiprocessing.active_children():  # loader workers, which no signal to stop reaches
             child.kill()
     sys.exit(code)
+
+
+@functools.cache
+def _keep_signals_from_workers() -> None:
+    """Have every process that is forked from here on, whoever forks it, start and stay with the stop signals blocked.
+
+    One that reaches the whole process group is the main process's to answer. A loader worker that died of it, at any
+    instant from its very fork, would be taken for a crash.
+    """
+    os.register_at_fork(before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS),
+                        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS))
 
 
 def stop_at_once(number: int, frame: object = None) -> None:

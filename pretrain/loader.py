@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-import signal
 from collections.abc import Sequence
 
 import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
-
-from pretrain.errors import STOP_SIGNALS
 
 PREFETCH = 2  # batches per worker
 
@@ -24,13 +21,7 @@ def batch_loader(dataset: Dataset, requests: Sequence, workers: int, persistent:
 
 
 def start_worker(_: int = 0) -> None:
-    """Make this process a loader worker: one thread, as its neighbours want the other cores.
-
-    A signal to stop that reaches the whole process group is the main process's to answer: a worker that died from it
-    would be taken for a crash.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """Make this process a loader worker: one thread, as its neighbours want the other cores."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 

@@ -1,4 +1,4 @@
-"""What one-line errors suggest: names of files that lie beside the one that is not there."""
+"""What one-line errors suggest: names of files that lie beside the one that is not there; who hears signals to stop."""
 
 from __future__ import annotations
 
@@ -25,3 +25,36 @@ def test_a_run_directory_for_a_checkpoint_is_answered_with_its_last_one(tmp_path
     (tmp_path / "checkpoints" / "last.pth").touch()
     with pytest.raises(InputError, match="is a directory; name the file, e.g. .*checkpoints/last.pth$"):
         check_archive(tmp_path)
+
+
+WORKERS = """
+import os, signal, time
+from torch.utils.data import DataLoader
+from pretrain.errors import STOP_SIGNALS, run_command
+
+def stop_me(*_):
+    for number in STOP_SIGNALS:
+        os.kill(os.getpid(), number)
+
+class Items:
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        stop_me()
+        return index
+
+def main():
+    print(list(DataLoader(Items(), batch_size=None, num_workers=2, worker_init_fn=stop_me)), flush=True)
+    stop_me()
+    time.sleep(60)
+
+os.register_at_fork(after_in_child=stop_me)
+run_command(main)
+"""
+
+
+def test_signals_to_stop_reach_the_main_process_alone_and_at_no_instant_a_worker(run):
+    """A worker gets them in its very fork, before torch sets handlers of its own there, between and after."""
+    done = run("-c", WORKERS, expect=75, timeout=50)
+    assert done.stdout == "[0, 1, 2, 3]\n"
+    assert done.stderr.splitlines()[-1].startswith("stopped: ")
