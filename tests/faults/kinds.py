@@ -106,7 +106,7 @@ def coco(place: Path, iterations: int) -> Kind:
     def command(out: Path) -> list[object]:
         return ["sslight.py", "bench", "coco", "--framework", "mmdet", "--task", "seg", "--config", config, "--weights",
                 "random", "--arch", "resnet18", "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out,
-                "SOLVER.CHECKPOINT_PERIOD", 2, "LOG_PERIOD", 1, "EVAL.BOOTSTRAP", 0]
+                "SOLVER.CHECKPOINT_PERIOD", 2, "LOG_PERIOD", 1, "EVAL.BOOTSTRAP", 0, "DATA.WORKERS", 1]
 
     return Kind("coco", command, "Checkpoints will be saved", coco_kept, coco_end)
 
