@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.similarity import FEW, Room, Rounded, above_by_bound, at_least, product
+
 QUERIES = 1024  # rows of one query block; fixed, so that results do not depend on the number of processes
 BANK = 16384  # rows of one bank block
-WORD = 8  # booleans in an int64
 
 
 def load_rows(rows: Tensor | np.ndarray, start: int, stop: int, device: torch.device) -> Tensor:
@@ -42,55 +43,48 @@ def nearest(queries: Tensor, bank: Tensor | np.ndarray, k: int, *, exclude: Tens
     count, device = len(queries), queries.device
     best = torch.full((count, k), -torch.inf, device=device)  # in the order of their indices until the end
     index = torch.full((count, k), -1, dtype=torch.long, device=device)
-    width = -(-min(BANK, len(bank)) // WORD) * WORD
-    buffer = torch.full((min(QUERIES, count), width), -torch.inf, device=device)
-    marks = torch.empty_like(buffer, dtype=torch.bool)  # reused: fresh memory would cost more than the comparison
+    room = Room.reserve(min(QUERIES, count), min(BANK, len(bank)), device)
+    crowded: set[int] = set()  # query blocks with too many neighbours within the bound
     stop = 0
     while stop < len(bank):
         # Small blocks first, doubling: selecting from all of a block is dear, and a first threshold spares the rest.
         start, stop = stop, min(stop + min(BANK, max(stop, BANK // 8, 1)), len(bank))
         block = load_rows(bank, start, stop, device) if normalise else torch.as_tensor(bank[start:stop], device=device)
-        buffer[:, stop - start:] = -torch.inf
+        if start == 0:
+            centre = block.mean(0)
+        rounded = Rounded.of(block, centre) if room.rough is not None and start >= 2 * FEW * k else None
         for first in range(0, count, QUERIES):
-            last = min(first + QUERIES, count)
-            padded = buffer[:last - first, :-(-(stop - start) // WORD) * WORD]
-            similarity = padded[:, :stop - start]
-            torch.mm(queries[first:last], block.T, out=similarity)
-            if exclude is not None:
-                inside = (exclude[first:last] >= start) & (exclude[first:last] < stop)
-                row = inside.nonzero().squeeze(1)
-                similarity[row, exclude[first:last][row] - start] = -torch.inf
-            if start == 0:  # nothing is known yet
-                values, found = similarity, None
-            else:
-                room = marks[:last - first, :padded.shape[1]]
-                values, found = _above(padded, best[first:last].amin(1, keepdim=True), room)
-            _merge(best[first:last], index[first:last], values, found, start)
+            part = slice(first, first + QUERIES)
+            own = None if exclude is None else exclude[part] - start
+            known, pairs = best[part].amin(1, keepdim=True), None
+            if rounded and first not in crowded:
+                pairs = above_by_bound(queries[part], block, rounded, centre, known, own, room)
+                if pairs is None:
+                    crowded.add(first)
+            if pairs is None:
+                similarity = product(queries[part], block, own, room.exact)
+                if start == 0:  # nothing is known yet
+                    _merge(best[part], index[part], similarity[:, :len(block)], None, start)
+                    continue
+                row, column = at_least(similarity, known.nextafter(known.new_tensor(torch.inf)), room.marks)
+                pairs = row, column, similarity[row, column]
+            _merge(best[part], index[part], *_as_rows(*pairs, len(known)), start)
         if on_block:
             on_block(stop - start)
     order = best.sort(dim=1, descending=True, stable=True).indices
     return best.gather(1, order), index.gather(1, order)
 
 
-def _above(similarity: Tensor, threshold: Tensor, mark: Tensor) -> tuple[Tensor, Tensor]:
-    """The entries of [n, w] above their row's threshold, in column order: values and columns [n, c].
-
-    Shorter rows are filled up with -inf. `mark` is room for [n, w] booleans.
-    """
-    torch.gt(similarity, threshold, out=mark)
-    # Eight marks at a time: nearly all are empty, and looking through single ones would cost more than comparing.
-    row, word = (mark.view(torch.int64) != 0).nonzero(as_tuple=True)
-    column = word[:, None] * WORD + torch.arange(WORD, device=word.device)
-    hit = mark[row[:, None], column]
-    row, column = row[:, None].expand_as(column)[hit], column[hit]
-    counts = torch.bincount(row, minlength=len(similarity))
+def _as_rows(row: Tensor, column: Tensor, values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Pairs in the order of their rows as values and columns [count, c]; shorter rows are filled up with -inf."""
+    counts = torch.bincount(row, minlength=count)
     longest = int(counts.max())
     place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    values = similarity.new_full((len(similarity), longest), -torch.inf)
-    found = torch.zeros(len(similarity), longest, dtype=torch.long, device=row.device)
-    values[row, place] = similarity[row, column]
+    padded = values.new_full((count, longest), -torch.inf)
+    found = torch.zeros(count, longest, dtype=torch.long, device=row.device)
+    padded[row, place] = values
     found[row, place] = column
-    return values, found
+    return padded, found
 
 
 def _merge(best: Tensor, index: Tensor, values: Tensor, found: Tensor | None, offset: int) -> None:
@@ -113,15 +107,12 @@ def _merge(best: Tensor, index: Tensor, values: Tensor, found: Tensor | None, of
 
 def _select(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best entries of every row in column order; where the k-th is tied, those of the lowest columns."""
-    k = min(k, similarity.shape[1])
-    take = min(k + 1, similarity.shape[1])
-    values, found = similarity.topk(take, dim=1)
-    if take > k:
-        tied = (values[:, k] == values[:, k - 1]).nonzero().squeeze(1)  # topk may have left out a lower column
-        values, found = values[:, :k], found[:, :k]
-        if len(tied):
-            exact = similarity[tied].sort(dim=1, descending=True, stable=True)
-            values[tied], found[tied] = exact.values[:, :k], exact.indices[:, :k]
+    values, found = similarity.topk(min(k, similarity.shape[1]), dim=1, sorted=False)
+    least = values.amin(1, keepdim=True)
+    tied = ((similarity == least).sum(1) > (values == least).sum(1)).nonzero().squeeze(1)
+    if len(tied):  # topk may have left out a lower column
+        exact = similarity[tied].sort(dim=1, descending=True, stable=True)
+        values[tied], found[tied] = exact.values[:, :found.shape[1]], exact.indices[:, :found.shape[1]]
     found, order = found.sort(dim=1)
     return values.gather(1, order), found
 

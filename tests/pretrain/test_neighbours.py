@@ -51,6 +51,54 @@ def test_leave_one_out(block_sizes, k):
     assert torch.isfinite(value).all()
 
 
+@pytest.fixture
+def bounds(monkeypatch):
+    """How many pairs every call of the search by bound in bfloat16 gave (None: too many), on any processor."""
+    found, search = [], neighbours.above_by_bound
+
+    def spied(*arguments):
+        pairs = search(*arguments)
+        found.append(None if pairs is None else len(pairs[0]))
+        return pairs
+
+    monkeypatch.setattr(neighbours, "above_by_bound", spied)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(neighbours, "QUERIES", 16)
+    monkeypatch.setattr(neighbours, "BANK", 1000)
+    return found
+
+
+@pytest.mark.parametrize("exclude", [None, np.arange(4000, 4200)], ids=["all", "leave one out"])
+@pytest.mark.parametrize("offset", [0, 200])
+@pytest.mark.parametrize("query, row", [(1000, 1000), (1000, 100), (100, 1000)])
+def test_the_bound_in_bfloat16_loses_no_neighbour(bounds, query, row, offset, exclude):
+    """Whole numbers, of which bfloat16 keeps eight bits: all, if below 100. Their products are exact in float32."""
+    rng = np.random.default_rng(query + row)
+    half = rng.integers(-row, row, (5_000, 3)).astype(np.float32)
+    bank = np.stack([half, -half], axis=1).reshape(-1, 3) + offset  # every block has the same centre
+    bank[3000:3100] = bank[:100]
+    queries = rng.integers(-query, query, (200, 3)).astype(np.float32)
+    value, index = nearest(torch.from_numpy(queries), torch.from_numpy(bank), 15, normalise=False,
+                           exclude=exclude if exclude is None else torch.from_numpy(exclude))
+    expected_value, expected_index = brute_force(queries, bank, 15, exclude)
+    np.testing.assert_array_equal(index.numpy(), expected_index)
+    np.testing.assert_array_equal(value.numpy(), expected_value)
+    assert any(bounds)
+
+
+def test_rows_too_close_for_bfloat16_are_compared_in_float32(bounds):
+    rng = np.random.default_rng(0)
+    bank = rng.normal(size=(6000, 8)).astype(np.float32)
+    bank[:1000] *= 1e-4  # what the centre is taken of
+    bank[1000:] = bank[0] + 100 + 1e-3 * bank[1000:]
+    queries = rng.normal(size=(40, 8)).astype(np.float32)
+    index = nearest(torch.from_numpy(queries), torch.from_numpy(bank), 10, normalise=False)[1]
+    similarity = torch.from_numpy(queries) @ torch.from_numpy(bank).T
+    reached = similarity.gather(1, index).double()
+    assert (reached >= similarity.sort(1, descending=True).values[:, :10].double() - 1e-4).all()
+    assert bounds == [None] * 3, "each of the three query blocks tries once"
+
+
 def test_a_bank_on_disk_is_normalised_and_equal_to_one_in_memory(tmp_path):
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(size=(300, 8)).astype(np.float32), rng.normal(size=(20, 8)).astype(np.float32)
