@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="the form that `make test` runs")
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(modules())}; default: all")
     args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # attempts are forks, which threads do not survive
     found: list[tuple[str, Row]] = []
     for module in args.modules or modules():
         started = time.monotonic()
