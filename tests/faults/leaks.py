@@ -1,4 +1,4 @@
-"""Long runs do not leak: memory and file descriptors of the whole process tree over thousands of steps."""
+"""Long runs do not leak: memory and file descriptors of the main process over thousands of steps."""
 
 from __future__ import annotations
 
