@@ -131,7 +131,7 @@ def train_and_test(cfg: CfgNode, stop: StopSignal) -> int:
             trainer.train()
         except FloatingPointError as error:
             raise InputError(diverged(error)) from None
-        return trainer.iter
+        return trainer.max_iter
 
 
 def diverged(error: FloatingPointError) -> str:

@@ -184,6 +184,9 @@ class Trainer(DefaultTrainer):
                                      self.cfg.SEED)
             self._trainer.data_loader = build_detection_train_loader(self.cfg, dataset=images, sampler=sampler)
             self._trainer._data_loader_iter_obj = None
+        elif self.start_iter and not (Path(self.cfg.OUTPUT_DIR) / "model_final.pth").exists():
+            # Killed between the two checkpoints of its last iteration: there is no step left to save the second after.
+            self.checkpointer.save("model_final", iteration=self.start_iter - 1)
 
 
 @contextlib.contextmanager

@@ -151,6 +151,25 @@ def test_detectron2_trains_is_killed_resumes_and_evaluates(name, arch, coco, tmp
     check_momentum(saved, 8 - done)
 
 
+@DETECTRON2
+def test_detectron2_killed_between_its_two_last_checkpoints_writes_the_second(coco, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--framework", "detectron2", "--task", "det", "--config",
+                 str(tiny_detectron2("faster_rcnn_r18_fpn_1x", tmp_path)), "--weights", "random", "--arch", "resnet18",
+                 "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(out), "SOLVER.CHECKPOINT_PERIOD", "4",
+                 "EVAL.BOOTSTRAP", "0"]
+    assert main(arguments) == 0
+    whole = torch.load(out / "model_final.pth", weights_only=True)
+    (out / "result.json").unlink()
+    (out / "model_final.pth").unlink()
+    (out / "last_checkpoint").write_text("model_0000007.pth")
+    assert main(arguments) == 0
+    again = torch.load(out / "model_final.pth", weights_only=True)
+    assert read_result(out)["iterations"] == 8 and again["iteration"] == 7
+    assert again["trainer"]["hooks"] == whole["trainer"]["hooks"]
+    assert all(torch.equal(again["model"][key], value) for key, value in whole["model"].items())
+
+
 def test_a_stop_signal_saves_and_the_next_start_goes_on(coco, tmp_path):
     out = tmp_path / "out"
     config = tiny_mmdet("faster_rcnn_r18_fpn_1x", tmp_path, iterations=400)

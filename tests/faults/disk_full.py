@@ -6,26 +6,25 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.errors import EXIT_BAD_INPUT
-from tests.faults.kinds import Kind, difference, kinds
+from tests.faults.kinds import DETECTION, NAMES, Kind, difference, kinds
 from tests.faults.processes import begin, kill_group, wait_until
 from tests.faults.table import Row, Unavailable
 
 TIMES = {"short": {"pretrain": (1, 0)},  # (the run meets the full disk, and is killed on it)
-         "long": {"pretrain": (10, 10), "linear": (10, 10), "semisup": (10, 10), "coco": (5, 5)}}
-SIZE = {"pretrain": "64m", "linear": "64m", "semisup": "64m", "coco": "600m"}
+         "long": {name: (5, 5) if name in DETECTION else (10, 10) for name in NAMES}}
 
 
 def rows(size: str, place: Path) -> Iterator[Row]:
     for kind in kinds(place, tuple(TIMES[size]), epochs=8 if size == "long" else 3):
-        met, killed = TIMES[size][kind.name]
-        with small_disk(place / kind.name, SIZE[kind.name]) as disk:
-            yield from filled(kind, place, disk, met, killed)
+        with small_disk(place / kind.name, "2g" if kind.name in DETECTION else "64m") as disk:
+            yield from filled(kind, place, disk, *TIMES[size][kind.name])
 
 
 @contextlib.contextmanager
@@ -42,45 +41,57 @@ def small_disk(where: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", where], check=True)
 
 
-def filled(kind: Kind, place: Path, disk: Path, met: int, kill: int) -> Iterator[Row]:
+def filled(kind: Kind, place: Path, disk: Path, met: int, kills: int) -> Iterator[Row]:
+    """Chains of a full disk and a resume, each until its run ends by itself, until it met that often enough."""
     says = Row(f"{kind.name}: the disk fills up: one clear line, the last checkpoint intact")
     dies = Row(f"{kind.name}: SIGKILL while the disk is full: the last checkpoint intact")
-    whole, out, log = place / f"{kind.name}-whole", disk / "out", place / f"{kind.name}.txt"
-    process = begin(*kind.command(whole), log=place / f"{kind.name}-whole.txt")
-    assert process.wait() == 0, (place / f"{kind.name}-whole.txt").read_text()[-2000:]
-    expected = kind.end(whole)
-    draw, filler = random.Random(kind.name), disk / "filler"
-    for turn in range(met + kill):
-        already = log.read_text().count(kind.working) if log.exists() else 0
-        process = begin(*kind.command(out), log=log)
-        wait_until(lambda: log.exists() and log.read_text().count(kind.working) > already,  # noqa: B023
-                   process=process)
-        time.sleep(draw.uniform(0, 1.0))
-        fill(filler)
-        if turn < met:
-            if not wait_until(lambda: process.poll() is not None, seconds=60):  # noqa: B023
-                kill_group(process)
-            code, last = process.wait(), log.read_text().splitlines()[-1]
-            clear = code == EXIT_BAD_INPUT and last.startswith("error: cannot write") and "No space left" in last
-            filler.unlink()
-            if code == 0:  # it had nothing left to write
-                says.note = "the run ended before"
-            else:
-                says.attempt(clear and not kind.kept(out), f"exit {code}: {kind.kept(out)} {log.read_text()[-700:]}")
-        else:
-            time.sleep(draw.uniform(0, 0.5))
-            kill_group(process)
-            process.wait()
-            filler.unlink()
-            dies.attempt(not kind.kept(out), kind.kept(out))
-    code = begin(*kind.command(out), log=log).wait()
-    wrong = f"exit {code}: {log.read_text()[-700:]}" if code else difference(kind.end(out), expected)
-    if wrong:
-        says.failures.append(f"with room again: {wrong}")
-    says.note = "with room again it ends as the uninterrupted run" if not wrong else ""
+    whole = place / f"{kind.name}-whole"
+    assert begin(*kind.command(whole), log=place / f"{kind.name}-whole.txt").wait() == 0, "the undisturbed run failed"
+    expected, draw, chains = kind.end(whole), random.Random(kind.name), 0
+    while says.tried < met or dies.tried < kills:
+        chains += 1
+        out, log, code = disk / f"out{chains}", place / f"{kind.name}{chains}.txt", None
+        while code != 0:
+            row = says if says.tried < met else dies if dies.tried < kills else None
+            code = meet(kind, out, log, disk / "filler", row, draw.uniform(0, 1), draw.uniform(0, 0.5))
+            if row is None and code != 0:
+                break
+        wrong = f"exit {code}: {log.read_text()[-700:]}" if code else difference(kind.end(out), expected)
+        if wrong:
+            says.failures.append(f"chain {chains}, with room again: {wrong}")
+        shutil.rmtree(out, ignore_errors=True)
+    says.note = f"{chains} resumed runs equal to the undisturbed one" * (not says.failures)
     yield says
-    if kill:
+    if kills:
         yield dies
+
+
+def meet(kind: Kind, out: Path, log: Path, filler: Path, row: Row | None, wait: float, longer: float) -> int | None:
+    """Start or resume a run, and fill the disk under it unless `row` is None; returns its exit code, None if killed.
+
+    In a row of kills it is killed `longer` after the disk is full; in the other it must leave by itself.
+    """
+    already = log.read_text().count(kind.working) if log.exists() else 0
+    process = begin(*kind.command(out), log=log)
+    if row is None:
+        return process.wait()
+    wait_until(lambda: log.exists() and log.read_text().count(kind.working) > already, process=process)
+    time.sleep(wait)
+    fill(filler)
+    killing = "SIGKILL" in row.what
+    if killing:
+        time.sleep(longer)
+    killed = not wait_until(lambda: process.poll() is not None, seconds=0 if killing else 60)
+    if killed:
+        kill_group(process)
+    code, last = process.wait(), log.read_text().splitlines()[-1]
+    filler.unlink()
+    if killing and killed:
+        row.attempt(not kind.kept(out), kind.kept(out))
+    elif not killing and code != 0:  # else it had nothing left to write
+        clear = code == EXIT_BAD_INPUT and last.startswith("error: cannot write") and "No space left" in last
+        row.attempt(clear and not kind.kept(out), f"exit {code}: {kind.kept(out)} {log.read_text()[-700:]}")
+    return None if killed else code
 
 
 def fill(path: Path) -> None:

@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.faults.kinds import Kind, difference, kinds
+from tests.faults.kinds import NAMES, Kind, difference, kinds
 from tests.faults.processes import Begun, begin, kill_group, start, wait_until
 from tests.faults.table import Row
 
-KILLS = {"short": {"pretrain": 3, "linear": 1}, "long": dict.fromkeys(("pretrain", "linear", "semisup", "coco"), 50)}
+KILLS = {"short": {"pretrain": 3, "linear": 1}, "long": dict.fromkeys(NAMES, 50)}
 START_UP = 0.15  # of the kills fall anywhere in the first seconds of Python
 IN_WRITE = 0.25  # of the kills wait for a checkpoint that is being written
 

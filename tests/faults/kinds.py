@@ -1,8 +1,10 @@
-"""The four kinds of run that are killed: how each starts, what it must have kept at any instant, how it must end."""
+"""The kinds of run that are killed: how each starts, what it must have kept at any instant, how it must end."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 
 from pretrain.checkpoint import check_archive, load_backbone, load_checkpoint
 from tests.benchmarks.coco_sets import write_set
-from tests.benchmarks.coco_tiny import tiny_mmdet
+from tests.benchmarks.coco_tiny import tiny_detectron2, tiny_mmdet
 from tests.faults.tiny_runs import linear, pretrain, semisup, write_images
 
 TIMINGS = ("images_per_second", "data_wait")
@@ -33,7 +35,11 @@ class Kind:
     end: Callable[[Path], dict]
 
 
-def kinds(place: Path, names: Sequence[str] = ("pretrain", "linear", "semisup", "coco"), epochs: int = 8) -> list[Kind]:
+DETECTION = ("mmdet", *(["detectron2"] if all(map(importlib.util.find_spec, ("detectron2", "omegaconf"))) else []))
+NAMES = ("pretrain", "linear", "semisup", *DETECTION)
+
+
+def kinds(place: Path, names: Sequence[str] = NAMES, epochs: int = 8) -> list[Kind]:
     """The kinds with their data under `place`. Every step saves, so that any kill may fall into a write."""
     images = write_images(place / "images")
     often = {"SOLVER.TOTAL_EPOCHS": epochs, "TRAIN.SAVE_SECONDS": 0, "TRAIN.LOG_PERIOD": 1}
@@ -44,7 +50,10 @@ def kinds(place: Path, names: Sequence[str] = ("pretrain", "linear", "semisup", 
                                trained_end),
         "semisup": lambda: Kind("semisup", lambda out: semisup(images, out, **often), "images labelled", trained_kept,
                                 trained_end),
-        "coco": lambda: coco(place, 3 * epochs),
+        "mmdet": lambda: Kind("mmdet", coco("mmdet", tiny_mmdet, place, 3 * epochs), "Checkpoints will be saved",
+                              mmdet_kept, mmdet_end),
+        "detectron2": lambda: Kind("detectron2", coco("detectron2", tiny_detectron2, place, 3 * epochs),
+                                   "Starting training", detectron2_kept, detectron2_end),
     }
     return [made[name]() for name in names]
 
@@ -98,52 +107,77 @@ def trained_end(out: Path) -> dict:
                for path in sorted(out.glob("seed_*/state.pth"))}}
 
 
-def coco(place: Path, iterations: int) -> Kind:
-    """Mask R-CNN in mmdet, saved every second iteration."""
-    data = write_set(place / "coco data")
-    config = tiny_mmdet("mask_rcnn_r18_fpn_1x", place, iterations)
+def coco(framework: str, tiny: Callable[..., Path], place: Path, iterations: int) -> Callable[[Path], Sequence[object]]:
+    """The command of a Mask R-CNN with a loader worker, saved every second iteration."""
+    data = place / "coco data"
+    if not data.exists():
+        write_set(data)
+    config = tiny("mask_rcnn_r18_fpn_1x", place, iterations)
+    return lambda out: [
+        "sslight.py", "bench", "coco", "--framework", framework, "--task", "seg", "--config", config, "--weights",
+        "random", "--arch", "resnet18", "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out,
+        "SOLVER.CHECKPOINT_PERIOD", 2, "LOG_PERIOD", 1, "EVAL.BOOTSTRAP", 0, "DATA.WORKERS", 1]
 
-    def command(out: Path) -> list[object]:
-        return ["sslight.py", "bench", "coco", "--framework", "mmdet", "--task", "seg", "--config", config, "--weights",
-                "random", "--arch", "resnet18", "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out,
-                "SOLVER.CHECKPOINT_PERIOD", 2, "LOG_PERIOD", 1, "EVAL.BOOTSTRAP", 0, "DATA.WORKERS", 1]
 
-    return Kind("coco", command, "Checkpoints will be saved", coco_kept, coco_end)
-
-
-def coco_checkpoints(out: Path) -> list[Path]:
+def mmdet_checkpoints(out: Path) -> list[Path]:
     return sorted(out.glob("iter_*.pth"), key=lambda path: int(path.stem[5:]))
 
 
-def coco_kept(out: Path) -> str:
+def mmdet_kept(out: Path) -> str:
     """Every checkpoint is whole and the newest is of the last full interval of two iterations."""
     from benchmarks.coco_mmdet_parts import readable_checkpoints
 
-    for path in coco_checkpoints(out):
+    for path in mmdet_checkpoints(out):
         check_archive(path)
-    if coco_checkpoints(out):
+    if mmdet_checkpoints(out):
         with readable_checkpoints():
-            saved = torch.load(coco_checkpoints(out)[-1], weights_only=True)
-        if f"iter_{saved['meta']['iter']}.pth" != coco_checkpoints(out)[-1].name:
-            return f"{coco_checkpoints(out)[-1]} says that it is of iteration {saved['meta']['iter']}"
+            saved = torch.load(mmdet_checkpoints(out)[-1], weights_only=True)
+        if f"iter_{saved['meta']['iter']}.pth" != mmdet_checkpoints(out)[-1].name:
+            return f"{mmdet_checkpoints(out)[-1]} says that it is of iteration {saved['meta']['iter']}"
     logged = max((json.loads(line).get("iter", 0) for path in out.glob("*/vis_data/scalars.json")
                   for line in path.read_text().split("\n")[:-1] if '"loss"' in line), default=0)
-    newest = int(coco_checkpoints(out)[-1].stem[5:]) if coco_checkpoints(out) else 0
+    newest = int(mmdet_checkpoints(out)[-1].stem[5:]) if mmdet_checkpoints(out) else 0
     return f"the newest checkpoint is of iteration {newest}, {logged} were logged" if newest < logged - 2 else ""
 
 
-def coco_end(out: Path) -> dict:
+def mmdet_end(out: Path) -> dict:
     """Iteration, schedule and the optimizer's settings and parts; no weights, as mmdet saves no random states."""
     from benchmarks.coco_mmdet_parts import readable_checkpoints
 
     with readable_checkpoints():
-        saved = torch.load(coco_checkpoints(out)[-1], weights_only=True)
+        saved = torch.load(mmdet_checkpoints(out)[-1], weights_only=True)
     result = json.loads((out / "result.json").read_text())
     return {"iterations": result["iterations"], "iter": saved["meta"]["iter"], "schedule": saved["param_schedulers"],
             "groups": saved["optimizer"]["param_groups"], "metrics": sorted(result["metrics"]),
             "momentum": {key: sorted((name, tuple(value.shape)) for name, value in entry.items() if value is not None)
                          for key, entry in saved["optimizer"]["state"].items()},
             "finite": all(bool(value.isfinite().all()) for value in saved["state_dict"].values())}
+
+
+def detectron2_kept(out: Path) -> str:
+    """Every checkpoint is whole, `last_checkpoint` names one, and that is of the last full interval of two."""
+    newest = -1
+    for path in out.glob("model_*.pth"):
+        check_archive(path)
+        torch.load(path, weights_only=True)
+    if (out / "last_checkpoint").exists():
+        name = (out / "last_checkpoint").read_text()
+        newest = torch.load(out / name, weights_only=True)["iteration"]
+    log = (out / "metrics.json").read_text() if (out / "metrics.json").exists() else ""  # with lines cut off
+    logged = max(map(int, re.findall(r'"iteration": (\d+), "loss', log)), default=-1)
+    return f"the newest checkpoint is of iteration {newest}, {logged} were logged" if newest < logged - 2 else ""
+
+
+def detectron2_end(out: Path) -> dict:
+    """As in mmdet: no weights, as detectron2 saves no random states either."""
+    saved = torch.load(out / "model_final.pth", weights_only=True)
+    trainer, result = saved["trainer"], json.loads((out / "result.json").read_text())
+    optimizer = trainer["_trainer"]["optimizer"]
+    return {"iterations": result["iterations"], "iteration": saved["iteration"], "schedule": trainer["hooks"],
+            "groups": optimizer["param_groups"], "metrics": sorted(result["metrics"]), "classes": saved["classes"],
+            "momentum": {key: sorted((name, tuple(value.shape)) for name, value in entry.items() if value is not None)
+                         for key, entry in optimizer["state"].items()},
+            "finite": all(bool(value.isfinite().all()) for value in saved["model"].values())}
 
 
 def difference(found: object, expected: object, where: str = "") -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.errors import EXIT_STOPPED, STOP_SIGNALS
-from tests.faults.kinds import Kind, difference, kinds
+from tests.faults.kinds import NAMES, Kind, difference, kinds
 from tests.faults.processes import begin, kill_group, start, torchrun, wait_until, workers
 from tests.faults.table import Row
 from tests.faults.tiny_runs import linear, pretrain, write_images
@@ -20,8 +20,7 @@ FORWARDED = ["--standalone", "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQU
 
 
 def rows(size: str, place: Path) -> Iterator[Row]:
-    names = ("pretrain", "linear", "semisup", "coco") if size == "long" else ("linear",)
-    for kind in kinds(place, names, epochs=8 if size == "long" else 3):
+    for kind in kinds(place, NAMES if size == "long" else ("linear",), epochs=8 if size == "long" else 3):
         yield alone(kind, place / kind.name, size == "long")
     if size == "long":
         (place / "group").mkdir()
