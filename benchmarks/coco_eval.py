@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ KINDS = {"box": "bbox", "mask": "segm"}
 BACKENDS = ("faster", "pycocotools")
 THRESHOLDS = {"": None, "50": 0.5, "75": 0.75}
 AREAS = {"": "all", "s": "small", "m": "medium", "l": "large"}
+PAIRS = 500_000  # of an image and a category; the libraries hold some 500 bytes of each
 CLIP = 10  # a vertex farther away than this many image sides is a fault of the file, and crashes the C code
 
 
@@ -50,11 +51,13 @@ def evaluate(truth: dict, detections: Sequence[dict], kind: str, backend: str = 
     entries = [_as_result(entry, kind) for entry in detections]
     if not entries:  # neither library reads an empty list; nothing found is precision 0 wherever there is something
         return _nothing_found(truth, kind, keep_matches)
-    evaluator = _run(truth, entries, KINDS[kind], backend)
-    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    parts, matches = [], []
+    for evaluator in _evaluated(truth, entries, KINDS[kind], backend):
+        parts.append((evaluator.eval["precision"], evaluator.eval["recall"]))
+        matches += match_images(evaluator) if keep_matches else []
+    precision, recall = (np.concatenate(arrays, axis=-3) for arrays in zip(*parts, strict=True))
     names = [category["name"] for category in sorted(truth["categories"], key=lambda category: category["id"])]
     per_category = {name: _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(names)}
-    matches = match_images(evaluator) if keep_matches else []
     return Evaluation(_twelve(evaluator.params, precision, recall),
                       {name: value for name, value in per_category.items() if np.isfinite(value)}, matches)
 
@@ -132,7 +135,10 @@ def _as_result(entry: dict, kind: str) -> dict:
             wanted: copy.copy(entry[wanted])}
 
 
-def _run(truth: dict, entries: list[dict], iou_type: str, backend: str):
+def _evaluated(truth: dict, entries: list[dict], iou_type: str, backend: str) -> Iterator:
+    """The library's evaluations of all categories, some at a time, in the order of their ids."""
+    categories = sorted(category["id"] for category in truth["categories"])
+    together = max(1, PAIRS // len(truth["images"]))
     with contextlib.redirect_stdout(io.StringIO()):
         if backend == "faster":
             from faster_coco_eval import COCO
@@ -143,11 +149,14 @@ def _run(truth: dict, entries: list[dict], iou_type: str, backend: str):
         ground = COCO()
         ground.dataset = truth  # whose annotations `with_sane_polygons` made anew: the library writes into them
         ground.createIndex()
-        evaluator = Evaluator(ground, ground.loadRes(entries), iou_type)
-        evaluator.params.maxDets = [1, 10, 100]
-        evaluator.evaluate()
-        evaluator.accumulate()
-    return evaluator
+        found = ground.loadRes(entries)
+    for first in range(0, len(categories), together):
+        evaluator = Evaluator(ground, found, iou_type)
+        evaluator.params.maxDets, evaluator.params.catIds = [1, 10, 100], categories[first:first + together]
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator.evaluate()
+            evaluator.accumulate()
+        yield evaluator
 
 
 def _twelve(params, precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks import coco_eval
 from benchmarks.coco_eval import bootstrap, evaluate
 from pretrain.errors import InputError
 from tests.benchmarks.coco_sets import near_detections, some_truth, with_masks
@@ -31,6 +32,21 @@ def test_our_matching_gives_the_libraries_ap(kind, backend):
     assert 100 * by_threshold.mean() == pytest.approx(found.numbers["AP"], abs=1e-9)
     assert 100 * by_threshold[0] == pytest.approx(found.numbers["AP50"], abs=1e-9)
     assert 100 * by_threshold[5] == pytest.approx(found.numbers["AP75"], abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+def test_one_category_at_a_time_is_the_same(kind, backend, monkeypatch):
+    truth = some_truth(seed=7)
+    found = [entry for entry in with_masks(near_detections(truth, seed=8)) if entry["category_id"] != 2]
+    whole = evaluate(truth, found, kind, backend)
+    monkeypatch.setattr(coco_eval, "PAIRS", 1)
+    parts = evaluate(truth, found, kind, backend)
+    assert parts.numbers == pytest.approx(whole.numbers, nan_ok=True) and parts.per_category == whole.per_category
+    assert len(parts.matches) == len(whole.matches) == len(truth["categories"])
+    for one, other in zip(parts.matches, whole.matches, strict=True):
+        assert all(np.array_equal(getattr(one, name), getattr(other, name))
+                   for name in ("image", "true", "counted", "objects"))
 
 
 def test_a_weighted_image_counts_like_its_copies():
