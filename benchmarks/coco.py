@@ -6,9 +6,11 @@ What it can be told stands in coco_options.py. Writes `result.json`, the detecti
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     prepare_only = setup.processes > 1 and args.launcher == "none"  # this process checks, its children train
     source, family, data = setup.source, setup.family, setup.data
     coco_preflight.amp_possible(settings.TRAIN.AMP)
-    with open_run(setup.identity, FREE) as out_dir, StopSignal(immediate=True) as stop:
+    with _workplace(setup) as out_dir, StopSignal(immediate=True) as stop:
         with coco_launch.main_first():
             if source is None:
                 source, family = coco_weights.find_source(args.weights, setup.arch, settings.SEED, out_dir)
@@ -84,6 +86,18 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _workplace(setup: Setup) -> Iterator[Path]:
+    """The run's directory, which does not stay if only checks are asked for and it was not there."""
+    new = setup.settings.OUTPUT_DIR and not Path(setup.settings.OUTPUT_DIR).exists()
+    try:
+        with open_run(setup.identity, FREE) as out_dir:
+            yield out_dir
+    finally:
+        if setup.args.check and new and distributed.is_main():
+            shutil.rmtree(setup.settings.OUTPUT_DIR, ignore_errors=True)
+
+
 def configure(argv: list[str] | None = None, find_data: Callable = coco_data.find) -> Setup:
     """Read the command line, the recipe, the checkpoint and the annotations; join the launcher's processes.
 
@@ -91,7 +105,7 @@ def configure(argv: list[str] | None = None, find_data: Callable = coco_data.fin
     """
     args = parser().parse_intermixed_args(argv)
     args.overrides += ["TRAIN.AMP", "True"] * args.amp
-    settings, framework_options = _split_overrides(args.overrides)
+    settings, framework_options = _split_overrides(args.overrides, args.framework)
     framework = framework_module(args.framework)
     processes = coco_launch.processes(args.launcher, args.num_gpus)
     data = find_data(settings)
@@ -117,14 +131,15 @@ def configure(argv: list[str] | None = None, find_data: Callable = coco_data.fin
                  CfgNode({**to_dict(settings), "RUN": run}))
 
 
-def _split_overrides(pairs: list[str]) -> tuple[CfgNode, list[str]]:
-    """Our settings, and the pairs that belong to the framework's config."""
+def _split_overrides(pairs: list[str], framework: str) -> tuple[CfgNode, list[str]]:
+    """Our settings, and the pairs that belong to the framework's config: mmdet's keys are in small letters."""
     if len(pairs) % 2:
         raise InputError(f"overrides are KEY VALUE pairs; '{pairs[-1]}' has no value")
     known = dict(flatten(DEFAULTS))
     ours, theirs = [], []
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        (ours if key in known or key.split(".")[0] in ("DATA", "EVAL", "TRAIN") else theirs).extend([key, value])
+        mine = key in known or key.split(".")[0] in ("DATA", "EVAL", "TRAIN") or framework == "mmdet" and key.isupper()
+        (ours if mine else theirs).extend([key, value])
     return load_config(DEFAULTS, None, ours), theirs
 
 

@@ -82,7 +82,7 @@ def read_split(file: Path, images: Path) -> Split:
         raise InputError(f"image folder not found: {images} (for {file})")
     present = _files_below(images)
     absent = [image["file_name"] for image in content["images"] if os.path.normpath(image["file_name"]) not in present
-              and not (images / image["file_name"]).is_file()]  # links to folders are not walked
+              and not os.path.isfile(images / image["file_name"])]  # links to folders are not walked
     if absent:
         raise InputError(f"{len(absent)} of {len(content['images'])} images listed in {file} are absent from {images}, "
                          f"first {absent[0]}: complete the folder or remove them from the file")

@@ -26,7 +26,7 @@ from convert.safe_files import read_file
 from pretrain import distributed
 from pretrain.backbones import canonical_arch
 from pretrain.config import flatten, read_settings
-from pretrain.errors import InputError, nearest
+from pretrain.errors import InputError, nearest_key
 from pretrain.rundir import StopSignal
 
 MODELS = {"build_resnet_fpn_backbone": "fpn", "build_timm_fpn_backbone": "fpn",
@@ -42,7 +42,7 @@ def load_config(file: Path | str, options: Sequence[str] = ()) -> CfgNode:
     known = dict(flatten(cfg))
     for key in options[::2]:
         if key not in known:
-            raise InputError(f"unknown key '{key}' of {file}{nearest(key, known)}")
+            raise InputError(f"unknown key '{key}' of {file}{nearest_key(key, known)}")
     read_settings(file)  # refuses what detectron2 would unfold, fetch or wait for without end
     try:
         cfg.merge_from_file(str(file), allow_unsafe=False)  # its default runs what the file's tags say

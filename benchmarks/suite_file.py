@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.coco_recipes import CONFIGS, FRAMEWORKS
 from benchmarks.suite_options import DEFAULTS
 from pretrain.config import flatten, read_yaml
-from pretrain.errors import InputError, nearest
+from pretrain.errors import InputError, nearest, nearest_key
 
 SUITES = CONFIGS / "suites"
 FIELDS = {"benchmark": str, "config": (str, dict), "frameworks": list, "options": list, "settings": dict}
@@ -138,5 +138,5 @@ def _check_keys(keys: Iterable[str], evaluations: Sequence[Evaluation], where: s
     known = {name for evaluation in evaluations for name in keys_of(evaluation.benchmark)}
     for key in keys:
         if key not in known:
-            raise InputError(f"unknown config key '{key}' ({where}){nearest(key, known)}: no evaluation of the suite "
-                             "has it")
+            raise InputError(f"unknown config key '{key}' ({where}){nearest_key(key, known)}: no evaluation of "
+                             "the suite has it")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def check_archive(path: Path | str) -> None:
     torch does not check them: a flipped bit would load as a silently wrong weight.
     """
     path = Path(path)
+    if re.match(r"\w+:/", str(path)):
+        raise InputError(f"{path} is an address: download the file and name the copy")
     if not path.exists():
         raise InputError(f"checkpoint not found: {path}{nearest_file(path)}")
     if not path.is_file():

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from fvcore.common.config import CfgNode
 
-from pretrain.errors import InputError, nearest, nearest_file
+from pretrain.errors import InputError, nearest_file, nearest_key
 
 DEFAULTS = {
     "METHOD": "dino",  # dino, swav or moco
@@ -121,6 +121,17 @@ DEFAULTS = {
     },
 }
 
+# What no number may be, beside what the views and the data say of their own keys; none may be negative.
+POSITIVE = {
+    "TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATE", "TRAIN.LOG_PERIOD", "TRAIN.CHECKPOINT_PERIOD", "SOLVER.TOTAL_EPOCHS",
+    "DATA.STD", "KNN.K", "KNN.TEMPERATURE", "DINO.STUDENT_TEMP", "DINO.TEACHER_TEMP", "DINO.WARMUP_TEACHER_TEMP",
+    "DINO.BOTTLENECK_DIM", "SWAV.TEMPERATURE", "SWAV.EPSILON", "SWAV.PROTOTYPES", "MOCO.TEMPERATURE",
+    "MOCO.QUEUE_LENGTH", "SOLVER.MOMENTUM",
+    *(f"{name}.{size}" for name in ("DINO", "SWAV", "MOCO") for size in ("HIDDEN_SIZE", "NUM_LAYERS", "OUTPUT_DIM"))}
+SHARES = {"DATA.MAX_CORRUPT", "MODEL.DROP_PATH_RATE", "DINO.CENTER_MOMENTUM", "DINO.MOMENTUM", "DINO.MOMENTUM_END",
+          "MOCO.MOMENTUM", "SOLVER.MOMENTUM"}
+LENGTHS = {"DATA.MEAN": 3, "DATA.STD": 3, "LOSS.WEIGHTS": 2}
+
 MAX_FILE_BYTES, MAX_FILES, MAX_VALUES = 1 << 16, 20, 10_000  # of settings with their _BASE_ chain: far above any in use
 
 
@@ -140,6 +151,19 @@ def load_config(defaults: Mapping, file: str | Path | None, overrides: Sequence[
             _set(cfg, key, value, where)
     cfg.freeze()
     return cfg
+
+
+def check_numbers(cfg: CfgNode) -> None:
+    """Raise InputError for a pre-training number that cannot work: below 0, 0, above 1 or too few, by the tables."""
+    for key, value in flatten(to_dict(cfg)):
+        numbers = [number for number in (value if isinstance(value, list) else [value])
+                   if isinstance(number, int | float)]
+        wanted = ("no negative number" if any(number < 0 for number in numbers)
+                  else "more than 0" if key in POSITIVE and not all(numbers)
+                  else "at most 1" if key in SHARES and any(number > 1 for number in numbers)
+                  else f"{LENGTHS[key]} numbers" if len(numbers) != LENGTHS.get(key, len(numbers)) else "")
+        if wanted:
+            raise InputError(f"config key '{key}' wants {wanted}, not {value}")
 
 
 def to_dict(cfg: CfgNode) -> dict:
@@ -242,7 +266,7 @@ def literal(text: object) -> object:
 def _set(cfg: CfgNode, key: str, value: object, where: str) -> None:
     known = dict(flatten(cfg))
     if key not in known:
-        raise InputError(f"unknown config key '{key}' ({where}){nearest(key, known)}")
+        raise InputError(f"unknown config key '{key}' ({where}){nearest_key(key, known)}")
     value = literal(value)
     try:
         fitted = _fit(known[key], value)
@@ -270,5 +294,5 @@ def _fit(default: object, value: object) -> object:
 
 def _due(default: object) -> str:
     if isinstance(default, list):
-        return f"list of {_due(default[0]) if default else 'numbers'}"
+        return f"list of {_due(default[0]) if default else 'numbers'}" + f", such as {default}" * bool(default)
     return "finite float" if isinstance(default, float) else type(default).__name__

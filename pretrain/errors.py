@@ -46,6 +46,17 @@ def nearest_file(path: str | os.PathLike) -> str:
     return nearest(name, os.listdir(folder or "."), folder) if os.path.isdir(folder or ".") else ""
 
 
+def nearest_key(key: str, known: Iterable[str]) -> str:
+    """`nearest` for a dotted key: its last part counts most, for people forget in which section a key stands."""
+    if "=" in key:
+        return ": write KEY VALUE, with a space between them"
+    alike = difflib.SequenceMatcher
+    scores = {name: alike(None, key.rpartition(".")[2], name.rpartition(".")[2]).ratio()
+              + 0.5 * alike(None, key, name).ratio() for name in known}
+    best = max(scores, key=scores.get, default="")
+    return f" (did you mean '{best}'?)" if scores.get(best, 0) > 0.8 else ""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line that names the nearest option or choice.
 
@@ -58,7 +69,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str, *examples: str, **options):
         shown = "".join(f"  {example}\n" for example in examples)
         super().__init__(prog, description=description, epilog=f"example:\n{shown}{options.pop('epilog', '')}",
-                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+                         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def add_overrides(self, defaults: Mapping) -> None:
         """Trailing KEY VALUE pairs, `overrides`; shells complete the keys of the nested dict `defaults`."""
@@ -69,8 +80,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
-            first = unknown.split()[0].split("=")[0]
-            message = f"unknown argument '{unknown}'{nearest(first, self._option_string_actions)}"
+            first = next((word for word in unknown.split() if word.startswith("-")), unknown).split("=")[0]
+            key = first.lstrip("-").upper().replace("-", "_")
+            hint = f": write {key} VALUE" if key in self.keys else nearest(first, self._option_string_actions)
+            message = f"unknown argument '{unknown}'{hint}"
         raise InputError(f"{message}; see {self.prog} --help")
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
@@ -122,10 +135,13 @@ def run_command(main: Callable[[], int | None]) -> None:
         if not isinstance(stop, Interrupted):
             _end_restarts(os.environ)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno == errno.ENAMETOOLONG:
+            code = _say("error", f"{error.strerror}: {error.filename!s:.100}...", EXIT_BAD_INPUT)
+        elif error.errno in NO_ROOM:
+            code = _say("error", f"cannot write{' ' * bool(error.filename)}{error.filename or ''}: {error.strerror}; "
+                        f"{MAKE_ROOM}", EXIT_BAD_INPUT)
+        else:
             raise
-        code = _say("error", f"cannot write{' ' * bool(error.filename)}{error.filename or ''}: {error.strerror}; "
-                    f"{MAKE_ROOM}", EXIT_BAD_INPUT)
     except RuntimeError as error:
         if not _lost_contact(error):
             raise
@@ -136,6 +152,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         code = 130
     finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes the end of a worker for a crash
         for child in multiprocessing.active_children():  # loader workers, which no signal to stop reaches
             child.kill()
     sys.exit(code)

@@ -24,7 +24,8 @@ def open_run(cfg: CfgNode, free: Collection[str] = (), consent: str = "") -> Ite
     """Create or re-enter `cfg.OUTPUT_DIR`, write `config.yaml` there and hold the directory until the end.
 
     free: dotted keys, or "SECTION." prefixes, which may differ from the `config.yaml` that is already there because
-    they do not decide the result. consent: dotted key of the flag that lets a run go on under another recipe.
+    they do not decide the result, or where nothing has been saved yet. consent: dotted key of the flag that lets a run
+    go on under another recipe.
     Raises InputError if another recipe's run or another process owns the directory.
     """
     if not cfg.OUTPUT_DIR:
@@ -60,8 +61,14 @@ def check_same_run(out_dir: Path, cfg: CfgNode, free: Collection[str] = (), cons
                              "and no config.yaml: choose an empty directory")
     elif not isinstance(old, Mapping):
         raise InputError(f"{out_dir / 'config.yaml'} holds no settings: remove it or choose another OUTPUT_DIR")
-    else:
+    elif _saved(out_dir):
         check_same_recipe(f"OUTPUT_DIR {out_dir} belongs to a run", old, cfg, free, consent)
+
+
+def _saved(out_dir: Path) -> bool:
+    """Whether the directory holds more than the start of a run: a checkpoint, or a result."""
+    return (out_dir / "result.json").exists() or any(
+        next(out_dir.glob(f"{folder}*.pth"), None) for folder in ("", "checkpoints/", "seed_*/"))
 
 
 def check_same_recipe(what: str, old: Mapping, cfg: CfgNode, free: Collection[str], consent: str = "") -> None:

@@ -181,8 +181,9 @@ def open_source(path: str | Path, split: str, labels: bool = True) -> Source:
     forms = [form for form, there in forms.items() if there]
     if not forms:
         there = ", ".join(sorted(entry.name for entry in os.scandir(root))[:8]) or "nothing"
+        within = f"; name the directory that it lies in, {root.parent}" * (root.name in ("train", "val"))
         raise InputError(f"no split '{split}' in {path}: it needs {split}/, {split}.h5 or {split}-*.tar; "
-                         f"it holds {there}")
+                         f"it holds {there}{within}")
     if len(forms) > 1:
         raise InputError(f"split '{split}' is there more than once in {path} ({' and '.join(forms)}): keep one")
     if forms[0] == f"{split}/":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain import command_line, distributed
-from pretrain.config import DEFAULTS, dump, flatten, load_config, to_dict
+from pretrain.config import DEFAULTS, check_numbers, dump, load_config
 from pretrain.data import Batch, CorruptCounter, TrainLoader, batches_per_epoch, to_device
 from pretrain.errors import InputError, Stopped
 from pretrain.export import export
@@ -63,7 +63,10 @@ def build(cfg: CfgNode, device: torch.device) -> tuple[State, Source, Source | N
     """(state, train source, validation source or None, optimizer steps per epoch), after every check of the input."""
     check(cfg, device)
     source = open_source(cfg.DATA.PATH_TO_DATA_DIR, "train", labels=needs_train_labels(cfg))
-    val = open_source(cfg.DATA.PATH_TO_DATA_DIR, "val") if cfg.KNN.PERIOD else None
+    try:
+        val = open_source(cfg.DATA.PATH_TO_DATA_DIR, "val") if cfg.KNN.PERIOD else None
+    except InputError as error:
+        raise InputError(f"{error}; or set KNN.PERIOD 0 to train without k-NN") from None
     if val is not None and cfg.KNN.MODE == "train" and val.classes != source.classes:
         raise InputError(f"{val.where} and {source.where} hold different classes: KNN.MODE train needs the same ones, "
                          "loo does not")
@@ -97,11 +100,7 @@ def check(cfg: CfgNode, device: torch.device) -> None:
         raise InputError("TRAIN.AMP fp16 needs a GPU: use bf16 or none")
     if cfg.KNN.MODE not in ("loo", "train"):
         raise InputError(f"KNN.MODE '{cfg.KNN.MODE}': use loo (val against val) or train (val against train)")
-    settings = dict(flatten(to_dict(cfg)))
-    for key in ("TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATE", "TRAIN.LOG_PERIOD", "TRAIN.CHECKPOINT_PERIOD",
-                "SOLVER.TOTAL_EPOCHS", "KNN.K"):
-        if settings[key] < 1:
-            raise InputError(f"{key} must be at least 1")
+    check_numbers(cfg)
     if not 0 <= cfg.SOLVER.WARMUP_EPOCHS <= cfg.SOLVER.TOTAL_EPOCHS:
         raise InputError(f"SOLVER.WARMUP_EPOCHS {cfg.SOLVER.WARMUP_EPOCHS} must lie between 0 and SOLVER.TOTAL_EPOCHS "
                          f"{cfg.SOLVER.TOTAL_EPOCHS}")
@@ -115,6 +114,8 @@ def train(cfg: CfgNode, device: torch.device) -> None:
     """Run, or go on with, the whole recipe. Raises Stopped after saving when a signal asks for it."""
     state, source, val, steps_per_epoch = build(cfg, device)
     knn_bank = source if cfg.KNN.MODE == "train" else None
+    views, corrupt = view_set(cfg), CorruptCounter(len(source), cfg.DATA.MAX_CORRUPT)
+    loader = TrainLoader(source, views, cfg, rank=distributed.rank(), world=distributed.world_size())
     with open_run(cfg, FREE_KEYS, CONSENT) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
         resume(cfg, state, out_dir, log, FREE_KEYS, CONSENT)
@@ -128,14 +129,11 @@ def train(cfg: CfgNode, device: torch.device) -> None:
         if cfg.TRAIN.COMPILE:
             for prefix in method.networks.values():
                 method.get_submodule(prefix.rstrip(".")).compile()
-        views = view_set(cfg)
         total = cfg.SOLVER.TOTAL_EPOCHS * steps_per_epoch
         log(f"{cfg.METHOD} on {method.backbone.arch}: {len(source)} images ({source.kind}), {len(views)} views, "
             f"global batch {global_batch(cfg)}, steps {state.step} to {total}, {distributed.world_size()} process(es) "
             f"on {device.type}")
         bar = Bar(total, "pretrain", "step", initial=state.step, line_every=cfg.TRAIN.LOG_PERIOD)
-        corrupt = CorruptCounter(len(source), cfg.DATA.MAX_CORRUPT)
-        loader = TrainLoader(source, views, cfg, rank=distributed.rank(), world=distributed.world_size())
         saved_at = time.monotonic()
         if state.epoch_open:
             end_epoch(cfg, state, val, knn_bank, out_dir, metrics, steps_per_epoch, log, stop)

@@ -44,7 +44,9 @@ def test_examples_of_a_help_parse_and_name_known_keys_and_files(name):
 @pytest.mark.parametrize(("arguments", "expected"), [
     (["pretrian"], "did you mean 'pretrain'?"),
     (["bench", "liner"], "did you mean 'linear'?"),
-    (["report", "--dif", "a", "b", "--tilte", "x"], "did you mean '--title'?"),
+    (["report", "--diff", "a", "b", "--tilte", "x"], "did you mean '--title'?"),
+    (["report", "a", "--tit", "x"], "unknown argument '--tit"),
+    (["bench", "knn", "--weights", "last.pth"], "unknown argument '--weights': write WEIGHTS VALUE"),
     (["convert", "a.pth", "--to", "mmdett", "-o", "b"], "did you mean 'mmdet'?"),
     (["convert", "a.pth", "--to", "mmdet", "--family", "moko", "-o", "b"], "did you mean 'moco'?"),
     (["bench", "coco", "--framwork", "mmdet"], "--framework"),

@@ -277,7 +277,11 @@ def test_the_command_exits_with_2_and_one_line(run, tmp_path):
 
 def test_a_directory_belongs_to_one_run(coco, tmp_path):
     arguments = arguments_for(coco, tmp_path)
+    assert main(arguments) == 0 and not (tmp_path / "out").exists()  # only checks
+    (tmp_path / "out").mkdir()
     assert main(arguments) == 0
+    assert main([*arguments, "SOLVER.BASE_LR", "0.5"]) == 0 == main(arguments)  # nothing is saved yet
+    (tmp_path / "out" / "iter_2.pth").touch()
     assert main([*arguments, "EVAL.BOOTSTRAP", "7"]) == 0
     with pytest.raises(InputError, match="another recipe.*SOLVER.BASE_LR"):
         main([*arguments, "SOLVER.BASE_LR", "0.5"])

@@ -16,9 +16,14 @@ def config(out_dir, *overrides):
     return load_config(DEFAULTS, None, ["OUTPUT_DIR", str(out_dir), *overrides])
 
 
+def save_something(out_dir):
+    (out_dir / "checkpoints").mkdir()
+    (out_dir / "checkpoints" / "last.pth").touch()
+
+
 def test_the_same_recipe_comes_back_and_another_is_named(tmp_path):
-    with open_run(config(tmp_path / "run"), ("DATA.WORKERS", "KNN.")):
-        pass
+    with open_run(config(tmp_path / "run"), ("DATA.WORKERS", "KNN.")) as out_dir:
+        save_something(out_dir)
     with open_run(config(tmp_path / "run", "DATA.WORKERS", "2", "KNN.K", "5"), ("DATA.WORKERS", "KNN.")):
         pass
     with pytest.raises(InputError, match=r"SOLVER.BASE_LR 0.48 -> 0.1.*choose another directory"):
@@ -28,8 +33,8 @@ def test_the_same_recipe_comes_back_and_another_is_named(tmp_path):
 
 def test_another_recipe_goes_on_where_the_flag_says_so(tmp_path, caplog):
     consent, flag = "TRAIN.ALLOW_CHANGES", ("TRAIN.ALLOW_CHANGES", "True")
-    with open_run(config(tmp_path / "run"), (consent,), consent):
-        pass
+    with open_run(config(tmp_path / "run"), (consent,), consent) as out_dir:
+        save_something(out_dir)
     with pytest.raises(InputError, match=r"SOLVER.BASE_LR 0.48 -> 0.1.*TRAIN.ALLOW_CHANGES True"):
         with open_run(config(tmp_path / "run", "SOLVER.BASE_LR", "0.1"), (consent,), consent):
             pass
@@ -37,6 +42,16 @@ def test_another_recipe_goes_on_where_the_flag_says_so(tmp_path, caplog):
         assert "SOLVER.BASE_LR 0.48 -> 0.1" in caplog.text
     with open_run(config(tmp_path / "run", "SOLVER.BASE_LR", "0.1"), (consent,), consent):  # the recipe is the new one
         pass
+
+
+def test_a_run_that_saved_nothing_stands_in_nobodys_way(tmp_path):
+    with open_run(config(tmp_path / "run")):
+        pass
+    with open_run(config(tmp_path / "run", "SOLVER.BASE_LR", "0.1")) as out_dir:
+        save_something(out_dir)
+    with pytest.raises(InputError, match="SOLVER.BASE_LR 0.1 -> 0.48"):
+        with open_run(config(tmp_path / "run")):
+            pass
 
 
 def test_a_directory_with_foreign_files_and_a_file_are_refused(tmp_path):

@@ -174,6 +174,18 @@ def test_bad_input_is_named_before_any_work(image_folder, tmp_path, overrides, m
     assert not (tmp_path / "x" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("key, value, message", [
+    ("VIEWS.GLOBAL_SCALE", [1.0, 0.3], "low <= high"), ("DATA.MEAN", [0.5], "wants 3 numbers"),
+    ("DATA.STD", [0.2, 0.2, 0.0], "more than 0"), ("DATA.WORKERS", -1, "no negative"), ("DATA.WORKERS", 10**6, "1024"),
+    ("DATA.PIPELINE", "quick", "use fast or reference"), ("DATA.MAX_CORRUPT", 2, "at most 1"),
+    ("LOSS.WEIGHTS", [1.0], "wants 2 numbers"), ("DINO.STUDENT_TEMP", 0, "more than 0"),
+    ("SOLVER.TOTAL_EPOCHS", 0, "more than 0"), ("MODEL.DROP_PATH_RATE", 7, "at most 1")])
+def test_a_refused_value_leaves_nothing(image_folder, tmp_path, key, value, message):
+    with pytest.raises(InputError, match=message):
+        main(*SMALL, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", tmp_path / "x", key, value)
+    assert not (tmp_path / "x").exists()
+
+
 def test_missing_val_matters_only_to_knn(image_folder, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train").symlink_to(image_folder / "train")
