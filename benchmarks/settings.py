@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from pretrain.config import flatten, load_config, to_dict
+from pretrain.config import check_numbers, flatten, load_config, to_dict
 from pretrain.errors import InputError, Parser
 
 COMMON = {
@@ -111,6 +111,12 @@ SEMISUP = defaults(TRAINING, {
     },
 })
 
+# What `check_numbers` asks of all of them.
+POSITIVE = {"DATA.RESIZE", "DATA.SIZE", "DATA.STD", "FEATURES.BATCH_SIZE", "TRAIN.BATCH_SIZE", "TRAIN.EVAL_PERIOD",
+            "TRAIN.LOG_PERIOD", "SOLVER.TOTAL_EPOCHS", "SOLVER.MOMENTUM", "HEAD.HIDDEN_SIZE", "HEAD.LAYERS"}
+MOST = {"DATA.WORKERS": 1024, "DATA.RESIZE": 4096, "SOLVER.MOMENTUM": 1, "LABELS.FRACTION": 1, "PROBE.HOLDOUT": 1,
+        "HEAD.LAYERS": 100}
+
 # What may differ between two starts of one run: where things lie and how fast they go. The batch size may change with
 # the number of processes; the training sees to it that their product, the global batch, stays.
 FREE_KEYS = ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "WEIGHTS", "FEATURES.CACHE_DIR",
@@ -178,6 +184,7 @@ def _check(cfg: CfgNode) -> None:
     for key in ("MEAN", "STD"):
         if len(cfg.DATA[key]) not in (0, 3):
             raise InputError(f"config key 'DATA.{key}' wants three numbers (or none), not {cfg.DATA[key]}")
+    check_numbers(cfg, POSITIVE, MOST, {})
     choices = [("FEATURES.AMP", ("none", "bf16")), ("FEATURES.DTYPE", ("float32", "float16")),
                ("TRAIN.AMP", ("none", "bf16")), ("SOLVER.OPTIMIZER", ("SGD", "LARS")),
                ("SOLVER.SCHEDULE", ("cosine", "steps"))]
@@ -185,6 +192,6 @@ def _check(cfg: CfgNode) -> None:
     for key, allowed in choices:
         if key in known and known[key] not in allowed:
             raise InputError(f"config key '{key}' wants one of {', '.join(allowed)}, not {known[key]!r}")
-    for key in ("FEATURES.BATCH_SIZE", "TRAIN.BATCH_SIZE", "TRAIN.EVAL_PERIOD", "SOLVER.TOTAL_EPOCHS"):
-        if key in known and known[key] < 1:
-            raise InputError(f"config key '{key}' wants a positive number, not {known[key]}")
+    if cfg.DATA.SIZE > cfg.DATA.RESIZE:
+        raise InputError(f"a central crop of DATA.SIZE {cfg.DATA.SIZE} pixels does not fit into DATA.RESIZE "
+                         f"{cfg.DATA.RESIZE}: the size must be at most the resize")

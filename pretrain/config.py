@@ -10,7 +10,7 @@ import errno
 import io
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -121,15 +121,17 @@ DEFAULTS = {
     },
 }
 
-# What no number may be, beside what the views and the data say of their own keys; none may be negative.
+# What `check_numbers` asks of this recipe, beside what the views and the sources of data say of their own keys.
 POSITIVE = {
     "TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATE", "TRAIN.LOG_PERIOD", "TRAIN.CHECKPOINT_PERIOD", "SOLVER.TOTAL_EPOCHS",
-    "DATA.STD", "KNN.K", "KNN.TEMPERATURE", "DINO.STUDENT_TEMP", "DINO.TEACHER_TEMP", "DINO.WARMUP_TEACHER_TEMP",
-    "DINO.BOTTLENECK_DIM", "SWAV.TEMPERATURE", "SWAV.EPSILON", "SWAV.PROTOTYPES", "MOCO.TEMPERATURE",
-    "MOCO.QUEUE_LENGTH", "SOLVER.MOMENTUM",
+    "SOLVER.MOMENTUM", "DATA.STD", "KNN.K", "KNN.TEMPERATURE", "DINO.STUDENT_TEMP", "DINO.TEACHER_TEMP",
+    "DINO.WARMUP_TEACHER_TEMP", "DINO.BOTTLENECK_DIM", "SWAV.TEMPERATURE", "SWAV.EPSILON", "SWAV.PROTOTYPES",
+    "MOCO.TEMPERATURE", "MOCO.QUEUE_LENGTH",
     *(f"{name}.{size}" for name in ("DINO", "SWAV", "MOCO") for size in ("HIDDEN_SIZE", "NUM_LAYERS", "OUTPUT_DIM"))}
-SHARES = {"DATA.MAX_CORRUPT", "MODEL.DROP_PATH_RATE", "DINO.CENTER_MOMENTUM", "DINO.MOMENTUM", "DINO.MOMENTUM_END",
-          "MOCO.MOMENTUM", "SOLVER.MOMENTUM"}
+MOST = {"DATA.WORKERS": 1024, "VIEWS.LOCAL_NUMBER": 100, "DINO.NUM_LAYERS": 100, "SWAV.NUM_LAYERS": 100,
+        "MOCO.NUM_LAYERS": 100, **dict.fromkeys(
+    ("DATA.MAX_CORRUPT", "MODEL.DROP_PATH_RATE", "SOLVER.MOMENTUM", "DINO.CENTER_MOMENTUM", "DINO.MOMENTUM",
+     "DINO.MOMENTUM_END", "MOCO.MOMENTUM"), 1)}
 LENGTHS = {"DATA.MEAN": 3, "DATA.STD": 3, "LOSS.WEIGHTS": 2}
 
 MAX_FILE_BYTES, MAX_FILES, MAX_VALUES = 1 << 16, 20, 10_000  # of settings with their _BASE_ chain: far above any in use
@@ -153,15 +155,17 @@ def load_config(defaults: Mapping, file: str | Path | None, overrides: Sequence[
     return cfg
 
 
-def check_numbers(cfg: CfgNode) -> None:
-    """Raise InputError for a pre-training number that cannot work: below 0, 0, above 1 or too few, by the tables."""
+def check_numbers(cfg: CfgNode, positive: Collection[str], most: Mapping[str, float],
+                  lengths: Mapping[str, int]) -> None:
+    """Raise InputError for a number that cannot work: negative, 0 for a `positive` key, above its key's `most`, or in
+    a list of another length than its key's."""
     for key, value in flatten(to_dict(cfg)):
         numbers = [number for number in (value if isinstance(value, list) else [value])
                    if isinstance(number, int | float)]
         wanted = ("no negative number" if any(number < 0 for number in numbers)
-                  else "more than 0" if key in POSITIVE and not all(numbers)
-                  else "at most 1" if key in SHARES and any(number > 1 for number in numbers)
-                  else f"{LENGTHS[key]} numbers" if len(numbers) != LENGTHS.get(key, len(numbers)) else "")
+                  else "more than 0" if key in positive and not all(numbers)
+                  else f"at most {most[key]}" if any(number > most.get(key, number) for number in numbers)
+                  else f"{lengths[key]} numbers" if len(numbers) != lengths.get(key, len(numbers)) else "")
         if wanted:
             raise InputError(f"config key '{key}' wants {wanted}, not {value}")
 

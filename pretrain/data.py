@@ -117,8 +117,6 @@ class TrainLoader:
         self.source, self.rank, self.world = source, rank, world
         self.seed, self.batch_size = cfg.SEED, cfg.TRAIN.BATCH_SIZE
         self.batches = batches_per_epoch(source, cfg, world)
-        if not 0 <= cfg.DATA.WORKERS <= 1024:
-            raise InputError(f"config key 'DATA.WORKERS' wants 0 to 1024 processes, not {cfg.DATA.WORKERS}")
         self._requests: list[Request] = []
         dataset = TrainBatches(source, views, cfg)
         self._loader = batch_loader(dataset, self._requests, cfg.DATA.WORKERS, persistent=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain import command_line, distributed
-from pretrain.config import DEFAULTS, check_numbers, dump, load_config
+from pretrain.config import DEFAULTS, LENGTHS, MOST, POSITIVE, check_numbers, dump, load_config
 from pretrain.data import Batch, CorruptCounter, TrainLoader, batches_per_epoch, to_device
 from pretrain.errors import InputError, Stopped
 from pretrain.export import export
@@ -100,7 +100,7 @@ def check(cfg: CfgNode, device: torch.device) -> None:
         raise InputError("TRAIN.AMP fp16 needs a GPU: use bf16 or none")
     if cfg.KNN.MODE not in ("loo", "train"):
         raise InputError(f"KNN.MODE '{cfg.KNN.MODE}': use loo (val against val) or train (val against train)")
-    check_numbers(cfg)
+    check_numbers(cfg, POSITIVE, MOST, LENGTHS)
     if not 0 <= cfg.SOLVER.WARMUP_EPOCHS <= cfg.SOLVER.TOTAL_EPOCHS:
         raise InputError(f"SOLVER.WARMUP_EPOCHS {cfg.SOLVER.WARMUP_EPOCHS} must lie between 0 and SOLVER.TOTAL_EPOCHS "
                          f"{cfg.SOLVER.TOTAL_EPOCHS}")

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -47,7 +48,8 @@ class Slurm:
             file = self.folder / "bin" / name
             file.write_text(f"#!/bin/bash\n{text}\n")
             file.chmod(0o755)
-        self.environment = {"FAKE_SLURM": str(self.folder), "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}"}
+        self.environment = {"FAKE_SLURM": str(self.folder), "PATH": os.pathsep.join(
+            [str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])}
 
     def jobs(self) -> list[str]:
         return sorted(file.stem for file in self.folder.glob("*.sh"))

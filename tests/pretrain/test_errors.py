@@ -53,6 +53,31 @@ run_command(main)
 """
 
 
+LEFT_OPEN = """
+from torch.utils.data import DataLoader
+from pretrain.errors import run_command
+
+class Items:
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        return index
+
+def main():
+    global batches
+    batches = iter(DataLoader(Items(), batch_size=None, num_workers=2, persistent_workers=True))
+    print(next(batches))
+
+run_command(main)
+"""
+
+
+def test_workers_that_a_framework_leaves_open_end_in_silence(run):
+    """torch's own handler takes their end for a crash, and would say so while Python exits."""
+    done = run("-c", LEFT_OPEN)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 def test_signals_to_stop_reach_the_main_process_alone_and_at_no_instant_a_worker(run):
     """A worker gets them in its very fork, before torch sets handlers of its own there, between and after."""
     done = run("-c", WORKERS, expect=75, timeout=50)
