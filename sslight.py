@@ -45,7 +45,7 @@ COMMANDS = {
                       "benchmarks.report:parser"),
     "pack": Command("convert a data directory between class folders, HDF5 and tar shards", "pretrain.pack",
                     "pretrain.command_line:pack"),
-    "demo": Command("the whole road on real handwritten digits, in about fifteen minutes", "benchmarks.demo",
+    "demo": Command("the whole road on real handwritten digits, in about 14 minutes", "benchmarks.demo",
                     "benchmarks.demo:parser"),
 }
 
