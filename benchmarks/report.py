@@ -9,6 +9,7 @@ nothing is averaged over files.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +121,10 @@ def diff(a: Path | str, b: Path | str, title: str | None) -> Report:
 
 
 def number(value: float | None, sign: bool = False) -> str:
-    return "" if value is None else f"{value:+.2f}" if sign else f"{value:.2f}"
+    if value is None:
+        return ""
+    value = round(value, 2) or 0.0  # not -0.00
+    return f"{value:+.2f}" if sign else f"{value:.2f}"
 
 
 def span(interval: Sequence[float] | None, sign: bool = False) -> str:
@@ -148,11 +152,11 @@ def benchmark(row: Row) -> str:
 
 def print_table(report: Report, console: Console | None = None) -> None:
     """The table in the terminal; names are printed as text, never read as markup."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else 120)
     networks = list(dict.fromkeys(row.entry.label for row in report.rows))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
                   title=Text(visible(f"{listed(networks)}: percent, with 95% intervals")))
-    fixed = ("value", report.against, "difference")
+    fixed = ("value", Path(report.against).name, "difference")
     for name in ("benchmark", "metric", *["network"] * (len(networks) > 1), *fixed, "verdict"):
         table.add_column(Text(visible(name)), overflow="fold", no_wrap=name in fixed,
                          min_width={"benchmark": 9, "verdict": 10}.get(name))
