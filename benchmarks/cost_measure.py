@@ -19,7 +19,7 @@ from convert.reader import load_network
 from pretrain.backbones import build_backbone, canonical_arch
 
 CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".safetensors")  # no architecture ends so
-LEAST = 10  # repetitions, however long they take
+LEAST = 3  # repetitions, however long they take
 
 
 def architectures(networks: Sequence[str]) -> Iterator[str]:
