@@ -77,15 +77,15 @@ def at_least(similarity: Tensor, least: Tensor, room: Tensor) -> tuple[Tensor, T
 
 
 def above_by_bound(queries: Tensor, block: Tensor, rounded: Rounded, centre: Tensor, known: Tensor,
-                    own: Tensor | None, room: Room) -> tuple[Tensor, Tensor, Tensor] | None:
+                   own: Tensor | None, room: Room) -> tuple[Tensor, Tensor, Tensor] | None:
     """Rows, columns and similarities of the pairs above `known` [n, 1]; None if the bound leaves too many to look at.
 
     With b = c + r, q = q' + dq and r = r' + dr, where q' and r' are rounded: q b = q c + q' r' + q' dr + dq r. The last
     two are at most |q'| |dr| + |dq| |r|; the centre c of the bank makes r and so the bound small. Sums of D terms in
     float32 are wrong by less than D 2^-23 times the product of the lengths (Higham, Accuracy and Stability of Numerical
     Algorithms, 2002, section 3.1). The product is rounded to bfloat16, and so is what it is compared with, which keeps
-    their order. Positive numbers are compared by their bits, which is
-    faster; there are too many pairs where it is not positive.
+    their order. Positive numbers are compared by their bits, which is faster; where what they are compared with is
+    negative, too many pairs reach it anyway.
     """
     few = Rounded.of(queries)
     longest = rounded.length.amax() + centre.norm()
