@@ -14,9 +14,9 @@ def pretrain() -> Parser:
     parser = Parser(
         "sslight pretrain", "Pre-train a backbone without labels: images in, run directory out.",
         "sslight pretrain --cfg configs/pretrain/dino_cnn_sslight.yaml MODEL.BACKBONE_ARCH resnet18 \\\n"
-        "      DATA.PATH_TO_DATA_DIR $DATA OUTPUT_DIR runs/r18",
+        "      TRAIN.ACCUMULATE 8 DATA.PATH_TO_DATA_DIR $DATA OUTPUT_DIR runs/r18",
         "torchrun --nproc_per_node 8 -m pretrain --cfg configs/pretrain/dino_cnn_sslight.yaml \\\n"
-        "      DATA.PATH_TO_DATA_DIR $DATA OUTPUT_DIR runs/mnv2",
+        "      TRAIN.JOINT_LINEAR_PROBE True DATA.PATH_TO_DATA_DIR $DATA OUTPUT_DIR runs/mnv2",
         epilog="The same command started again continues the run. Every key and its default: pretrain/config.py.")
     parser.add_argument("--cfg", metavar="FILE", help="YAML configuration, e.g. one of configs/pretrain/")
     parser.add_argument("--dry-run", action="store_true",

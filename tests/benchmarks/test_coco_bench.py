@@ -288,7 +288,7 @@ def test_a_directory_belongs_to_one_run(coco, tmp_path):
     more = spoiled(coco, tmp_path / "more", lambda content: content["categories"].append({"id": 99, "name": "cat"}), "")
     with pytest.raises(InputError, match="another recipe.*RUN.CATEGORIES"):  # a started head knows other categories
         main([*arguments, "DATA.PATH_TO_DATA_DIR", str(more)])
-    with pytest.raises(InputError, match="unknown key 'MODEL.NECK'"):
+    with pytest.raises(InputError, match="unknown config key 'MODEL.NECK'"):
         main([*arguments, "MODEL.NECK", "3"])
     with pytest.raises(InputError, match="did you mean 'EVAL.BOOTSTRAP'"):
         main([*arguments, "EVAL.BOOTSTRAPS", "3"])
