@@ -90,12 +90,12 @@ def main(argv: list[str] | None = None) -> int:
 def _workplace(setup: Setup) -> Iterator[Path]:
     """The run's directory, which does not stay if only checks are asked for and it was not there."""
     new = setup.settings.OUTPUT_DIR and not Path(setup.settings.OUTPUT_DIR).exists()
-    try:
-        with open_run(setup.identity, FREE) as out_dir:
+    with open_run(setup.identity, FREE) as out_dir:  # another's directory is refused here, before anything is removed
+        try:
             yield out_dir
-    finally:
-        if setup.args.check and new and distributed.is_main():
-            shutil.rmtree(setup.settings.OUTPUT_DIR, ignore_errors=True)
+        finally:
+            if setup.args.check and new and distributed.is_main():
+                shutil.rmtree(out_dir, ignore_errors=True)
 
 
 def configure(argv: list[str] | None = None, find_data: Callable = coco_data.find) -> Setup:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.similarity import FEW, Room, Rounded, above_by_bound, at_least, product
+from pretrain.similarity import FEW, Room, Rounded, above, above_by_bound, product
 
 QUERIES = 1024  # rows of one query block; fixed, so that results do not depend on the number of processes
 BANK = 16384  # rows of one bank block
@@ -56,18 +56,17 @@ def nearest(queries: Tensor, bank: Tensor | np.ndarray, k: int, *, exclude: Tens
         for first in range(0, count, QUERIES):
             part = slice(first, first + QUERIES)
             own = None if exclude is None else exclude[part] - start
+            if start == 0:  # nothing is known yet
+                similarity = product(queries[part], block, own, room.exact)[:, :len(block)]
+                _merge(best[part], index[part], similarity, None, start)
+                continue
             known, pairs = best[part].amin(1, keepdim=True), None
             if rounded and first not in crowded:
                 pairs = above_by_bound(queries[part], block, rounded, centre, known, own, room)
                 if pairs is None:
                     crowded.add(first)
             if pairs is None:
-                similarity = product(queries[part], block, own, room.exact)
-                if start == 0:  # nothing is known yet
-                    _merge(best[part], index[part], similarity[:, :len(block)], None, start)
-                    continue
-                row, column = at_least(similarity, known.nextafter(known.new_tensor(torch.inf)), room.marks)
-                pairs = row, column, similarity[row, column]
+                pairs = above(queries[part], block, known, own, room)
             _merge(best[part], index[part], *_as_rows(*pairs, len(known)), start)
         if on_block:
             on_block(stop - start)

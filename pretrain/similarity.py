@@ -66,7 +66,15 @@ def product(queries: Tensor, block: Tensor, own: Tensor | None, room: Tensor) ->
     return padded
 
 
-def at_least(similarity: Tensor, least: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+def above(queries: Tensor, block: Tensor, known: Tensor, own: Tensor | None,
+          room: Room) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, columns and similarities of the pairs above `known` [n, 1], all multiplied in float32."""
+    similarity = product(queries, block, own, room.exact)
+    row, column = _at_least(similarity, known.nextafter(known.new_tensor(torch.inf)), room.marks)
+    return row, column, similarity[row, column]
+
+
+def _at_least(similarity: Tensor, least: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns of the entries of [n, w] that reach their row's `least` [n, 1], in order."""
     mark = torch.ge(similarity, least, out=room[:len(similarity), :similarity.shape[1]])
     # Eight marks at a time: nearly all are empty, and looking through single ones would cost more than comparing.
@@ -78,7 +86,7 @@ def at_least(similarity: Tensor, least: Tensor, room: Tensor) -> tuple[Tensor, T
 
 def above_by_bound(queries: Tensor, block: Tensor, rounded: Rounded, centre: Tensor, known: Tensor,
                    own: Tensor | None, room: Room) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Rows, columns and similarities of the pairs above `known` [n, 1]; None if the bound leaves too many to look at.
+    """As `above`, by products in bfloat16 and a bound on their error; None if that leaves too many to look at.
 
     With b = c + r, q = q' + dq and r = r' + dr, where q' and r' are rounded: q b = q c + q' r' + q' dr + dq r. The last
     two are at most |q'| |dr| + |dq| |r|; the centre c of the bank makes r and so the bound small. Sums of D terms in
@@ -95,12 +103,12 @@ def above_by_bound(queries: Tensor, block: Tensor, rounded: Rounded, centre: Ten
     if least.amin() <= 0:
         return None
     similarity = product(few.rows, rounded.rows, own, room.rough)
-    row, column = at_least(similarity.view(torch.int16), least.view(torch.int16), room.marks)
+    row, column = _at_least(similarity.view(torch.int16), least.view(torch.int16), room.marks)
     if len(row) * FEW > len(queries) * len(block):
         return None
     values = _dots(queries, block, row, column)
-    above = values > known[row, 0]
-    return row[above], column[above], values[above]
+    passed = values > known[row, 0]
+    return row[passed], column[passed], values[passed]
 
 
 def _dots(queries: Tensor, block: Tensor, row: Tensor, column: Tensor) -> Tensor:

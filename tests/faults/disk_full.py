@@ -53,7 +53,8 @@ def filled(kind: Kind, place: Path, disk: Path, met: int, kills: int) -> Iterato
         out, log, code = disk / f"out{chains}", place / f"{kind.name}{chains}.txt", None
         while code != 0:
             row = says if says.tried < met else dies if dies.tried < kills else None
-            code = meet(kind, out, log, disk / "filler", row, draw.uniform(0, 1), draw.uniform(0, 0.5))
+            longer = draw.uniform(0, 0.5) if row is dies else None
+            code = meet(kind, out, log, disk / "filler", row, draw.uniform(0, 1), longer)
             if row is None and code != 0:
                 break
         wrong = f"exit {code}: {log.read_text()[-700:]}" if code else difference(kind.end(out), expected)
@@ -66,10 +67,11 @@ def filled(kind: Kind, place: Path, disk: Path, met: int, kills: int) -> Iterato
         yield dies
 
 
-def meet(kind: Kind, out: Path, log: Path, filler: Path, row: Row | None, wait: float, longer: float) -> int | None:
+def meet(kind: Kind, out: Path, log: Path, filler: Path, row: Row | None, wait: float,
+         longer: float | None) -> int | None:
     """Start or resume a run, and fill the disk under it unless `row` is None; returns its exit code, None if killed.
 
-    In a row of kills it is killed `longer` after the disk is full; in the other it must leave by itself.
+    It is killed `longer` after the disk is full, or must leave by itself where that is None.
     """
     already = log.read_text().count(kind.working) if log.exists() else 0
     process = begin(*kind.command(out), log=log)
@@ -78,17 +80,15 @@ def meet(kind: Kind, out: Path, log: Path, filler: Path, row: Row | None, wait: 
     wait_until(lambda: log.exists() and log.read_text().count(kind.working) > already, process=process)
     time.sleep(wait)
     fill(filler)
-    killing = "SIGKILL" in row.what
-    if killing:
-        time.sleep(longer)
-    killed = not wait_until(lambda: process.poll() is not None, seconds=0 if killing else 60)
+    killed = not wait_until(lambda: process.poll() is not None, seconds=60 if longer is None else longer)
     if killed:
         kill_group(process)
     code, last = process.wait(), log.read_text().splitlines()[-1]
     filler.unlink()
-    if killing and killed:
-        row.attempt(not kind.kept(out), kind.kept(out))
-    elif not killing and code != 0:  # else it had nothing left to write
+    if longer is not None:
+        if killed:
+            row.attempt(not kind.kept(out), kind.kept(out))
+    elif code != 0:  # else it had nothing left to write
         clear = code == EXIT_BAD_INPUT and last.startswith("error: cannot write") and "No space left" in last
         row.attempt(clear and not kind.kept(out), f"exit {code}: {kind.kept(out)} {log.read_text()[-700:]}")
     return None if killed else code
