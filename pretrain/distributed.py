@@ -128,7 +128,12 @@ def any_rank(flag: bool) -> bool:
 
 
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
-    """SyncBN where torch supports it: several processes on GPUs. Elsewhere the module is returned as it is."""
+    """SyncBN where torch supports it: several processes on GPUs. Elsewhere the module is returned as it is.
+
+    By timm's converter: torch's own replaces timm's norms with activation by norms without.
+    """
     if world_size() > 1 and torch.cuda.is_available():
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        from timm.layers import convert_sync_batchnorm  # takes a second to import, which few users of this module need
+
+        return convert_sync_batchnorm(module)
     return module

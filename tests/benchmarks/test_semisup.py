@@ -12,6 +12,8 @@ from benchmarks.heads import semi_head
 from benchmarks.labelled import open_splits
 from benchmarks.result import read_result
 from benchmarks.subsets import balanced, from_list, holdout, read_list
+from benchmarks.weights import load_subject
+from pretrain import distributed
 from pretrain.backbones import build_backbone
 from pretrain.checkpoint import FORMAT, save_checkpoint
 from pretrain.config import load_config
@@ -45,6 +47,26 @@ def dino(tmp_path_factory):
         "rng": [], "config": {}, "networks": {"student": "student.backbone."},
         "preprocess": {"mean": [0.5] * 3, "std": [0.2] * 3, "color_order": "RGB", "size": 32}})
     return path, head
+
+
+def test_on_several_gpus_the_classifier_is_the_same_network(image_folder, monkeypatch):
+    """Synchronised norms keep MobileNetV2's 35 activations, and the head's norms; logits to 1e-6."""
+    cfg, _ = semisup.configure(arguments(SEMI, image_folder, "out", **{"MODEL.BACKBONE_ARCH": "mobilenet_v2"}))
+    subject = load_subject(cfg)
+    plain, _ = semisup.build(cfg, subject, 4, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "world_size", lambda: 2)
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        other, _ = semisup.build(cfg, subject, 4, 0)
+    assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in other.modules()) == 52 + 2
+    for module in plain.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            torch.nn.init.normal_(module.bias, std=0.5)
+    other.load_state_dict(plain.state_dict(), strict=True)
+    with torch.no_grad():
+        images = torch.randn(2, 3, 64, 64)
+        a, b = (model.eval()(images)["classifier"] for model in (plain, other))
+    assert (a - b).abs().max() <= 1e-6 * a.abs().max()
 
 
 def test_balanced_draws():
