@@ -119,7 +119,9 @@ class TrainLoader:
         self.batches = batches_per_epoch(source, cfg, world)
         self._requests: list[Request] = []
         dataset = TrainBatches(source, views, cfg)
-        self._loader = batch_loader(dataset, self._requests, cfg.DATA.WORKERS, persistent=True)
+        batch_bytes = cfg.TRAIN.BATCH_SIZE * sum(3 * view.size ** 2 for view in views)
+        self._loader = batch_loader(dataset, self._requests, cfg.DATA.WORKERS, self.batches, batch_bytes,
+                                    persistent=True)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from number `first_batch` on."""

@@ -9,6 +9,7 @@ import functools
 import io
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
@@ -19,6 +20,12 @@ from typing import NoReturn
 EXIT_DONE, EXIT_BUG, EXIT_BAD_INPUT, EXIT_PARTS_FAILED, EXIT_STOPPED = 0, 1, 2, 3, 75
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what clusters send before they kill
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# What helps a GPU whose memory is too small, by the key or option of a command that does it.
+LESS_MEMORY = {"TRAIN.BATCH_SIZE": "lower TRAIN.BATCH_SIZE",
+               "TRAIN.ACCUMULATE": "raise TRAIN.ACCUMULATE by as much to keep the global batch",
+               "FEATURES.BATCH_SIZE": "lower FEATURES.BATCH_SIZE", "--batch-size": "lower --batch-size",
+               "SOLVER.IMS_PER_BATCH": "lower SOLVER.IMS_PER_BATCH (with --scale-lr)", "--num-gpus": "raise --num-gpus",
+               "TRAIN.AMP": "turn on TRAIN.AMP", "FEATURES.AMP": "turn on FEATURES.AMP"}
 MAKE_ROOM = "what was saved before is intact: make room and start the same command again to go on"
 
 
@@ -61,15 +68,20 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line that names the nearest option or choice.
 
     `examples` are commands that work as they stand, given the data they name; the help ends with them. `keys` are those
-    that `add_overrides` allows.
+    that `add_overrides` allows. `last` is the one that read its arguments last: the running command's.
     """
 
     keys: list[str] = []
+    last: Parser | None = None
 
     def __init__(self, prog: str, description: str, *examples: str, **options):
         shown = "".join(f"  {example}\n" for example in examples)
         super().__init__(prog, description=description, epilog=f"example:\n{shown}{options.pop('epilog', '')}",
                          formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def parse_known_args(self, *args, **options):
+        Parser.last = self
+        return super().parse_known_args(*args, **options)
 
     def add_overrides(self, defaults: Mapping) -> None:
         """Trailing KEY VALUE pairs, `overrides`; shells complete the keys of the nested dict `defaults`."""
@@ -114,8 +126,8 @@ def _keys(tree: Mapping, prefix: str = "") -> list[str]:
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with the project's exit codes.
 
-    0 done, 2 bad input or a full disk (one line on stderr), 75 stopped after saving; 1 a lost process group (one line,
-    too), or anything unforeseen, with its traceback.
+    0 done, 2 bad input, a full disk or too small a memory (one line on stderr), 75 stopped after saving; 1 a lost
+    process group (one line, too), or anything unforeseen, with its traceback.
     """
     _keep_signals_from_workers()
     for number in STOP_SIGNALS:
@@ -143,12 +155,16 @@ def run_command(main: Callable[[], int | None]) -> None:
         else:
             raise
     except RuntimeError as error:
-        if not _lost_contact(error):
+        too_small = _too_small(error)
+        if too_small:
+            code = _say("error", too_small, EXIT_BAD_INPUT)
+        elif _lost_contact(error):
+            code = _say("error", f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, on {socket.gethostname()}, "
+                        f"has lost contact with the others ({str(error).splitlines()[0]}): one of them died, or was "
+                        "silent for longer than SSLIGHT_TIMEOUT seconds; see what the others said, then start the same "
+                        "command again to go on from the last checkpoint", EXIT_BUG)
+        else:
             raise
-        code = _say("error", f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, on {socket.gethostname()}, has "
-                    f"lost contact with the others ({str(error).splitlines()[0]}): one of them died, or was silent "
-                    "for longer than SSLIGHT_TIMEOUT seconds; see what the others said, then start the same command "
-                    "again to go on from the last checkpoint", EXIT_BUG)
     except KeyboardInterrupt:
         code = 130
     finally:
@@ -188,6 +204,24 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 def _say(kind: str, text: object, code: int) -> int:
     print(f"{kind}: {' '.join(str(text).split())}", file=sys.stderr)
     return code
+
+
+def _too_small(error: RuntimeError) -> str:
+    """Which memory was too small, and what to do about it; an empty string where that is not the fault.
+
+    Told by the words: torch's class for it is its allocator's alone, not that of CUDA's libraries and loader workers.
+    """
+    said = str(error)
+    if "shared memory" in said:
+        return (f"the shared memory is too small ({said.splitlines()[0]:.120}): start the container with more of it "
+                "(docker --shm-size=8g); with DATA.WORKERS 0 loading needs none")
+    if not any(words in said for words in ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")):
+        return ""
+    known = [*Parser.last.keys, *Parser.last._option_string_actions] if Parser.last else []
+    tried = re.search(r"Tried to allocate ([\d.]+ \w+)", said)
+    size = f" (it tried to allocate {tried[1]})" if tried else ""
+    ways = ", ".join(text for name, text in LESS_MEMORY.items() if name in known) or "lower the batch size"
+    return f"GPU out of memory{size}: {ways}, or end what else runs on the GPU (nvidia-smi lists it)"
 
 
 def _lost_contact(error: RuntimeError) -> bool:

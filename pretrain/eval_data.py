@@ -78,7 +78,9 @@ def eval_batches(source: Source, indices: Sequence[int] | np.ndarray, transform:
     """
     indices = np.asarray(indices, dtype=np.int64)
     requests = [indices[k:k + batch_size] for k in range(0, len(indices), batch_size)]
-    for images, used, found in batch_loader(_EvalBatches(source, transform), requests, workers):
+    batch_bytes = max(map(len, requests), default=0) * 3 * transform.size ** 2
+    loader = batch_loader(_EvalBatches(source, transform), requests, workers, len(requests), batch_bytes)
+    for images, used, found in loader:
         if found and corrupt is None:
             name, reason = found[0]
             raise InputError(f"corrupt image in {source.where}: {name} ({reason}); mend or remove it")

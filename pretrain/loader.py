@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 
 import cv2
@@ -10,14 +11,50 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from pretrain.errors import InputError
+
 PREFETCH = 2  # batches per worker
+HELD = 2  # batches that the process itself holds while it takes the next one: the last one, and the one taken
+SHARED = "/dev/shm"  # where Linux keeps shared memory
 
 
-def batch_loader(dataset: Dataset, requests: Sequence, workers: int, persistent: bool = False) -> DataLoader:
-    """A loader whose items are whole batches: `dataset[request]` for each of `requests`, in order."""
+def batch_loader(dataset: Dataset, requests: Sequence, workers: int, batches: int, batch_bytes: int,
+                 persistent: bool = False) -> DataLoader:
+    """A loader whose items are whole batches: `dataset[request]` for each of `requests`, in order.
+
+    At most `batches` of `batch_bytes` each. Raises InputError as `check_shared_memory` does.
+    """
+    check_shared_memory(workers, batch_bytes, most=batches)
     options = {"prefetch_factor": PREFETCH, "persistent_workers": persistent} if workers else {}
     return DataLoader(dataset, sampler=requests, batch_size=None, num_workers=workers, worker_init_fn=start_worker,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator(), **options)
+
+
+def check_shared_memory(workers: int, item_bytes: int, *, held: int = HELD, most: int | None = None,
+                        processes: int | None = None, key: str = "DATA.WORKERS") -> None:
+    """Raise InputError where what loader workers have under way does not fit into the shared memory.
+
+    A worker that finds it full dies of a bus error. Containers have 64 MB unless they are told otherwise.
+    Items of `item_bytes` lie there, PREFETCH for each worker and `held` with the process, `most` at most; `processes`
+    of this machine do the same (default: as the launcher says). `key` sets the number of workers.
+    """
+    def needed(workers: int) -> int:
+        items = PREFETCH * workers + held
+        return item_bytes * (items if most is None else min(items, most)) if workers else 0
+
+    try:
+        memory = os.statvfs(SHARED)
+    except OSError:
+        return
+    processes = processes or int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    room = min(memory.f_blocks // processes, memory.f_bavail) * memory.f_frsize
+    if needed(workers) <= room:
+        return
+    fitting = next(fewer for fewer in range(workers - 1, -1, -1) if needed(fewer) <= room)
+    total = processes * needed(workers)
+    raise InputError(f"{SHARED} has {room * processes / 1e6:.0f} MB of shared memory to spare, and {key} {workers} in "
+                     f"{processes} process(es) fills up to {total / 1e6:.0f} MB: start the container with more (docker "
+                     f"--shm-size={-(-2 * total // 2**30)}g), or set {key} {fitting}")
 
 
 def start_worker(_: int = 0) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from benchmarks import coco_options, cost, knn, settings
+from pretrain import distributed, errors, train
 from pretrain.checkpoint import check_archive
 from pretrain.errors import InputError, nearest_file
 
@@ -83,3 +86,45 @@ def test_signals_to_stop_reach_the_main_process_alone_and_at_no_instant_a_worker
     done = run("-c", WORKERS, expect=75, timeout=50)
     assert done.stdout == "[0, 1, 2, 3]\n"
     assert done.stderr.splitlines()[-1].startswith("stopped: ")
+
+
+@pytest.mark.parametrize("module, words, advice", [
+    (train, [], "lower TRAIN.BATCH_SIZE, raise TRAIN.ACCUMULATE by as much to keep the global batch, turn on "
+                "TRAIN.AMP"),
+    (knn, ["WEIGHTS", "random"], "lower FEATURES.BATCH_SIZE, turn on FEATURES.AMP")])
+def test_a_full_gpu_is_one_line_with_the_commands_own_keys(module, words, advice, monkeypatch, capsys):
+    def start(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 588.00 MiB. GPU 0 has a total capacity")
+
+    monkeypatch.setattr(distributed, "start", start)
+    with pytest.raises(SystemExit) as ended:
+        errors.run_command(lambda: module.main(["OUTPUT_DIR", "out", *words]))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (f"error: GPU out of memory (it tried to allocate 588.00 MiB): {advice}, or end "
+                                       "what else runs on the GPU (nvidia-smi lists it)\n")
+
+
+@pytest.mark.parametrize("parser, keys", [
+    (settings.linear, ["TRAIN.BATCH_SIZE", "FEATURES.BATCH_SIZE", "TRAIN.AMP", "FEATURES.AMP"]),
+    (settings.semisup, ["TRAIN.BATCH_SIZE", "TRAIN.AMP"]), (cost.parser, ["--batch-size"]),
+    (coco_options.parser, ["SOLVER.IMS_PER_BATCH", "--num-gpus", "TRAIN.AMP"])])
+def test_every_command_has_something_to_lower(parser, keys, monkeypatch, capsys):
+    monkeypatch.setattr(errors.Parser, "last", parser())
+    for said in ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"):
+        text = errors._too_small(RuntimeError(said))
+        assert text.startswith("GPU out of memory: ") and all(key in text for key in keys), text
+
+
+@pytest.mark.parametrize("said", [
+    "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+    "shared memory. Please try to raise your shared memory limit.",
+    "unable to allocate shared memory(shm) for file </torch_7_1_0>: No space left on device (28)"])
+def test_shared_memory_that_ran_out_all_the_same_is_one_line(said, capsys):
+    def main():
+        raise RuntimeError(said)
+
+    with pytest.raises(SystemExit) as ended:
+        errors.run_command(main)
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and told.count("\n") == 1
+    assert told.startswith("error: the shared memory is too small (") and "--shm-size" in told
