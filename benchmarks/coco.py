@@ -21,14 +21,14 @@ from benchmarks import coco_data, coco_launch, coco_preflight, coco_result, coco
 from benchmarks.coco_options import DEFAULTS, parser
 from benchmarks.coco_recipes import choose_recipe, framework_module, resolve_schedule
 from convert.reader import Checkpoint
-from pretrain import distributed
+from pretrain import devices, distributed
 from pretrain.backbones import canonical_arch
 from pretrain.config import flatten, load_config, to_dict
 from pretrain.errors import InputError, run_command
 from pretrain.rundir import StopSignal, open_run
 
 # What may differ between two starts of one run; the first line also between two results of one evaluation.
-PLACES = ("OUTPUT_DIR", "DATA.", "LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD")
+PLACES = ("OUTPUT_DIR", "DEVICE", "DATA.", "LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD")
 FREE = (*PLACES, "EVAL.", "RUN.TRIALS")
 
 
@@ -98,16 +98,19 @@ def _workplace(setup: Setup) -> Iterator[Path]:
                 shutil.rmtree(out_dir, ignore_errors=True)
 
 
-def configure(argv: list[str] | None = None, find_data: Callable = coco_data.find) -> Setup:
+def configure(argv: list[str] | None = None, find_data: Callable = coco_data.find, plan: bool = False) -> Setup:
     """Read the command line, the recipe, the checkpoint and the annotations; join the launcher's processes.
 
-    `find_data` maps our settings to the data set. Raises InputError for whatever does not go together.
+    `find_data` maps our settings to the data set. `plan`: it will run in another process, so this one neither joins nor
+    chooses a device. Raises InputError for whatever does not go together.
     """
     args = parser().parse_intermixed_args(argv)
     args.overrides += ["TRAIN.AMP", "True"] * args.amp
     settings, framework_options = _split_overrides(args.overrides, args.framework)
+    if not plan:
+        devices.prepare(settings.DEVICE)  # before the framework asks for a GPU
     framework = framework_module(args.framework)
-    processes = coco_launch.processes(args.launcher, args.num_gpus)
+    processes = coco_launch.processes(args.launcher, args.num_gpus, here=not plan)
     data = find_data(settings)
     known = args.weights in (coco_weights.RANDOM, coco_weights.SUPERVISED)
     if known and not args.arch:

@@ -27,6 +27,7 @@ from pretrain import distributed
 from pretrain.backbones import canonical_arch
 from pretrain.config import flatten, read_settings
 from pretrain.errors import InputError, nearest_key
+from pretrain.loader import check_shared_memory
 from pretrain.rundir import StopSignal
 
 MODELS = {"build_resnet_fpn_backbone": "fpn", "build_timm_fpn_backbone": "fpn",
@@ -86,6 +87,7 @@ def adapt(cfg: CfgNode, settings, data: CocoData, weights: Weights, processes: i
     cfg.SOLVER.AMP.ENABLED = settings.TRAIN.AMP
     cfg.SEED, cfg.OUTPUT_DIR = seed, str(work_dir)
     on_this_device(cfg, processes)
+    check_workers(cfg, processes)
     BenchTrainer.log_period = settings.LOG_PERIOD
 
 
@@ -96,6 +98,17 @@ def on_this_device(cfg: CfgNode, processes: int) -> None:
         for section in (cfg.MODEL.RESNETS, cfg.MODEL.TIMM):
             if processes > 1:
                 section.NORM = section.NORM.replace("SyncBN", "BN")
+
+
+def check_workers(cfg: CfgNode, processes: int, here: int | None = None, key: str = "DATA.WORKERS") -> None:
+    """Raise InputError where the shared memory is too small for the training images that workers have under way.
+
+    Workers hand over single images; this process gathers them in a batch of wide and one of high ones while a third
+    trains. here: as many of the processes are this machine's (default: as the launcher says).
+    """
+    image = 3 * max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN
+    check_shared_memory(cfg.DATALOADER.NUM_WORKERS, image, held=3 * (cfg.SOLVER.IMS_PER_BATCH // processes),
+                        processes=here, key=key)
 
 
 def set_data(cfg: CfgNode, data: CocoData) -> None:

@@ -31,6 +31,7 @@ from detectron2.utils.file_io import PathManager
 from benchmarks.coco_data import Split
 from benchmarks.coco_eval import evaluate
 from benchmarks.coco_launch import any_rank
+from pretrain import devices
 from pretrain.errors import Stopped
 from pretrain.files import write_atomically
 from pretrain.rundir import StopSignal
@@ -144,7 +145,7 @@ class Trainer(DefaultTrainer):
     log_period = 20  # iterations
 
     def __init__(self, cfg):
-        with _ddp_on_any_device():
+        with _ddp_on_own_device():
             super().__init__(cfg)
         self.checkpointer.path_manager = WholeFiles()
         names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
@@ -190,11 +191,10 @@ class Trainer(DefaultTrainer):
 
 
 @contextlib.contextmanager
-def _ddp_on_any_device() -> Iterator[None]:
-    """detectron2 always names a GPU to DistributedDataParallel, which refuses that for a model on the CPU."""
+def _ddp_on_own_device() -> Iterator[None]:
+    """detectron2 names the GPU of its local rank to DistributedDataParallel, whatever this process sees and uses."""
     wrap = defaults.create_ddp_model
-    if not torch.cuda.is_available():
-        defaults.create_ddp_model = partial(wrap, device_ids=None)
+    defaults.create_ddp_model = partial(wrap, device_ids=devices.current())
     try:
         yield
     finally:

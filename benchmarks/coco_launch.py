@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 import torch.distributed as dist
 
-from pretrain import distributed
+from pretrain import devices, distributed
 from pretrain.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, Stopped, run_command
 from pretrain.rundir import StopSignal
 
@@ -33,13 +33,16 @@ START = {"torchrun": "torchrun --nproc_per_node GPUS", "slurm": "srun --ntasks-p
 FIRST_PORT, PORTS = 20000, 20000  # a job's port is drawn from these by its number
 
 
-def processes(launcher: str, num_gpus: int) -> int:
-    """How many processes train. With a launcher this one joins their group; --num-gpus must not contradict it."""
-    gpus = torch.cuda.device_count()
+def processes(launcher: str, num_gpus: int, here: bool = True) -> int:
+    """How many processes train. With a launcher this one joins their group; --num-gpus must not contradict it.
+
+    here: without a launcher it is this machine's GPUs that must suffice.
+    """
+    if num_gpus < 1:
+        raise InputError(f"--num-gpus {num_gpus}: at least one process trains")
     if launcher == "none":
-        if num_gpus < 1 or (gpus and num_gpus > gpus):
-            raise InputError(f"--num-gpus {num_gpus}: this machine has {gpus or 'no'} GPUs; on many machines start one "
-                             "process per GPU with --launcher")
+        if here:
+            devices.check(processes=num_gpus)
         return num_gpus
     size = join(launcher)
     if num_gpus not in (1, size):
@@ -59,12 +62,7 @@ def join(launcher: str) -> int:
     if launcher == "slurm":
         os.environ.update(from_slurm(os.environ))
     if not dist.is_initialized():
-        gpus = torch.cuda.device_count()
-        if gpus:
-            local = int(os.environ["LOCAL_RANK"])
-            # srun may show every task its own GPU only
-            torch.cuda.set_device(local if gpus > 1 else 0)
-        distributed.join_group("nccl" if gpus else "gloo")
+        distributed.join_group("nccl" if devices.own_device().type == "cuda" else "gloo")
     return dist.get_world_size()
 
 

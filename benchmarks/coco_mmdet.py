@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,10 +15,12 @@ from mmengine.runner import Runner
 from benchmarks.coco_data import CocoData
 from benchmarks.coco_mmdet_parts import StopHook, newest_checkpoint, readable_checkpoints
 from benchmarks.coco_weights import Weights
-from pretrain import distributed
+from pretrain import devices, distributed
 from pretrain.errors import InputError, nearest, nearest_file
+from pretrain.loader import check_shared_memory
 from pretrain.rundir import StopSignal
 
+LARGEST = 1333 * 800  # pixels of a training image, where a config does not say it
 ARCHITECTURES = {"MobileNetV2": lambda backbone: "mobilenetv2_100", "TimmBackbone": lambda backbone: backbone.arch,
                  "ResNet": lambda backbone: f"resnet{backbone.depth}"}
 
@@ -96,6 +99,7 @@ def adapt(cfg: Config, settings, data: CocoData, weights: Weights, processes: in
     cfg.default_hooks.logger.interval = settings.LOG_PERIOD
     if settings.TRAIN.AMP:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
+    check_workers(cfg)
     cfg.randomness, cfg.work_dir, cfg.resume = dict(seed=seed), str(work_dir), True
 
 
@@ -108,6 +112,15 @@ def set_batch(cfg: Config, processes: int) -> None:
     norm = cfg.model.backbone.get("norm_cfg")
     if processes > 1 and not torch.cuda.is_available() and norm:
         norm.type = norm.type.replace("SyncBN", "BN")  # torch's SyncBN refuses the CPU
+
+
+def check_workers(cfg: Config, key: str = "DATA.WORKERS") -> None:
+    """Raise InputError where the shared memory is too small for the training images that workers have under way."""
+    loader = cfg.train_dataloader
+    scales = [scale for step in loader.dataset.get("pipeline", ()) for scale in
+              (step.get("scales") or [step.get("scale")]) if isinstance(scale, tuple | list)]
+    pixels = max((scale[0] * scale[1] for scale in scales), default=LARGEST)
+    check_shared_memory(loader.num_workers, 3 * pixels * loader.batch_size, key=key)
 
 
 def set_data(cfg: Config, data: CocoData, work_dir: Path) -> None:
@@ -150,7 +163,7 @@ def run(cfg: Config, stop: StopSignal, launcher: str = "none", test: bool = True
     if cfg.resume and not cfg.load_from:
         cfg.load_from = newest_checkpoint(cfg.work_dir)
     level, cfg.log_level = cfg.log_level, "WARNING"  # the config and every parameter's options lie in the work dir
-    with readable_checkpoints():
+    with readable_checkpoints(), _device_as_local_rank():
         runner = Runner.from_cfg(cfg)
         for part in (runner.logger, *runner.logger.handlers) if distributed.is_main() else ():
             part.setLevel(level)
@@ -160,6 +173,19 @@ def run(cfg: Config, stop: StopSignal, launcher: str = "none", test: bool = True
         if test:
             runner.test()
     return runner
+
+
+@contextlib.contextmanager
+def _device_as_local_rank() -> Iterator[None]:
+    """mmengine takes LOCAL_RANK for the number of this process's GPU, also where it sees one alone."""
+    before, device = os.environ.get("LOCAL_RANK"), devices.current()
+    if before and device:
+        os.environ["LOCAL_RANK"] = str(device[0])
+    try:
+        yield
+    finally:
+        if before:
+            os.environ["LOCAL_RANK"] = before
 
 
 def detections(work_dir: Path, mask: bool) -> dict[str, Path]:

@@ -16,6 +16,7 @@ framework's config. The same command goes on after an interruption. Many machine
 DEFAULTS = {
     "SEED": 0,  # of the random parts of the detector, of a random backbone, and of the data's order
     "OUTPUT_DIR": "",
+    "DEVICE": "auto",  # auto: a GPU of its own for every process where there are GPUs; cpu
     "LOG_PERIOD": 20,  # iterations
     "DATA": {
         "PATH_TO_DATA_DIR": "",  # annotations/instances_{train,val}2017.json, train2017/, val2017/

@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.size < 1 or args.batch_size < 1 or not args.seconds > 0:
         raise InputError("--size, --batch-size and --seconds want positive numbers")
     from benchmarks import cost_measure
+    from pretrain import devices
 
+    devices.prepare()
     for arch in cost_measure.architectures(args.networks):
         file = Path(args.out) / arch / "cost.json"
         about = cost_measure.about(arch, args.size, args.batch_size)

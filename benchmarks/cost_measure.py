@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.result import command, environment, git_state
 from convert.reader import load_network
+from pretrain import devices
 from pretrain.backbones import build_backbone, canonical_arch
 
 CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".safetensors")  # no architecture ends so
@@ -40,7 +41,7 @@ def about(arch: str, image_size: int, batch_size: int) -> dict:
 def measure(arch: str, image_size: int, batch_size: int, seconds: float) -> dict:
     """Parameters, FLOPs of one image, median latency in ms at batch 1 and images a second, with their provenance."""
     started = time.monotonic()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = devices.own_device()
     backbone = build_backbone(arch).eval().to(device)
     one = torch.randn(1, 3, image_size, image_size, device=device)
     alone = times(backbone, one, seconds)

@@ -40,7 +40,7 @@ from pretrain.rundir import StopSignal, open_run
 
 def main(argv: Sequence[str] | None = None) -> int:
     cfg, departures = configure(argv)
-    device = distributed.start()
+    device = distributed.start(cfg.DEVICE)
     try:
         run(cfg, departures, device)
     finally:

@@ -20,6 +20,7 @@ COMMON = {
         "INIT_SEED": 0,  # of random weights
     },
     "OUTPUT_DIR": "",
+    "DEVICE": "auto",  # auto: a GPU of its own for every process where there are GPUs; cpu
     "SEEDS": [0],  # one run each; knn has none
     "DATA": {
         "PATH_TO_DATA_DIR": "",
@@ -119,7 +120,7 @@ MOST = {"DATA.WORKERS": 1024, "DATA.RESIZE": 4096, "SOLVER.MOMENTUM": 1, "LABELS
 
 # What may differ between two starts of one run: where things lie and how fast they go. The batch size may change with
 # the number of processes; the training sees to it that their product, the global batch, stays.
-FREE_KEYS = ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "WEIGHTS", "FEATURES.CACHE_DIR",
+FREE_KEYS = ("OUTPUT_DIR", "DEVICE", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "WEIGHTS", "FEATURES.CACHE_DIR",
              "TRAIN.LOG_PERIOD", "TRAIN.SAVE_SECONDS", "TRAIN.BATCH_SIZE")
 # What may differ from a protocol's file without changing the protocol.
 OWN_KEYS = (*(key for key in FREE_KEYS if key != "TRAIN.BATCH_SIZE"), "PROTOCOL", "SEEDS", "MODEL.BACKBONE_ARCH",

@@ -17,6 +17,7 @@ from benchmarks.cost_measure import times
 from benchmarks.result import read_result
 from benchmarks.suite_parts import Part
 from benchmarks.weights import Subject
+from pretrain import devices
 from pretrain.backbones import build_backbone
 from pretrain.errors import InputError
 
@@ -75,7 +76,8 @@ def estimate(part: Part, work: Work, processes: int, results: Iterable[Path]) ->
 @functools.cache
 def seconds_per_image(arch: str, side: int, seconds: float = 1.0) -> float:
     """Seconds of a forward pass per image of `side` px on this machine, measured for about so many seconds."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    devices.prepare()
+    device = devices.own_device()
     count = 64 if device.type == "cuda" else max(1, 64 * 64 // side ** 2)
     images = torch.randn(count, 3, side, side, device=device)
     return float(np.median(times(build_backbone(arch).eval().to(device), images, seconds))) / count

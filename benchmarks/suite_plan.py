@@ -17,6 +17,7 @@ from benchmarks.suite_cost import Work, classification_work, detection_work
 from benchmarks.suite_parts import Part
 from benchmarks.weights import load_subject
 from convert.reader import IMAGENET
+from pretrain import devices
 from pretrain.config import flatten, to_dict
 from pretrain.errors import InputError
 from pretrain.rundir import check_same_run, deciding
@@ -50,20 +51,22 @@ def make_plan(parts: Sequence[Part], processes: int, here: bool) -> list[Step]:
 def _look(part: Part, processes: int, here: bool, data: dict) -> Step:
     try:
         if part.evaluation.benchmark == "cost":
-            return _cost(part)
+            return _cost(part, here)
         if part.evaluation.benchmark == "coco":
             return _detection(part, here, data)
-        return _classification(part, processes, data)
+        return _classification(part, processes, here, data)
     except NoRecipe as error:
         return Step(part, skipped=str(error))
     except InputError as error:
         raise InputError(f"{part.name}: {error}") from None
 
 
-def _classification(part: Part, processes: int, data: dict) -> Step:
+def _classification(part: Part, processes: int, here: bool, data: dict) -> Step:
     name = part.evaluation.benchmark
     module = importlib.import_module(f"benchmarks.{name}")
     cfg, _ = module.configure(part.words[1:])
+    if here:
+        devices.check(cfg.DEVICE, processes)
     place = (cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.NUM_CLASSES)
     if place not in data:
         train, val = open_splits(cfg)
@@ -88,8 +91,9 @@ def _detection(part: Part, here: bool, data: dict) -> Step:
                 raise InputError(f"{error}; coco.DATA.PATH_TO_DATA_DIR is detection's alone") from None
         return data[place]
 
-    setup = coco.configure(list(part.words[1:]), find_data)
+    setup = coco.configure(list(part.words[1:]), find_data, plan=True)
     if here:
+        devices.check(setup.settings.DEVICE, setup.processes)
         preprocess = setup.source.preprocess if setup.source else IMAGENET
         coco_preflight.amp_possible(setup.settings.TRAIN.AMP)
         coco_preflight.check(setup.data, setup.recipe, setup.schedule, preprocess, Path(), setup.processes, quiet=True)
@@ -100,7 +104,9 @@ def _detection(part: Part, here: bool, data: dict) -> Step:
                  done)
 
 
-def _cost(part: Part) -> Step:
+def _cost(part: Part, here: bool) -> Step:
+    if here:
+        devices.check()
     args = cost.parser().parse_args(part.words[1:])
     about = cost_measure.about(part.network.arch, args.size, args.batch_size)
     return _step(part, Work(part.network.arch, seconds=2 * args.seconds),

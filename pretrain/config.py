@@ -22,6 +22,7 @@ DEFAULTS = {
     "METHOD": "dino",  # dino, swav or moco
     "SEED": 0,
     "OUTPUT_DIR": "",
+    "DEVICE": "auto",  # auto: a GPU of its own for every process where there are GPUs; cpu
     "MODEL": {
         "BACKBONE_ARCH": "mobilenet_v2",  # an alias of pretrain.backbones or a timm name
         "DROP_PATH_RATE": 0.0,  # of the trained network; rises linearly over depth

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pretrain import devices
 from pretrain.parent import end_with_parent
 
 
@@ -19,26 +20,31 @@ def timeout() -> timedelta:
     return timedelta(seconds=float(os.environ.get("SSLIGHT_TIMEOUT", 600)))
 
 
-def start() -> torch.device:
-    """Join the process group that `torchrun` describes in the environment, if any; return this process's device."""
+def start(wanted: str = "auto") -> torch.device:
+    """Join the process group that `torchrun` describes in the environment, if any; return this process's device.
+
+    wanted: as the key DEVICE says. Raises InputError as pretrain/devices.py does.
+    """
     end_with_launcher()
-    cuda = torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
+    devices.prepare(wanted)
+    device = devices.own_device()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         # gloo beside nccl: flags of the host travel without touching the device
-        join_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        join_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
 
 
 def join_group(backend: str) -> None:
-    """Form the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe."""
+    """Form the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe.
+
+    Raises InputError where two of its processes see one and the same GPU.
+    """
     store, rank, world = next(dist.rendezvous("env://", timeout=timeout()))
     store.set_timeout(timeout())
-    dist.init_process_group(backend, store=_own_part(store, rank, world), rank=rank, world_size=world,
-                            timeout=timeout())
+    part = _own_part(store, rank, world)
+    if "nccl" in backend:
+        devices.check_not_shared(part, rank, world, devices.gpu_uuid())
+    dist.init_process_group(backend, store=part, rank=rank, world_size=world, timeout=timeout())
 
 
 def _own_part(store: dist.Store, rank: int, world: int) -> dist.Store:

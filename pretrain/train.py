@@ -34,9 +34,9 @@ from pretrain.views import view_set
 CONSENT = "TRAIN.ALLOW_CHANGES"
 # Keys that may change between the starts of one run: where things lie, how often it reports, how fast it goes.
 # Batch size, processes and accumulation may trade places as long as their product, the global batch, stays.
-FREE_KEYS = ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "DATA.MAX_CORRUPT", "KNN.", "TRAIN.COMPILE",
-             "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_FILE_PATH", "TRAIN.CHECKPOINT_PERIOD", "TRAIN.SAVE_SECONDS",
-             "TRAIN.LOG_PERIOD", "TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATE", CONSENT)
+FREE_KEYS = ("OUTPUT_DIR", "DEVICE", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "DATA.MAX_CORRUPT", "KNN.",
+             "TRAIN.COMPILE", "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_FILE_PATH", "TRAIN.CHECKPOINT_PERIOD",
+             "TRAIN.SAVE_SECONDS", "TRAIN.LOG_PERIOD", "TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATE", CONSENT)
 
 COLLAPSED = 0.01  # std of unit-length outputs times sqrt(width): 1 spread over the sphere, 0 constant
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.show_views:
         write_views(cfg, args.show_views)
         return 0
-    device = distributed.start()
+    device = distributed.start(cfg.DEVICE)
     try:
         if args.dry_run:
             dry_run(cfg, device)

@@ -28,10 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks.coco_eval import evaluate
     from benchmarks.coco_options import DEFAULTS
     from benchmarks.coco_result import read_detections
-    from pretrain import distributed
+    from pretrain import devices, distributed
     from pretrain.config import load_config
     from pretrain.rundir import StopSignal
 
+    devices.prepare()
     coco_mmdet = coco_recipes.framework_module("mmdet")
     from mmengine.config import DictAction
 
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     elif not args.resume and not cfg.load_from and not cfg.model.backbone.get("init_cfg"):
         raise InputError("no weights for the backbone: add --weights CKPT, or --weights random if that is meant")
     coco_mmdet.set_batch(cfg, processes)
+    coco_mmdet.check_workers(cfg, "train_dataloader.num_workers")
     cfg.randomness = dict(seed=args.seed)
     with StopSignal() as stop:
         coco_mmdet.run(cfg, stop, args.launcher)

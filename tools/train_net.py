@@ -51,6 +51,7 @@ def prepare(args, quiet: bool = False):
 
     from benchmarks import coco_data, coco_detectron2, coco_preflight, coco_weights
     from benchmarks.coco_options import DEFAULTS
+    from pretrain import devices
     from pretrain.config import load_config
 
     options = list(args.opts)
@@ -60,6 +61,7 @@ def prepare(args, quiet: bool = False):
         folder = options[at + 1]
         del options[at:at + 2]
     cfg = coco_detectron2.load_config(args.config_file, options)
+    devices.prepare("cpu" if cfg.MODEL.DEVICE == "cpu" else "auto", args.num_gpus)
     if folder:
         data = coco_data.find(load_config(DEFAULTS, None, [DATA_KEY, folder]))
         coco_detectron2.set_data(cfg, data)
@@ -68,6 +70,8 @@ def prepare(args, quiet: bool = False):
     classes = list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes)
     coco_detectron2.on_this_device(cfg, processes)
     coco_preflight.amp_possible(cfg.SOLVER.AMP.ENABLED)
+    if not args.eval_only:
+        coco_detectron2.check_workers(cfg, processes, args.num_gpus, "DATALOADER.NUM_WORKERS")
     recipe = coco_detectron2.recipe_of(cfg)
     out_dir, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
     last = out_dir / "last_checkpoint"

@@ -1,11 +1,14 @@
 """Several processes: what srun's environment means, faults of a wrong start, and real groups of two over gloo."""
 
+import contextlib
 import importlib.util
 import os
 import subprocess
 import sys
+import types
 
 import pytest
+import torch
 
 from benchmarks import coco_launch
 from benchmarks.result import read_result
@@ -49,6 +52,79 @@ def test_a_wrong_start_is_said(monkeypatch):
         coco_launch.processes("slurm", 1)
     with pytest.raises(InputError, match="--num-gpus 0"):
         coco_launch.processes("none", 0)
+
+
+@pytest.fixture
+def one_gpu_each(monkeypatch):
+    """Rank 3 of a machine whose launcher shows every process a single GPU, its own."""
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4",
+                        "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in {"is_available": True, "device_count": 1, "current_device": 0, "get_arch_list": [],
+                        "get_device_capability": (9, 0)}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+def test_a_process_joins_with_the_one_gpu_that_it_sees(one_gpu_each, monkeypatch):
+    monkeypatch.setattr(coco_launch.distributed, "join_group", one_gpu_each.append)
+    monkeypatch.setattr(coco_launch.dist, "get_world_size", lambda: 4)
+    assert coco_launch.processes("torchrun", 1) == 4
+    assert one_gpu_each == [torch.device("cuda", 0), "nccl"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="process 3 .* sees 2: start one process per GPU"):
+        coco_launch.processes("torchrun", 1)
+    with pytest.raises(InputError, match="4 processes for 2 GPU"):
+        coco_launch.processes("none", 4)
+    assert coco_launch.processes("none", 4, here=False) == 4
+
+
+def test_mmengine_takes_the_gpu_that_the_process_sees(one_gpu_each):
+    pytest.importorskip("mmdet", reason="comes with the mmdet extra")
+    from mmengine.logging import logger
+
+    from benchmarks import coco_mmdet
+
+    with pytest.raises(IndexError):
+        logger._get_device_id()  # number 3 of a list of one
+    with coco_mmdet._device_as_local_rank():
+        assert logger._get_device_id() == 0 and os.environ["LOCAL_RANK"] == "0"  # which DDP is given, too
+    assert os.environ["LOCAL_RANK"] == "3"
+
+
+@DETECTRON2
+def test_detectron2_takes_the_gpu_that_the_process_sees(one_gpu_each, monkeypatch):
+    from detectron2.engine import defaults
+    from detectron2.utils import comm
+
+    from benchmarks import coco_detectron2_parts
+
+    monkeypatch.setattr(comm, "get_world_size", lambda: 4)
+    monkeypatch.setattr(comm, "get_local_rank", lambda: 3)
+    monkeypatch.setattr(defaults, "DistributedDataParallel", lambda model, **options: options)
+    monkeypatch.setattr(coco_detectron2_parts.DefaultTrainer, "__init__",
+                        lambda self, cfg: one_gpu_each.append(defaults.create_ddp_model(None, broadcast_buffers=False)))
+    with pytest.raises(AttributeError):  # the trainer that was not made
+        coco_detectron2_parts.Trainer(None)
+    assert one_gpu_each == [{"broadcast_buffers": False, "device_ids": [0]}]
+
+
+def test_detectors_workers_need_shared_memory(monkeypatch):
+    """Two workers of two batches of two images of 1333 x 800, and two batches with the process, in mmdet: 38 MB."""
+    pytest.importorskip("mmdet", reason="comes with the mmdet extra")
+    from benchmarks import coco_mmdet
+    from pretrain import loader
+
+    cfg = coco_mmdet.load_config(ROOT / "configs" / "mmdet" / "mask_rcnn_r18_fpn_1x.py")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for size, enough in ((39, True), (38, False)):
+        room = types.SimpleNamespace(f_frsize=10**6, f_blocks=size, f_bavail=size)
+        monkeypatch.setattr(loader.os, "statvfs", lambda path, room=room: room)
+        with contextlib.nullcontext() if enough else pytest.raises(InputError, match="DATA.WORKERS 2 .* 38 MB"):
+            coco_mmdet.check_workers(cfg)
 
 
 def check(out, log, iterations):

@@ -209,6 +209,15 @@ def test_bad_input_is_found_before_anything_runs(place, words, tmp_path, change,
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
+def test_more_processes_than_gpus_are_found_before_anything_runs(place, words, monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="one/knn: 4 processes for 2 GPU"):
+        suite.main(["--weights", str(place / "one.safetensors"), *words, "--num-gpus", "4"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_suite_file_is_checked(tmp_path):
     file = tmp_path / "suite.yaml"
     for text, message in (("{settings: {DATA.SIZES: 3}, evaluations: {knn: {benchmark: knn}}}", "mean 'DATA.SIZE'"),
