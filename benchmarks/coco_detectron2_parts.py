@@ -76,7 +76,7 @@ class Classes:
 
 
 class StopHook(HookBase):
-    """On SIGTERM or SIGUSR1: save after the current step and raise Stopped; the same command goes on.
+    """On SIGTERM, SIGUSR1 or Ctrl-C: save after the current step and raise Stopped; the same command goes on.
 
     After the last step, which is saved anyway, there is no need to wait for anything.
     """

@@ -12,6 +12,7 @@ the processes talk through gloo.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
@@ -24,8 +25,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain import devices, distributed
-from pretrain.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, Stopped, run_command
-from pretrain.rundir import StopSignal
+from pretrain.errors import EXIT_BAD_INPUT, EXIT_STOPPED, STOP_SIGNALS, InputError, Stopped, run_command, second_ends
 
 NEEDED = {"torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
           "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_NODELIST")}
@@ -115,30 +115,39 @@ def main_first() -> Iterator[None]:
 
 
 def spread(command: Callable[[Sequence[str]], int], argv: Sequence[str], processes: int) -> None:
-    """Run `command([*argv, "--launcher", "torchrun"])` in several processes of this machine, as one group.
-
-    A signal to stop is passed on. Raises Stopped when they saved and stopped, and leaves with exit code 2 when one
-    of them refused its input (it has said why).
-    """
+    """Run `command([*argv, "--launcher", "torchrun"])` in several processes of this machine, as `one_group`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    group = torch.multiprocessing.start_processes(_one, args=(command, list(argv), processes, port), nprocs=processes,
-                                                  join=False, start_method="spawn")
-    told = False
-    with StopSignal() as stop:
-        try:
-            while not group.join(timeout=0.5):
-                if stop.received and not told:
-                    told = True
-                    for pid in group.pids():
-                        os.kill(pid, signal.SIGTERM)
-        except torch.multiprocessing.ProcessExitedException as ended:
-            if ended.exit_code == EXIT_STOPPED:
-                raise Stopped(f"the {processes} processes saved and stopped") from None
-            if ended.exit_code == EXIT_BAD_INPUT:
-                sys.exit(EXIT_BAD_INPUT)
-            raise
+    with one_group(processes):
+        torch.multiprocessing.start_processes(_one, args=(command, list(argv), processes, port), nprocs=processes,
+                                              start_method="spawn")
+
+
+@contextlib.contextmanager
+def one_group(processes: int) -> Iterator[None]:
+    """Around torch.multiprocessing's start and wait: a signal to stop is passed on to the processes that were started.
+
+    Raises Stopped when they saved and stopped, and leaves with exit code 2 when one of them refused its input (it has
+    said why).
+    """
+    def pass_on(number: int, frame: object) -> None:
+        second_ends(number)
+        for child in multiprocessing.active_children():
+            child.terminate()
+
+    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    try:
+        yield
+    except torch.multiprocessing.ProcessExitedException as ended:
+        if ended.exit_code == EXIT_STOPPED:
+            raise Stopped(f"the {processes} processes saved and stopped") from None
+        if ended.exit_code == EXIT_BAD_INPUT:
+            sys.exit(EXIT_BAD_INPUT)
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _one(local_rank: int, command: Callable, argv: list[str], processes: int, port: int) -> None:

@@ -156,7 +156,7 @@ class FiniteLossHook(Hook):
 
 @HOOKS.register_module()
 class StopHook(Hook):
-    """On SIGTERM or SIGUSR1: save after the current step and raise Stopped; the same command goes on.
+    """On SIGTERM, SIGUSR1 or Ctrl-C: save after the current step and raise Stopped; the same command goes on.
 
     After the last step, which is saved anyway, there is no need to wait for anything.
     """

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pretrain.errors import EXIT_DONE, Parser
+from benchmarks.suite_run import Runner
+from pretrain.errors import EXIT_DONE, EXIT_STOPPED, Parser, Stopped
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {"timm": "timm.safetensors", "torchvision": "torchvision.pth", "detectron2": "detectron2.pth",
@@ -43,15 +43,19 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     started, spent = time.monotonic(), []
-    for title, command in steps(Path(args.out).resolve()):
-        words = [str(word) for word in command]
-        print(f"\n== {title}\n$ python {shlex.join(words)}", flush=True)
-        begun = time.monotonic()
-        code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
-        if code != EXIT_DONE:
-            print(f"error: '{title}' ended with exit code {code}; the same command goes on from here", file=sys.stderr)
-            return code if code > 0 else 1
-        spent.append((title, time.monotonic() - begun))
+    with Runner() as runner:
+        for title, command in steps(Path(args.out).resolve()):
+            words = [str(word) for word in command]
+            print(f"\n== {title}\n$ python {shlex.join(words)}", flush=True)
+            begun = time.monotonic()
+            code = EXIT_STOPPED if runner.signals else runner.run_here([sys.executable, *words], cwd=ROOT)
+            if runner.signals or code == EXIT_STOPPED:
+                raise Stopped(f"in '{title}'; start the same command again to go on")
+            if code != EXIT_DONE:
+                print(f"error: '{title}' ended with exit code {code}; the same command goes on from here",
+                      file=sys.stderr)
+                return code if code > 0 else 1
+            spent.append((title, time.monotonic() - begun))
     print("\n" + "\n".join(f"{seconds:7.1f} s  {title}" for title, seconds in spent))
     print(f"{time.monotonic() - started:7.1f} s  in all; open {Path(args.out) / 'report.html'}")
     return EXIT_DONE

@@ -80,10 +80,10 @@ def run_all(parts: Sequence[Part], processes: int) -> int:
         for number, part in enumerate(parts, 1):
             log, started = part.folder / "output.log", time.monotonic()
             print(f"\n== {part.name} ({number} of {len(parts)}), log {log}", flush=True)
-            while in_use(part.folder) and time.monotonic() < started + PATIENCE and not runner.stopped:
+            while in_use(part.folder) and time.monotonic() < started + PATIENCE and not runner.signals:
                 time.sleep(0.5)
-            code = EXIT_STOPPED if runner.stopped else runner.run(part.command(processes), log)
-            if runner.stopped or code == EXIT_STOPPED:
+            code = EXIT_STOPPED if runner.signals else runner.run(part.command(processes), log)
+            if runner.signals or code == EXIT_STOPPED:
                 raise Stopped(f"in {part.name}, {len(parts) - number} more to come; start the same command again to go "
                               "on")
             fault = f"exit code {code}" if code else _missing(part)

@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pretrain.errors import STOP_SIGNALS
+from pretrain.errors import STOP_SIGNALS, second_ends
 from pretrain.parent import end_with_parent
-
-STOPS = (*STOP_SIGNALS, signal.SIGINT)
 
 
 def start(words: Sequence[str], **options) -> subprocess.Popen:
@@ -31,11 +29,14 @@ def _in_child() -> None:
 
 
 class Runner:
-    """Runs commands while it is entered; SIGTERM, SIGUSR1 and Ctrl-C end the running one, which saves (`stopped`)."""
+    """Runs commands while it is entered; SIGTERM, SIGUSR1 and Ctrl-C end the running one, which saves.
+
+    signals: those that came; `told` counts those that the command has got. A second Ctrl-C ends both at once.
+    """
 
     def __enter__(self) -> Runner:
-        self.stopped, self.process = False, None
-        self.previous = {number: signal.signal(number, self._stop) for number in STOPS}
+        self.signals, self.told, self.process = [], 0, None
+        self.previous = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -43,26 +44,38 @@ class Runner:
             signal.signal(number, handler)
 
     def _stop(self, number: int, frame: object) -> None:
-        self.stopped = True
-        if self.process:
-            self.process.terminate()
+        again = number == signal.SIGINT and number in self.signals
+        self.signals.append(number)
+        self._pass_on()
+        if again:
+            second_ends(number)
+            os.kill(os.getpid(), number)
+
+    def _pass_on(self) -> None:
+        """Each signal to the command once: a Ctrl-C as that, any other as SIGTERM, for torchrun dies of SIGUSR1."""
+        while self.process and self.told < len(self.signals):
+            self.told += 1
+            number = self.signals[self.told - 1]
+            self.process.send_signal(number if number == signal.SIGINT else signal.SIGTERM)
 
     def run(self, words: Sequence[str], log: Path) -> int:
-        """Run a command to its end; returns its exit code. What it prints goes to the file `log` and from there here.
-
-        It is a session of its own: a terminal's Ctrl-C reaches it through us, as the signal that it saves on.
-        """
+        """Run a command to its end; returns its exit code. What it prints goes to `log` and from there here."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as written, open(log, "rb") as read:
             read.seek(0, os.SEEK_END)
-            self.process = start(words, stdin=subprocess.DEVNULL, stdout=written, stderr=subprocess.STDOUT,
-                                 start_new_session=True)
-            if self.stopped:
-                self.process.terminate()
-            while self.process.poll() is None:
-                time.sleep(0.1)
-                _copy(read)
-            _copy(read)
+            return self.run_here(words, lambda: _copy(read), stdout=written, stderr=subprocess.STDOUT)
+
+    def run_here(self, words: Sequence[str], meanwhile: Callable[[], None] = lambda: None, **options) -> int:
+        """Run a command to its end, calling `meanwhile` now and then; returns its exit code. It prints where we print.
+
+        It is a session of its own: a terminal's Ctrl-C reaches it through us, once.
+        """
+        self.process = start(words, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+        self._pass_on()
+        while self.process.poll() is None:
+            time.sleep(0.1)
+            meanwhile()
+        meanwhile()
         code, self.process = self.process.returncode, None
         return code
 

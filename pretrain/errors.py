@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 EXIT_DONE, EXIT_BUG, EXIT_BAD_INPUT, EXIT_PARTS_FAILED, EXIT_STOPPED = 0, 1, 2, 3, 75
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what clusters send before they kill
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # what clusters send before they kill, and Ctrl-C
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # What helps a GPU whose memory is too small, by the key or option of a command that does it.
 LESS_MEMORY = {"TRAIN.BATCH_SIZE": "lower TRAIN.BATCH_SIZE",
@@ -127,7 +127,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with the project's exit codes.
 
     0 done, 2 bad input, a full disk or too small a memory (one line on stderr), 75 stopped after saving; 1 a lost
-    process group (one line, too), or anything unforeseen, with its traceback.
+    process group (one line, too), or anything unforeseen, with its traceback. A second Ctrl-C is 130, as shells count
+    a death by SIGINT.
     """
     _keep_signals_from_workers()
     for number in STOP_SIGNALS:
@@ -142,7 +143,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         code = _say("error", error, EXIT_BAD_INPUT)
     except Stopped as stop:
         for number in (signal.SIGALRM, *STOP_SIGNALS):
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
         code = _say("stopped", stop, EXIT_STOPPED)
         if not isinstance(stop, Interrupted):
             _end_restarts(os.environ)
@@ -190,9 +191,19 @@ def stop_at_once(number: int, frame: object = None) -> None:
 
     Python ignores what is raised within a finalizer or an at-fork hook: it is raised again until the command has ended.
     """
+    second_ends(number)
     signal.signal(signal.SIGALRM, lambda *_: stop_at_once(number))
     signal.setitimer(signal.ITIMER_REAL, 1)
     raise Interrupted(f"saved already when {signal.Signals(number).name} came; start the same command again to go on")
+
+
+def second_ends(number: int) -> None:
+    """After a Ctrl-C, have the next one end this process at once, whatever it does or waits for; others change nothing.
+
+    Left to the system, because a handler of Python's would wait for the end of a call into C.
+    """
+    if number == signal.SIGINT:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:

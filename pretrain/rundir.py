@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 
 from pretrain import distributed
 from pretrain.config import dump, flatten, read_yaml, to_dict
-from pretrain.errors import STOP_SIGNALS, InputError, stop_at_once
+from pretrain.errors import STOP_SIGNALS, InputError, second_ends, stop_at_once
 from pretrain.files import write_atomically
 
 
@@ -133,7 +133,7 @@ def _lock(out_dir: Path) -> Iterator[None]:
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGUSR1 (what clusters send before they kill) instead of dying from them.
+    """Notes SIGTERM, SIGUSR1 (what clusters send before they kill) and Ctrl-C instead of dying from them.
 
     Use as a context around work that must save first; everywhere else `run_command` ends a command at once.
     `requested()` agrees over all ranks, so every rank must call it at the same point. `immediate`: there is nothing to
@@ -150,6 +150,7 @@ class StopSignal:
 
     def _note(self, number: int, frame: object) -> None:
         self.received = number
+        second_ends(number)
         self._leave_if_alone()
 
     def _leave_if_alone(self) -> None:
@@ -158,7 +159,8 @@ class StopSignal:
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self.previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_DFL:  # where a second Ctrl-C ends the process, it stays so
+                signal.signal(number, handler)
 
     def requested(self) -> bool:
         return distributed.any_rank(bool(self.received))

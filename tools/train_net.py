@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.coco_launch import one_group  # noqa: E402
 from benchmarks.coco_recipes import framework_module  # noqa: E402
 from convert.flat import flatten  # noqa: E402
 from convert.safe_files import read_file  # noqa: E402
@@ -34,8 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("no recipe: add --config-file configs/detectron2/NAME.yaml")
     cfg = prepare(args)  # also before several processes start, so that a fault is said once and a conversion made once
     if args.num_machines * args.num_gpus > 1:
-        launch(_one_of_many, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
-               dist_url=args.dist_url, args=(args,))
+        with one_group(args.num_gpus):
+            launch(_one_of_many, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
+                   dist_url=args.dist_url, args=(args,))
     else:
         train(args, cfg)
     return 0

@@ -44,7 +44,8 @@ def start(arguments):
     env = {**os.environ, "OMP_NUM_THREADS": "1",
            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     return subprocess.Popen([sys.executable, "-W", "ignore", "-m", "benchmarks.coco", *map(str, arguments)], cwd=ROOT,
-                            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            start_new_session=True)
 
 
 def wait_for(path, process, seconds=240):
@@ -170,19 +171,23 @@ def test_detectron2_killed_between_its_two_last_checkpoints_writes_the_second(co
     assert all(torch.equal(again["model"][key], value) for key, value in whole["model"].items())
 
 
-def test_a_stop_signal_saves_and_the_next_start_goes_on(coco, tmp_path):
+@pytest.mark.parametrize("framework, number", [
+    ("mmdet", signal.SIGTERM), ("mmdet", signal.SIGINT), pytest.param("detectron2", signal.SIGINT, marks=DETECTRON2)])
+def test_a_stop_signal_saves_and_the_next_start_goes_on(coco, tmp_path, framework, number):
     out = tmp_path / "out"
-    config = tiny_mmdet("faster_rcnn_r18_fpn_1x", tmp_path, iterations=400)
-    arguments = ["--framework", "mmdet", "--task", "det", "--config", str(config), "--weights", "random", "--arch",
+    tiny = {"mmdet": tiny_mmdet, "detectron2": tiny_detectron2}[framework]
+    config = tiny("faster_rcnn_r18_fpn_1x", tmp_path, iterations=400)
+    arguments = ["--framework", framework, "--task", "det", "--config", str(config), "--weights", "random", "--arch",
                  "resnet18", "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(out),
                  "SOLVER.CHECKPOINT_PERIOD", "2"]
     process = start(arguments)
     wait_for(out / "last_checkpoint", process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number)
     log = process.communicate(timeout=120)[0]
     assert process.returncode == 75, log
-    done = int(log.split("saved at iteration ")[1].split()[0])
-    assert (out / f"iter_{done}.pth").is_file() and done < 400
+    done = int(log.rsplit("saved at iteration ", 1)[1].split()[0])
+    saved = {"mmdet": f"iter_{done}.pth", "detectron2": f"model_{done - 1:07d}.pth"}[framework]
+    assert (out / saved).is_file() and done < 400
 
 
 def test_trials_and_proxy_are_said_in_the_result(coco, tmp_path, capsys):

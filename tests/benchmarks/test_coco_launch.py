@@ -3,9 +3,11 @@
 import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import types
+import time
 
 import pytest
 import torch
@@ -134,6 +136,30 @@ def check(out, log, iterations):
     assert "SyncBN on each of 2 CPU processes is plain BN over its 1 images" in log
     assert len(result["detections"]) == 1
     return result
+
+
+@FULL
+@pytest.mark.parametrize("script", ["mmdet", pytest.param("detectron2", marks=DETECTRON2),
+                                    pytest.param("tools/train_net.py", marks=DETECTRON2)])
+def test_ctrl_c_has_all_processes_save_together(tmp_path, script):
+    """As a terminal sends it, to the parent and to both of its processes at once."""
+    pytest.importorskip("mmdet", reason="comes with the mmdet extra")
+    tiny = tiny_mmdet if script == "mmdet" else tiny_detectron2
+    data, config, out = write_set(tmp_path / "set"), tiny("faster_rcnn_r18_fpn_1x", tmp_path, 400), tmp_path / "out"
+    words = ["-m", "benchmarks.coco", "--framework", *arguments(script, config, data, out, "--num-gpus", 2),
+             "SOLVER.CHECKPOINT_PERIOD", 2]
+    if script.startswith("tools"):
+        words = [script, "--config-file", config, "--num-gpus", 2, "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out,
+                 "MODEL.WEIGHTS", "random", "SOLVER.CHECKPOINT_PERIOD", 2]
+    process = subprocess.Popen([sys.executable, "-W", "ignore", *map(str, words)], cwd=ROOT, env=environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    while not (out / "last_checkpoint").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    log = process.communicate(timeout=120)[0]
+    assert process.returncode == 75 and log.splitlines()[-1] == "stopped: the 2 processes saved and stopped", log
+    assert log.count("\nstopped: saved at iteration") == 2, log
 
 
 def arguments(framework, config, data, out, *more):

@@ -124,14 +124,16 @@ def same_outcome(first, second):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def test_sigterm_saves_and_exits_75(image_folder, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_stop_saves_and_exits_75(image_folder, tmp_path, number):
     argv = arguments(PUBLISHED, image_folder, tmp_path / "out", **{"SOLVER.TOTAL_EPOCHS": 500})
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.linear", *argv], stderr=subprocess.PIPE, text=True,
+                               start_new_session=True,
                                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."})
     while not (tmp_path / "out" / "seed_0" / "state.pth").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75 and errors.startswith("stopped: saved"), errors
 

@@ -118,7 +118,7 @@ import os, signal, sys, time
 def save(*_):
     print('saved', flush=True)
     sys.exit(75)
-signal.signal(signal.SIGTERM, save)
+signal.signal(signal.{saves_on}, save)
 os.kill(os.getppid(), signal.{signal})
 time.sleep(60)
 """
@@ -147,11 +147,60 @@ def test_a_failure_is_named_with_its_log_and_the_others_run(place, words, tmp_pa
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_reaches_the_running_evaluation_which_saves(place, words, tmp_path, monkeypatch, name):
-    log = replace_commands(monkeypatch, tmp_path, SAVES.replace("{signal}", name))
+    saves_on = name if name == "SIGINT" else "SIGTERM"  # of SIGUSR1 torchrun would die
+    log = replace_commands(monkeypatch, tmp_path, SAVES.replace("{signal}", name).replace("{saves_on}", saves_on))
     before = signal.getsignal(getattr(signal, name))
     with pytest.raises(Stopped, match="in one/linear, 1 more to come; start the same command again"):
         suite.main(["--weights", str(place / "one.safetensors"), *words])
     assert log.read_text() == "saved\n" and signal.getsignal(getattr(signal, name)) is before
+
+
+SAVES_LONG = """
+import hashlib, os
+from pretrain.errors import run_command
+from pretrain.rundir import StopSignal
+
+def main():
+    with StopSignal() as stop:
+        print(os.getpid(), flush=True)
+        while not stop.received:
+            pass
+        print("saving", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # a call into C, which no handler of Python's interrupts
+
+run_command(main)
+"""
+RUNS = """
+import sys
+from pathlib import Path
+from benchmarks.suite_run import Runner
+from pretrain.errors import run_command
+
+def main():
+    with Runner() as runner:
+        return runner.run([sys.executable, "-c", sys.argv[1]], Path(sys.argv[2]))
+
+run_command(main)
+"""
+
+
+def test_a_second_ctrl_c_ends_the_suite_and_its_evaluation_at_once(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", RUNS, SAVES_LONG, str(tmp_path / "log")], text=True, cwd=ROOT,
+                               stdout=subprocess.PIPE, start_new_session=True)
+    evaluation = int(process.stdout.readline())
+    try:
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout.readline() == "saving\n"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{evaluation}").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not Path(f"/proc/{evaluation}").exists()
+    finally:
+        for pid in (process.pid, evaluation):
+            if Path(f"/proc/{pid}").exists():
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_the_plan_says_what_is_done_and_estimates_the_rest(place, words, tmp_path, capsys):

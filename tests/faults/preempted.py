@@ -1,4 +1,4 @@
-"""Asked to stop: SIGTERM and SIGUSR1, to the process alone and to all that it started, as clusters send them."""
+"""Asked to stop: SIGTERM, SIGUSR1, Ctrl-C, to the process alone and to all that it started, as clusters send them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def alone(kind: Kind, place: Path, all_ways: bool) -> Row:
     ways = [(number, to_all) for number in STOP_SIGNALS for to_all in (False, True)]
     waits = (None, 0.0, 0.7) if all_ways else (0.3,)  # seconds after work began; None: in start-up
     slowest = 0.0
-    for number, to_all in ways if all_ways else ways[1:3]:
+    for number, to_all in ways if all_ways else ways[1::2]:
         for wait in waits:
             already = log.read_text().count(kind.working) if log.exists() else 0
             process = (start if wait is None else begin)(*kind.command(out), log=log)

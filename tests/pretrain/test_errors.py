@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
@@ -128,3 +130,22 @@ def test_shared_memory_that_ran_out_all_the_same_is_one_line(said, capsys):
     told = capsys.readouterr().err
     assert ended.value.code == 2 and told.count("\n") == 1
     assert told.startswith("error: the shared memory is too small (") and "--shm-size" in told
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_where_nothing_needs_saving_unwinds_and_is_said(run, number):
+    done = run("-c", f"""
+import os, time
+from pretrain.errors import run_command
+
+def main():
+    try:
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(60)
+    finally:
+        print("unwound")
+
+run_command(main)
+""", expect=75)
+    assert done.stdout == "unwound\n"
+    assert done.stderr == f"stopped: saved already when {number.name} came; start the same command again to go on\n"

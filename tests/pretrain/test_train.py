@@ -71,22 +71,85 @@ def test_a_run_leaves_what_it_promises(finished):
     assert all(torch.equal(model[f"network.backbone.{key}"], value) for key, value in tensors.items())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_continues_bit_for_bit(finished, image_folder, tmp_path, run, number):
-    """Stopped in the middle of an epoch, by a polite signal (saves, exits 75) or by SIGKILL (loses up to a second)."""
+    """Stopped in the middle of an epoch, by a polite signal (saves, exits 75) or by SIGKILL (loses up to a second).
+
+    A terminal's Ctrl-C reaches the loader worker, too.
+    """
     out_dir = tmp_path / "run"
     command = [*map(str, ["-m", "pretrain", *SMALL, "TRAIN.JOINT_LINEAR_PROBE", True, "DATA.PATH_TO_DATA_DIR",
                           image_folder, "OUTPUT_DIR", out_dir, "TRAIN.SAVE_SECONDS", 0.0])]
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL,
-                               env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and (not (out_dir / "metrics.jsonl").exists() or len(losses(out_dir)) < 8):
-        time.sleep(0.02)
-    process.send_signal(number)
+    process = start(*command, stdout=subprocess.DEVNULL)
+    wait_for_losses(out_dir, 8)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     assert process.wait(60) == (-9 if number == signal.SIGKILL else 75)
     assert len(losses(out_dir)) < 12, "the run was over before it could be stopped"
-    done = run(*command)
-    assert "continuing from" in done.stdout
+    ends_as(finished, run(*command), out_dir)
+
+
+SLOW_SAVE = """
+import sys, time
+from pretrain import train
+from pretrain.errors import run_command
+
+def save(*arguments, **options):
+    print("saving", flush=True)
+    time.sleep(600)
+
+train.save = save
+run_command(lambda: train.main(sys.argv[1:]))
+"""
+
+
+def test_a_second_ctrl_c_ends_a_run_that_is_saving_at_once(finished, image_folder, tmp_path, run):
+    """With its loader worker, and as shells know it (130, a death by SIGINT). What was saved before is intact."""
+    out_dir = tmp_path / "run"
+    words = [*map(str, [*SMALL, "TRAIN.JOINT_LINEAR_PROBE", True, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR",
+                        out_dir])]
+    process = start("-c", SLOW_SAVE, *words, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_for_losses(out_dir, 3)
+        os.killpg(process.pid, signal.SIGINT)
+        assert any(line == "saving\n" for line in process.stdout)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT
+        wait_until(lambda: not running(process.pid), 30)
+    finally:
+        if running(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+    ends_as(finished, run("-m", "pretrain", *words), out_dir, "steps 0 to 12")
+
+
+def start(*words, **options) -> subprocess.Popen:
+    """Python in a process group of its own, as a terminal starts it."""
+    return subprocess.Popen([sys.executable, *words], cwd=ROOT, start_new_session=True, **options,
+                            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+
+
+def running(group: int) -> bool:
+    """Whether a process of the group is left."""
+    try:
+        os.killpg(group, 0)
+        return True
+    except ProcessLookupError:
+        return False
+
+
+def wait_until(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def wait_for_losses(out_dir, number: int) -> None:
+    wait_until(lambda: (out_dir / "metrics.jsonl").exists() and len(losses(out_dir)) >= number, 120)
+
+
+def ends_as(finished, done, out_dir, said: str = "continuing from") -> None:
+    """The run that was started again, in `out_dir`, equals the uninterrupted one to the last bit."""
+    assert said in done.stdout
     expected, resumed = model_of(finished[0]), model_of(out_dir)
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(resumed[key], value) for key, value in expected.items())
