@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 from benchmarks.cache import Rows, cached_features, find_entry
 from benchmarks.features import choices_for
 from benchmarks.identity import identity
-from benchmarks.labelled import Labelled, describe, open_splits
+from benchmarks.labelled import Labelled, describe, notes, open_splits
 from benchmarks.metrics import accuracy_metrics, as_ranked, detail
 from benchmarks.predictions import write_predictions
 from benchmarks.result import write_result
@@ -67,6 +67,8 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
     before = state_hash(subject.backbone)
     with open_run(run_is, FREE_KEYS) as out_dir, StopSignal(immediate=True) as stop:
         log = RunLog(out_dir)
+        for line in notes(train, val):
+            log(line)
         log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(train)} train and "
             f"{len(val)} val images of {len(train.classes)} classes")
         queries = cached_features(cfg, subject, val, cfg.KNN.FEATURE, device, stop)

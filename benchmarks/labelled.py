@@ -30,7 +30,7 @@ def open_splits(cfg: CfgNode) -> tuple[Labelled, Labelled]:
     not DATA.NUM_CLASSES.
     """
     where = cfg.DATA.PATH_TO_DATA_DIR
-    train, val = open_source(where, "train"), open_source(where, "val")
+    train, val = (open_source(where, split, max_value=cfg.DATA.MAX_VALUE) for split in ("train", "val"))
     classes = train.classes
     if cfg.DATA.NUM_CLASSES and len(classes) != cfg.DATA.NUM_CLASSES:
         raise InputError(f"{train.where} has {len(classes)} classes, DATA.NUM_CLASSES is {cfg.DATA.NUM_CLASSES}: "
@@ -47,6 +47,11 @@ def open_splits(cfg: CfgNode) -> tuple[Labelled, Labelled]:
         raise InputError(f"{train.where} holds images of {len(filled)} class: a classifier needs at least two")
     renumber = np.array([number.get(name, -1) for name in val.classes], dtype=np.int64)
     return Labelled(train, train_labels, classes), Labelled(val, renumber[val_labels], classes)
+
+
+def notes(train: Labelled, val: Labelled) -> list[str]:
+    """Lines for the log: what lies among the images and is none."""
+    return [split.source.note for split in (train, val) if split.source.note]
 
 
 def describe(cfg: CfgNode, train: Labelled, val: Labelled) -> dict:

@@ -20,7 +20,7 @@ from benchmarks.cached_linear import fit_cached, needed
 from benchmarks.features import Features, choices_for, widths
 from benchmarks.heads import LinearProbes
 from benchmarks.identity import identity
-from benchmarks.labelled import Labelled, describe, open_splits
+from benchmarks.labelled import Labelled, describe, notes, open_splits
 from benchmarks.metrics import detail, hits
 from benchmarks.predictions import write_predictions
 from benchmarks.report_runs import per_seed, seed_metrics
@@ -88,6 +88,8 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
     before = state_hash(subject.backbone)
     with open_run(run_is, FREE_KEYS) as out_dir, StopSignal(immediate=True) as stop:
         log = RunLog(out_dir)
+        for line in notes(train, val):
+            log(line)
         log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(train)} train and "
             f"{len(val)} val images of {len(train.classes)} classes, features {', '.join(choices)}")
         runs, rows = [], {}

@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmarks.heads import Classifier, linear_head, semi_head
 from benchmarks.identity import identity
-from benchmarks.labelled import Labelled, describe, open_splits
+from benchmarks.labelled import Labelled, describe, notes, open_splits
 from benchmarks.linear import single
 from benchmarks.metrics import detail
 from benchmarks.predictions import write_predictions
@@ -74,6 +74,8 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
     run_is = identity(cfg, subject, about_data["fingerprint"], distributed.world_size())
     with open_run(run_is, FREE_KEYS) as out_dir, StopSignal(immediate=True) as stop:
         log = RunLog(out_dir)
+        for line in notes(train, val):
+            log(line)
         log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(subsets[0][0])} of "
             f"{len(train)} train images labelled ({subsets[0][1]}), {len(val)} val images")
         for seed, (indices, _) in zip(cfg.SEEDS, subsets, strict=True):

@@ -28,6 +28,7 @@ COMMON = {
         "SIZE": 224,  # pixels of the crop
         "MEAN": [],  # RGB, of images in [0, 1]; empty: as the checkpoint says, else ImageNet's
         "STD": [],
+        "MAX_VALUE": 0.0,  # white in images of 16 bits or floats whose files do not say; 0: such images are refused
         "WORKERS": 4,  # loader processes per process
         "NUM_CLASSES": 0,  # expected number of classes; 0: whatever train holds
     },

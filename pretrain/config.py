@@ -34,6 +34,7 @@ DEFAULTS = {
         "WORKERS": 4,  # loader processes per process
         "PIPELINE": "fast",  # fast, or reference: the PIL / torchvision definition of the augmentation
         "COLOR_ON_DEVICE": False,  # colour work batched on the training device instead of in the workers
+        "MAX_VALUE": 0.0,  # white in images of 16 bits or floats whose files do not say; 0: such images are refused
         "MAX_CORRUPT": 0.001,  # fraction of unreadable images above which the run stops
     },
     "VIEWS": {

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pretrain import distributed
-from pretrain.decode import CorruptImage, DecodedImage, decode_reference, image_size
+from pretrain.decode import CorruptImage, DecodedImage, UnclearImage, decode_reference, image_size
 from pretrain.device_color import recolor_batch
 from pretrain.errors import InputError, nearest
 from pretrain.eval_data import center_crop, eval_batches, random_resized_crop
@@ -143,7 +143,7 @@ def train_batches(source: Source, views: list[View], cfg: CfgNode, *, epoch: int
     yield from TrainLoader(source, views, cfg, rank=rank, world=world).epoch(epoch, first_batch)
 
 
-Decode = Callable[[bytes], DecodedImage]
+Decode = Callable[[bytes, float], DecodedImage]
 Render = Callable[[DecodedImage, View, Draw, np.ndarray], None]
 
 
@@ -190,7 +190,9 @@ class TrainBatches(Dataset):
         """The sample at place `i` of the request, or the replacement that its position alone decides."""
         for index in self._candidates(request, i):
             try:
-                return index, self.decode(self.source.read(index))
+                return index, self.decode(self.source.read(index), self.source.max_value)
+            except UnclearImage as error:
+                raise self.source.unclear(index, error) from None
             except (CorruptImage, OSError) as error:
                 corrupt.append((self.source.name(index), str(error)))
         raise InputError(f"{REPLACEMENT_TRIES + 1} images in a row are corrupt in {self.source.where}: "

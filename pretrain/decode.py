@@ -1,4 +1,8 @@
-"""Encoded bytes to RGB images, every kind of file the same way: grayscale, CMYK, palette, 16-bit, rotated by EXIF."""
+"""Encoded bytes to RGB images, every kind of file the same way: grayscale, CMYK, palette, 16-bit, rotated by EXIF.
+
+Alpha is left out, as PIL and torchvision do. What cannot be RGB of 8 bits without a guess is refused: samples of more
+bits of which the file does not say how many are used, and channels that are neither colour nor alpha.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,12 @@ from PIL import ImageOps
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")  # one of PIL's others runs programs
 MAX_SCANS = 100  # of a JPEG: each goes over the whole picture again, however few bytes it takes
 
+DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # of one channel, which PIL reads as it is
+FULL_RANGE = 65535.0  # of 16 bits
+# tags of TIFF and EXIF
+BITS_PER_SAMPLE, ORIENTATION, SAMPLES_PER_PIXEL, MAX_SAMPLE_VALUE, EXTRA_SAMPLES = 258, 274, 277, 281, 338
+UNSPECIFIED = 0  # extra sample
+
 DecodedImage = PILImage.Image | np.ndarray  # as PIL has it, or uint8 [height, width, 3]
 
 
@@ -20,8 +30,18 @@ class CorruptImage(Exception):
     """An image that cannot be decoded; the message says why."""
 
 
-def decode_reference(data: bytes) -> PILImage.Image:
-    """The image as PIL reads it, upright, RGB. Raises CorruptImage, also beyond PIL's limit of 89 million pixels."""
+class UnclearImage(CorruptImage):
+    """An image that cannot be RGB of 8 bits a channel without a guess; the message says what it has."""
+
+
+def decode_reference(data: bytes, max_value: float = 0.0) -> PILImage.Image:
+    """The image as PIL reads it, upright, RGB.
+
+    max_value: the value that is white in images of 16 bits a channel or of floats, whose files do not say; 0: refuse
+    them. A range that a file records (a maximum, or fewer bits than 16) goes before it.
+    Raises CorruptImage, also beyond PIL's limit of 89 million pixels; UnclearImage for what cannot be RGB of 8 bits
+    without a guess, and for values outside 0 to `max_value`.
+    """
     if not data:
         raise CorruptImage("empty file")
     try:
@@ -29,26 +49,97 @@ def decode_reference(data: bytes) -> PILImage.Image:
             warnings.simplefilter("ignore")  # odd metadata is no reason to speak up once per epoch
             warnings.simplefilter("error", PILImage.DecompressionBombWarning)
             image = PILImage.open(io.BytesIO(data), formats=FORMATS)
+            white = _white(image, data, max_value)
             jpeg = image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg")
             if jpeg and _scans(data) > MAX_SCANS:
                 raise CorruptImage(f"a JPEG of more than {MAX_SCANS} scans")
             if image.format == "PNG" and not _png_intact(data):
                 raise CorruptImage("the checksum of its pixels is wrong")
+            if white and image.mode not in DEEP_MODES:  # PIL would keep the upper 8 bits
+                image = _scaled_colors(image, data, white)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            return _to_rgb(image, white)
     except (MemoryError, CorruptImage):
         raise
     except Exception as error:  # noqa: BLE001  decoders raise whatever their format's parser stumbles over
         raise CorruptImage(" ".join(f"{type(error).__name__}: {error}".split())[:160]) from None
 
 
-def _to_rgb(image: PILImage.Image) -> PILImage.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # PIL's own conversion clips at 255
-        values = np.array(image, dtype=np.float32)
-        values /= 257 if image.mode.startswith("I") else 1  # 16-bit PNG and TIFF: 65535 is white
-        values += 0.5
-        return PILImage.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8)).convert("RGB")
+def check_range(data: bytes, max_value: float) -> None:
+    """Raise UnclearImage where `decode_reference` would do so by the header; other images pass, also broken ones."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _white(PILImage.open(io.BytesIO(data), formats=FORMATS), data, max_value)
+    except UnclearImage:
+        raise
+    except Exception:  # noqa: BLE001  as in `decode_reference`, which will say so
+        pass
+
+
+def _white(image: PILImage.Image, data: bytes, max_value: float) -> float:
+    """The value that is white where an opened image has more than 8 bits a channel; 0 where PIL sees to it itself.
+
+    PIL brings JPEG 2000 and PPM of fewer bits than 16 to their full range. Raises UnclearImage.
+    """
+    recorded, bits = 0.0, 8
+    if image.format == "PNG":
+        bits = data[data.index(b"IHDR") + 12]
+    elif image.format == "TIFF":
+        tags = image.tag_v2
+        bits, extra = int(np.max(tags.get(BITS_PER_SAMPLE, 1))), np.atleast_1d(tags.get(EXTRA_SAMPLES, ()))
+        channels = int(tags.get(SAMPLES_PER_PIXEL, 1))
+        if channels > 5 or (extra == UNSPECIFIED).any() or len(extra) > 1:
+            raise UnclearImage(f"{channels} channels, some of them neither colour nor alpha")
+        if bits > 8 and MAX_SAMPLE_VALUE in tags:
+            recorded = float(np.max(tags[MAX_SAMPLE_VALUE]))
+        elif 8 < bits < 16:
+            recorded = 2.0 ** bits - 1
+    elif image.format == "JPEG2000":
+        bits = 1 + (data[data.index(b"\xff\x4f\xff\x51") + 42] & 0x7F)  # precision of the first component
+    elif image.mode == "F":  # a portable float map
+        bits = 32
+    elif image.format == "PPM":
+        args = image.tile[0].args  # of PIL's decoder: a raw mode, or a mode and the largest value
+        bits = 16 if args == "I;16B" or args[-1] == FULL_RANGE else 8
+    if recorded or bits < 16:
+        return recorded
+    if not max_value:
+        raise UnclearImage(f"{bits} bits a channel, and the file does not say which value is white")
+    return max_value
+
+
+def _scaled_colors(image: PILImage.Image, data: bytes, white: float) -> PILImage.Image:
+    """An opened image of several 16-bit channels in 8 bits, with the orientation that it had."""
+    import cv2
+
+    values = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise CorruptImage("its pixels cannot be decoded")
+    if values.dtype != np.uint16 or values.ndim != 3 or values.shape[2] < 3:
+        raise UnclearImage(f"{image.mode} of {values.dtype}, which is not supported")
+    scaled = PILImage.fromarray(_scaled(values[..., 2::-1], white))
+    scaled.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+    return scaled
+
+
+def _scaled(values: np.ndarray, white: float) -> np.ndarray:
+    """Values 0 to `white` as uint8. Raises UnclearImage for others."""
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= white):  # also where they are not numbers
+        raise UnclearImage(f"values from {low:g} to {high:g}, where 0 is black and {white:g} white")
+    if values.dtype == np.uint16:
+        return (np.arange(high + 1) * (255 / white) + 0.5).astype(np.uint8)[values]
+    values = values.astype(np.float32)
+    values *= 255 / white
+    values += 0.5
+    return values.astype(np.uint8)
+
+
+def _to_rgb(image: PILImage.Image, white: float) -> PILImage.Image:
+    if image.mode in DEEP_MODES:  # PIL's own conversion clips at 255
+        return PILImage.fromarray(_scaled(np.asarray(image), white or FULL_RANGE)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pretrain.decode import CorruptImage
+from pretrain.decode import CorruptImage, UnclearImage
 from pretrain.errors import InputError
 from pretrain.fast_views import decode_fast, render_fast, resize_fast
 from pretrain.index import Source
@@ -79,8 +79,10 @@ def eval_batches(source: Source, indices: Sequence[int] | np.ndarray, transform:
     indices = np.asarray(indices, dtype=np.int64)
     requests = [indices[k:k + batch_size] for k in range(0, len(indices), batch_size)]
     batch_bytes = max(map(len, requests), default=0) * 3 * transform.size ** 2
-    loader = batch_loader(_EvalBatches(source, transform), requests, workers, len(requests), batch_bytes)
-    for images, used, found in loader:
+    for batch in batch_loader(_EvalBatches(source, transform), requests, workers, len(requests), batch_bytes):
+        if isinstance(batch, InputError):  # raised here, it is one line; through the loader it would be a traceback
+            raise batch
+        images, used, found = batch
         if found and corrupt is None:
             name, reason = found[0]
             raise InputError(f"corrupt image in {source.where}: {name} ({reason}); mend or remove it")
@@ -94,11 +96,13 @@ class _EvalBatches(Dataset):
     def __init__(self, source: Source, transform: Transform):
         self.source, self.transform = source, transform
 
-    def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+    def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor, list[tuple[str, str]]] | InputError:
         out, used, corrupt = empty_images(len(indices), self.transform.size), [], []
         for index in indices.tolist():
             try:
-                image = decode_fast(self.source.read(index))
+                image = decode_fast(self.source.read(index), self.source.max_value)
+            except UnclearImage as error:
+                return self.source.unclear(index, error)
             except (CorruptImage, OSError) as error:
                 corrupt.append((self.source.name(index), str(error)))
                 continue

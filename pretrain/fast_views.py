@@ -27,13 +27,13 @@ _RESIZE = torch._C._nn._upsample_bicubic2d_aa
 KERNEL_UNIT = 256  # OpenCV's 8-bit filters count in 1/256
 
 
-def decode_fast(data: bytes) -> np.ndarray:
-    """The image upright, RGB. Raises CorruptImage. Anything but an intact, plain JPEG goes through the reference."""
+def decode_fast(data: bytes, max_value: float = 0.0) -> np.ndarray:
+    """The image upright, RGB, as `decode_reference` has it, through which goes all but an intact, plain JPEG."""
     if plain_jpeg(data):
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is not None:
             return image
-    return np.array(decode_reference(data))  # writable, as torch wants it
+    return np.array(decode_reference(data, max_value))  # writable, as torch wants it
 
 
 def render_fast(image: np.ndarray, view: View, d: Draw, out: np.ndarray) -> None:

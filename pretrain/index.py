@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,13 +17,46 @@ import torch
 
 from pretrain.errors import InputError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
+EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
+              ".pgm", ".jp2", ".avif"}
+# How the kinds of image that the decoders accept begin, each with an extension of theirs.
+SIGNATURES = {extension: re.compile(start, re.DOTALL) for extension, start in {
+    ".jpg": rb"\xff\xd8\xff", ".png": rb"\x89PNG\r\n\x1a\n", ".gif": rb"GIF8[79]a", ".webp": rb"RIFF....WEBP",
+    ".bmp": rb"BM.{12}[\x0c\x10(48@lm|]\0\0\0", ".tif": rb"II[*+]\0|MM\0[*+]", ".ppm": rb"P[1-6]\s+[#\d]",
+    ".jp2": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n", ".avif": rb"....ftyp(?:avif|avis|mif1|msf1)"}.items()}
+HEAD = 32  # bytes in which all of them show
+NAMED = 3  # of the files that are passed over
 FINGERPRINT_SAMPLES = 1000  # images whose sizes are looked at
 MAX_BYTES = 1 << 30  # of an encoded image: more than any takes that the decoders accept
 
 
 def is_image(name: str) -> bool:
+    """Whether a file is an image by its name. One that is not may be one by its content (`extension_of`)."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def extension_of(head: bytes) -> str:
+    """The extension that fits an image which begins with these bytes, at least HEAD of them; "" for no image."""
+    return next((extension for extension, start in SIGNATURES.items() if start.match(head)), "")
+
+
+class PassedOver:
+    """Counts what is no image, and keeps the first few names."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, []
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if self.count <= NAMED:
+            self.first.append(name if _is_line(name) else ascii(name))
+
+    def __str__(self) -> str:
+        """`3 files that are no images: a/notes.txt, b/._1.jpg, ...`, or an empty string."""
+        if not self.count:
+            return ""
+        return (f"{self.count} file{'s that are no images' if self.count > 1 else ' that is no image'}: "
+                f"{', '.join(self.first)}{', ...' * (self.count > NAMED)}")
 
 
 def inside(name: str, where: Path | str) -> str:
@@ -80,9 +114,11 @@ class Source:
     """Encoded images by number. Subclasses fill `names` and, where asked for, know the labels."""
 
     kind = ""
+    passed_over = ""  # what lies among the images and is none, counted and named
 
     def __init__(self, where: str, names: Names, labelled: bool, classes: Iterable[str] = ()):
         self.where, self.names, self.labelled, self._classes = where, names, labelled, list(classes)
+        self.max_value = 0.0  # see `decode_reference`
         odd = [name for name in self._classes if labelled and not _is_line(name)]
         if odd:  # it will stand in results, lists and plots; an image may be called anything
             raise InputError(f"{where} has a class called {odd[0]!r}, which is not a line of UTF-8 text: rename it")
@@ -104,6 +140,16 @@ class Source:
 
     def close(self) -> None:
         """Let go of open files; the next read opens them again."""
+
+    @property
+    def note(self) -> str:
+        """A line for a run's log about what was passed over; an empty string where nothing was."""
+        return self.passed_over and f"passed over in {self.where}: {self.passed_over}"
+
+    def unclear(self, i: int, reason: object) -> InputError:
+        """What to raise for an image whose pixels cannot be read without a guess."""
+        return InputError(f"{self.name(i)} in {self.where} has {reason}: set DATA.MAX_VALUE to the value that is white "
+                          "(e.g. 4095 of 12 bits, 65535 of 16), or convert such images to RGB of 8 bits")
 
     @property
     def has_labels(self) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 
 from pretrain import command_line
 from pretrain.errors import EXIT_DONE, InputError, run_command
-from pretrain.index import Source, is_image
+from pretrain.index import Source, extension_of, is_image
 from pretrain.logs import Bar
 from pretrain.packers import PACKERS, Packer
 from pretrain.shards import is_url
@@ -27,8 +27,6 @@ from pretrain.sources import open_source
 
 SPLITS = ("train", "val")
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}  # file names need not be valid text
-MAGIC = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG\r\n\x1a\n", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp"),
-         (b"II*\0", ".tif"), (b"MM\0*", ".tif"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"SRC and DST are both {args.src}: two forms of a split in one directory would be ambiguous")
     sources = _open_splits(args.src, args.splits)
     for split, source in sources:
+        if source.note:
+            print(source.note)
         pack_split(source, args.dst, split, args.to, args.shard_images)
     return EXIT_DONE
 
@@ -164,8 +164,7 @@ def _target_name(name: str, label: str | None, data: bytes) -> str:
     if label is not None and not name.startswith(f"{label}/"):
         name = f"{label}/{name.replace('/', '_')}"
     if not is_image(name):
-        found = [extension for magic, extension in MAGIC if data.startswith(magic)]
-        name += found[0] if found else ".webp" if data[8:12] == b"WEBP" else ".jpg"
+        name += extension_of(data) or ".jpg"
     if "\n" in name:
         raise InputError(f"file name with a line break: {name!r}; rename it")
     return name

@@ -49,5 +49,6 @@ def write_views(cfg: CfgNode, path: str) -> None:
     """Write the picture of the first batch's views to `path` (.png), without training."""
     if Path(path).suffix.lower() != ".png":
         raise InputError(f"--show-views writes a PNG: name a file that ends in .png, not {path}")
-    save_picture(first_views(cfg, open_source(cfg.DATA.PATH_TO_DATA_DIR, "train", labels=False)), path)
+    source = open_source(cfg.DATA.PATH_TO_DATA_DIR, "train", labels=False, max_value=cfg.DATA.MAX_VALUE)
+    save_picture(first_views(cfg, source), path)
     print(f"one row per image, one column per view: {path}")

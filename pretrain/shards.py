@@ -1,8 +1,9 @@
 """WebDataset shards: `split-*.tar` files, on the disk or behind a URL, read at random through an index.
 
-A sample is what shares a name up to the first dot of its last part: an image (`.jpg`, ...) and, if labelled, its class
-number as text (`.cls`). Class names come from `split-classes.txt` beside the shards, one a line; without it they are
-the numbers. Remote shards are fetched once, whole, into a cache directory ($SSLIGHT_CACHE, default ~/.cache/sslight).
+A sample is what shares a name up to the first dot of its last part: an image (`.jpg`, ..., or the first member that
+begins as an image does) and, if labelled, its class number as text (`.cls`). Class names come from `split-classes.txt`
+beside the shards, one a line; without it they are the numbers. Remote shards are fetched once, whole, into a cache
+directory ($SSLIGHT_CACHE, default ~/.cache/sslight).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.errors import InputError
-from pretrain.index import MAX_BYTES, Names, Source, inside, is_image, shared
+from pretrain.index import HEAD, MAX_BYTES, Names, PassedOver, Source, extension_of, inside, is_image, shared
 
 BLOCK = 512  # bytes: the unit of a tar file
 MAX_HEADER = 1 << 20  # bytes of a long name or of extended fields
@@ -27,10 +28,10 @@ MAX_LABEL = 32  # bytes of a class number
 MAX_CLASSES = 1_000_000
 
 
-def tar_members(file: Path) -> Iterator[tuple[str, int, int]]:
+def tar_members(file: Path, passed_over: PassedOver) -> Iterator[tuple[str, int, int]]:
     """(name, offset of the content, size in bytes) of every regular file. Raises InputError if the tar is broken.
 
-    Links, devices and the like are passed over. A tar without its end is taken for one that was cut off there.
+    Links, devices and the like are passed over, and noted. A tar without its end is taken for one that was cut off.
     """
     end, at, long_name, long_size = file.stat().st_size, 0, None, None
     with open(file, "rb", buffering=0) as stream:
@@ -57,6 +58,8 @@ def tar_members(file: Path) -> Iterator[tuple[str, int, int]]:
                 yield inside(long_name or name, file), content, size
                 long_name = long_size = None
             elif kind != b"g":
+                if kind != b"5":  # a folder
+                    passed_over.add(long_name or name)
                 long_name = long_size = None
             at = content + -(-size // BLOCK) * BLOCK
         while rest := os.pread(stream.fileno(), MAX_HEADER, at):  # padding; anything else was overwritten in front
@@ -119,37 +122,51 @@ class ShardSource(Source):
     def __init__(self, files: list[Path], split: str, labels: bool):
         self.files, self._class_file = files, files[0].parent / f"{split}-classes.txt"
         columns = {name: array("q") for name in ("shard", "offset", "size", "label_offset", "label_size")}
-        names = Names(self._scan(columns))
+        passed_over = PassedOver()
+        names = Names(self._scan(columns, passed_over))
+        self.passed_over = str(passed_over)
         self._at = {name: shared(np.array(column, dtype=np.int64)) for name, column in columns.items()}
         where = f"{files[0].parent}/{split}-*.tar"
         if not len(names):
-            raise InputError(f"no images in {where}: its samples need a .jpg, .png, ... member")
+            there = f", but {self.passed_over}" * bool(self.passed_over)
+            raise InputError(f"no images in {where}{there}: its samples need a .jpg, .png, ... member")
         super().__init__(where, names, labels)
         if labels and not self.has_labels:
             i = int(np.argmin(self._column("label_offset")))
             raise InputError(f"no label in {self._file(i)} for {self.name(i)}: it needs a .cls member per image")
 
-    def _scan(self, columns: dict[str, array]) -> Iterator[str]:
-        """Names of the images; fills the columns. Members of one sample are neighbours."""
+    def _scan(self, columns: dict[str, array], passed_over: PassedOver) -> Iterator[str]:
+        """Names of the images; fills the columns. Members of one sample are neighbours; one without image is noted."""
         for number, file in enumerate(self.files):
-            sample, image, label = None, None, None
-            for name, offset, size in tar_members(file):
-                key, part = split_key(name)
-                if key != sample:
-                    yield from self._emit(columns, number, image, label)
-                    sample, image, label = key, None, None
-                if part == "cls":
-                    label = (offset, size)
-                elif image is None and "." not in part and is_image(name):
-                    image = (name, offset, size)
-            yield from self._emit(columns, number, image, label)
+            sample, members = None, []
+            with open(file, "rb", buffering=0) as stream:
+                for member in tar_members(file, passed_over):
+                    key, _ = split_key(member[0])
+                    if key != sample:
+                        yield from self._emit(columns, number, members, stream.fileno(), passed_over)
+                        sample, members = key, []
+                    members.append(member)
+                yield from self._emit(columns, number, members, stream.fileno(), passed_over)
 
     @staticmethod
-    def _emit(columns: dict[str, array], number: int, image: tuple | None, label: tuple | None) -> Iterator[str]:
+    def _emit(columns: dict[str, array], number: int, members: list[tuple[str, int, int]], handle: int,
+              passed_over: PassedOver) -> Iterator[str]:
+        """A sample's image, by its name or else by its content, and its label."""
+        label, images, others = (-1, 0), [], []
+        for member in members:
+            _, part = split_key(member[0])
+            if part == "cls":
+                label = member[1:]
+            elif "." not in part:
+                (images if is_image(member[0]) else others).append(member)
+        image = next(iter(images), None) or next(
+            (member for member in others if extension_of(os.pread(handle, min(HEAD, member[2]), member[1]))), None)
         if image:
-            for column, value in zip(columns.values(), (number, *image[1:], *(label or (-1, 0))), strict=True):
+            for column, value in zip(columns.values(), (number, *image[1:], *label), strict=True):
                 column.append(value)
             yield image[0]
+        elif members:
+            passed_over.add(members[0][0])
 
     def _column(self, name: str) -> np.ndarray:
         return self._at[name].numpy()

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain.decode import UnclearImage, check_range
 from pretrain.errors import InputError, nearest_file
-from pretrain.index import MAX_BYTES, Names, Source, inside, is_image
+from pretrain.index import HEAD, MAX_BYTES, Names, PassedOver, Source, extension_of, inside, is_image
 from pretrain.shards import ShardSource, is_url, remote_shards
+
+RANGE_SAMPLES = 100  # images whose headers are looked at
 
 __all__ = ["FolderSource", "HDF5Source", "ShardSource", "Source", "open_source"]
 
@@ -24,15 +27,18 @@ class FolderSource(Source):
     def __init__(self, root: Path, labels: bool):
         self.root = root
         try:
-            classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+            classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not _is_hidden(e.name))
             if labels and not classes:
                 raise InputError(f"no class folders in {root}: put the images of each class into a folder of its own "
                                  "there")
-            names = Names(_walk(root))
+            passed_over = PassedOver()
+            names = Names(_walk(root, passed_over))
+            self.passed_over = str(passed_over)
         except OSError as error:
             raise InputError(f"cannot read {error.filename} ({error.strerror}): mend or remove it") from None
         if not len(names):
-            raise InputError(f"no images in {root}: it needs files such as {root}/CLASS/NAME.jpg")
+            there = f", but {self.passed_over}" * bool(self.passed_over)
+            raise InputError(f"no images in {root}{there}: it needs files such as {root}/CLASS/NAME.jpg")
         super().__init__(str(root), names, labels, classes)
 
     def read(self, i: int) -> bytes:
@@ -46,9 +52,16 @@ class FolderSource(Source):
         return (self.root / self.name(i)).stat().st_size
 
 
-def _walk(root: Path, inside: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Relative names of all images below, sorted, folder by folder; links are followed.
+def _is_hidden(name: str) -> bool:
+    """Of a file or folder that a system leaves beside the images."""
+    return name.startswith(".") or name == "__MACOSX"
 
+
+def _walk(root: Path, passed_over: PassedOver, inside: str = "",
+          above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """Relative names of all images below, sorted, folder by folder; links are followed. What is none is noted.
+
+    An image is a file with the name of one, or that begins as one does; only of other names the content is read.
     above: what the folders on the way here are to the file system. Raises InputError for a link in a circle, and for a
     pipe or a device, whose end a reader could wait for.
     """
@@ -57,15 +70,29 @@ def _walk(root: Path, inside: str = "", above: tuple[tuple[int, int], ...] = ())
     if here in above:
         raise InputError(f"{root / inside} is a link to a folder that holds it: remove the link")
     with os.scandir(root / inside) as found:
-        entries = sorted((e.name, e.is_dir(), e.is_file()) for e in found if not e.name.startswith("."))
+        entries = sorted((e.name, e.is_dir(), e.is_file()) for e in found)
     for name, is_folder, is_file in entries:
         path = f"{inside}/{name}" if inside else name
-        if is_folder:
-            yield from _walk(root, path, (*above, here))
+        if _is_hidden(name):
+            passed_over.add(f"{path}/" if is_folder else path)
+        elif is_folder:
+            yield from _walk(root, passed_over, path, (*above, here))
         elif is_image(name):
             if not is_file and os.path.exists(root / path):  # where nothing is, reading will say so
                 raise InputError(f"{root / path} is no regular file: remove it")
             yield path
+        elif is_file and extension_of(_head(root / path)):
+            yield path
+        else:
+            passed_over.add(path)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(HEAD)
+    except OSError:
+        return b""
 
 
 class HDF5Source(Source):
@@ -157,7 +184,7 @@ class HDF5Source(Source):
         return len(self.read(i)) if dataset.dtype.kind == "O" else dataset.nbytes  # O: of variable length
 
 
-def open_source(path: str | Path, split: str, labels: bool = True) -> Source:
+def open_source(path: str | Path, split: str, labels: bool = True, max_value: float | None = None) -> Source:
     """The images of one split of a data directory.
 
     Parameters
@@ -165,9 +192,32 @@ def open_source(path: str | Path, split: str, labels: bool = True) -> Source:
     path: a directory that holds `split/`, `split.h5` or `split-*.tar`; or the URL of a place with shards.
     split: usually train or val.
     labels: whether labels will be asked for; without, they are never read and class folders are not needed.
+    max_value: DATA.MAX_VALUE, for whom the images are to be decoded (see `decode_reference`).
 
-    Raises InputError if there is nothing, nothing of this split, or more than one form of it.
+    Raises InputError if there is nothing, nothing of this split, or more than one form of it; where images are to be
+    decoded, also if some of up to 100 cannot be without a guess.
     """
+    source = _open(path, split, labels)
+    if max_value is not None:
+        source.max_value = max_value
+        _check_ranges(source)
+    return source
+
+
+def _check_ranges(source: Source) -> None:
+    """Look at the headers of some evenly spread images, but JPEGs, for what their pixels mean."""
+    for i in np.linspace(0, len(source) - 1, min(len(source), RANGE_SAMPLES)).astype(int).tolist():
+        if not source.name(i).lower().endswith((".jpg", ".jpeg")):
+            try:
+                check_range(source.read(i), source.max_value)
+            except UnclearImage as error:
+                raise source.unclear(i, error) from None
+            except OSError:
+                pass  # counted where it is read in earnest
+    source.close()
+
+
+def _open(path: str | Path, split: str, labels: bool) -> Source:
     if not str(path):
         raise InputError("no data directory given: set DATA.PATH_TO_DATA_DIR to one that holds train/ and val/")
     if is_url(path):

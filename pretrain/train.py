@@ -62,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build(cfg: CfgNode, device: torch.device) -> tuple[State, Source, Source | None, int]:
     """(state, train source, validation source or None, optimizer steps per epoch), after every check of the input."""
     check(cfg, device)
-    source = open_source(cfg.DATA.PATH_TO_DATA_DIR, "train", labels=needs_train_labels(cfg))
+    where, max_value = cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.MAX_VALUE
+    source = open_source(where, "train", labels=needs_train_labels(cfg), max_value=max_value)
     try:
-        val = open_source(cfg.DATA.PATH_TO_DATA_DIR, "val") if cfg.KNN.PERIOD else None
+        val = open_source(where, "val", max_value=max_value) if cfg.KNN.PERIOD else None
     except InputError as error:
         raise InputError(f"{error}; or set KNN.PERIOD 0 to train without k-NN") from None
     if val is not None and cfg.KNN.MODE == "train" and val.classes != source.classes:
@@ -119,6 +120,9 @@ def train(cfg: CfgNode, device: torch.device) -> None:
     with open_run(cfg, FREE_KEYS, CONSENT) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
         resume(cfg, state, out_dir, log, FREE_KEYS, CONSENT)
+        for one in (source, *([val] if val else [])):
+            if one.note:
+                log(one.note)
         metrics = MetricsLog(out_dir, state.step, measured=not state.epoch_open)
         if state.step == 0 and distributed.is_main():
             picture = first_views(cfg, source)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pretrain.decode import CorruptImage, decode_reference
+from pretrain.decode import FULL_RANGE, CorruptImage, decode_reference
 from pretrain.eval_data import center_crop
 from pretrain.fast_views import decode_fast
 from tests.convert.mutations import flipped, inserted, overwritten, swapped_blocks, truncated
@@ -231,11 +231,11 @@ def rows(size: str, place: Path) -> Iterator[Row]:
 def decoded(data: bytes, original: bytes | None = None, change: str = "") -> str:
     """Decode by both decoders and crop; returns how it ended. AssertionError where a picture is wrong."""
     try:
-        image = decode_fast(data)
+        image = decode_fast(data, FULL_RANGE)
     except CorruptImage as error:
         assert str(error) and "\n" not in str(error)
         try:
-            decode_reference(data)
+            decode_reference(data, FULL_RANGE)
         except CorruptImage:
             return "refused"
         raise AssertionError("the fast decoder refuses what the reference reads") from None
@@ -243,12 +243,12 @@ def decoded(data: bytes, original: bytes | None = None, change: str = "") -> str
     crop = np.empty((224, 224, 3), np.uint8)
     CROP(image, 0, crop)
     try:
-        same = image.size > 10 ** 7 or np.array_equal(np.asarray(decode_reference(data)), image)
+        same = image.size > 10 ** 7 or np.array_equal(np.asarray(decode_reference(data, FULL_RANGE)), image)
     except CorruptImage as error:  # libjpeg gives up halfway; OpenCV returns the part it has
         assert data.startswith(b"\xff\xd8") and "broken data stream" in str(error), f"only the reference says {error}"
         return "part of a picture, no checksum"
     assert same, "the decoders differ"
-    if original is None or np.array_equal(image, decode_fast(original)):
+    if original is None or np.array_equal(image, decode_fast(original, FULL_RANGE)):
         return "right"
     assert not original.startswith(b"\x89PNG") or change in ("absurd_header", "swapped_chunks"), "another picture"
     return "another picture, no checksum"

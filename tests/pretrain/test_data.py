@@ -133,6 +133,25 @@ def test_colour_on_the_device_gives_the_same_views(source):
     assert any(not torch.equal(view, other) for view, other in zip(a.views, b.views, strict=True))
 
 
+def test_an_image_of_unclear_range_stops_the_run_by_name(tmp_path):
+    """Also where the look at some headers before the work missed it; under the setting it keeps its levels."""
+    folder = write_folder(tmp_path, per_class=4, splits=("train",))
+    values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(values).save(folder / "train" / "dog" / "x.png")
+    source, transform = open_source(folder, "train"), center_crop(64, 64)
+    words = "dog/x.png in .* has 16 bits a channel.*set DATA.MAX_VALUE"
+    for workers in (0, 1):
+        with pytest.raises(InputError, match=words):
+            list(eval_batches(source, range(9), transform, batch_size=4, workers=workers, corrupt=[]))
+        for pipeline in ("fast", "reference"):
+            with pytest.raises(InputError, match=words):
+                batches(source, config("TRAIN.BATCH_SIZE", "9", "DATA.WORKERS", str(workers), "DATA.PIPELINE",
+                                       pipeline))
+    source.max_value = 4095.0
+    [(images, _)] = eval_batches(source, [8], transform, batch_size=1, workers=0)
+    np.testing.assert_allclose(images[0, 0].numpy(), values * (255 / 4095), atol=0.51)
+
+
 def damaged(tmp_path, number: int = 2):
     """18 images, of which `number` are unreadable: one empty, the others cut off."""
     root = write_folder(tmp_path, per_class=9, splits=("train",))

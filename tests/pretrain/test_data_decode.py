@@ -1,19 +1,23 @@
 """Every kind of image file becomes the same upright RGB picture, by either decoder; broken ones say why."""
 
 import io
+import struct
+import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pretrain.decode import CorruptImage, decode_reference, plain_jpeg
+from pretrain.decode import CorruptImage, UnclearImage, check_range, decode_reference, plain_jpeg
 from pretrain.fast_views import decode_fast
 from tests.pretrain.photos import jpeg, photos
 
 
-def both(data: bytes) -> np.ndarray:
+def both(data: bytes, max_value: float = 0.0) -> np.ndarray:
     """The decoded image, after checking that both decoders give exactly the same."""
-    reference, fast = np.asarray(decode_reference(data)), decode_fast(data)
+    check_range(data, max_value)
+    reference, fast = np.asarray(decode_reference(data, max_value)), decode_fast(data, max_value)
     assert fast.dtype == np.uint8 and fast.ndim == 3 and fast.shape[2] == 3
     np.testing.assert_array_equal(fast, reference)
     return fast
@@ -59,11 +63,83 @@ def test_palette_with_transparency():
     near(both(saved(image, "PNG", transparency=bytes(range(32)))), image, 1)
 
 
-def test_16_bit_keeps_its_range():
-    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
-    for kind in ("PNG", "TIFF"):
-        decoded = both(saved(Image.fromarray(ramp), kind))
-        np.testing.assert_allclose(decoded[..., 0], ramp / 257, atol=0.51)
+def ramp(white: int) -> np.ndarray:
+    """uint16 [64, 64], every level from black to white, or evenly spread ones."""
+    return np.linspace(0, white, 64 * 64).round().reshape(64, 64).astype(np.uint16)
+
+
+def encoded(values: np.ndarray, extension: str) -> bytes:
+    """By OpenCV, whose encoders take 16 bits of several channels."""
+    return cv2.imencode(extension, values)[1].tobytes()
+
+
+def refuse(data: bytes, words: str, max_value: float = 0.0) -> None:
+    for decode in (decode_reference, decode_fast):
+        with pytest.raises(UnclearImage, match=words):
+            decode(data, max_value)
+
+
+@pytest.mark.parametrize("white", [4095, 65535])
+@pytest.mark.parametrize("extension", [".png", ".tif", ".jp2", ".pgm"])
+def test_16_bits_are_scaled_by_the_setting_and_refused_without(extension, white):
+    """A picture of 12 bits in 16 keeps all of its 256 levels, to half a level, gray or in colours that differ."""
+    values = ramp(white)
+    colors = np.stack([values, values[::-1], values.T], axis=-1)  # BGR
+    cases = [(values, values[..., None])] + [(colors, colors[..., ::-1])] * (extension != ".pgm")
+    for content, rgb in cases:
+        data = encoded(content, extension)
+        refuse(data, "^16 bits a channel, and the file does not say which value is white$")
+        with pytest.raises(UnclearImage):
+            check_range(data, 0.0)
+        decoded = both(data, white)
+        assert len(np.unique(decoded[..., 0])) == 256
+        np.testing.assert_allclose(decoded, np.broadcast_to(rgb * (255 / white), decoded.shape), atol=0.501)
+        if white == 65535:
+            refuse(data, "^values from 0 to 65535, where 0 is black and 4095 white$", 4095.0)
+
+
+def test_alpha_of_16_bits_is_left_out_as_that_of_8(tmp_path):
+    values = np.dstack([ramp(4095)] * 3 + [np.zeros((64, 64), np.uint16)])
+    np.testing.assert_allclose(both(encoded(values, ".png"), 4095)[..., 0], ramp(4095) * (255 / 4095), atol=0.501)
+
+
+def test_a_range_that_the_file_records_needs_no_setting():
+    tagged = saved(Image.fromarray(ramp(4095)), "TIFF", tiffinfo={281: 4095})
+    portable = b"P5\n64 64\n4095\n" + ramp(4095).astype(">u2").tobytes()
+    colors = b"P6\n64 64\n4095\n" + np.dstack([ramp(4095)] * 3).astype(">u2").tobytes()
+    for data in (tagged, portable, colors):
+        for max_value in (0.0, 65535.0):
+            decoded = both(data, max_value)
+            np.testing.assert_allclose(decoded[..., 1], ramp(4095) * (255 / 4095), atol=0.51)
+
+
+def test_floats_need_the_value_of_white():
+    values = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    data = saved(Image.fromarray(values), "TIFF")
+    refuse(data, "^32 bits a channel")
+    np.testing.assert_allclose(both(data, 1.0)[..., 0], values * 255, atol=0.501)
+    for odd in (-1.0, np.nan, 2.0):
+        refuse(saved(Image.fromarray(values * odd), "TIFF"), "^values from ", 1.0)
+
+
+def test_orientation_of_16_bits_in_colour():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    values = np.dstack([ramp(4095)] * 3)[:40]
+    data = encoded(values, ".png")
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    data = data[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+    np.testing.assert_allclose(both(data, 4095)[..., 0], np.rot90(ramp(4095)[:40], -1) * (255 / 4095), atol=0.501)
+
+
+def test_channels_that_are_neither_colour_nor_alpha_are_refused():
+    """A fourth band that the file calls unspecified; the same file that calls it alpha is read."""
+    image = photos()[1].convert("RGBA")
+    near(both(saved(image, "TIFF")), image, 0)
+    data = saved(image, "TIFF")
+    entry = struct.pack("<HHI", 338, 3, 1)
+    at = data.index(entry) + len(entry)
+    refuse(data[:at] + struct.pack("<H", 0) + data[at + 2:], "^4 channels, some of them neither colour nor alpha$")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

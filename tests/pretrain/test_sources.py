@@ -11,12 +11,13 @@ from multiprocessing.reduction import ForkingPickler
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from pretrain.errors import InputError
 from pretrain.index import Names
 from pretrain.pack import main as pack
 from pretrain.sources import open_source
-from tests.pretrain.photos import write_folder
+from tests.pretrain.photos import photos, write_folder
 
 KINDS = ("folder", "h5", "shards")
 
@@ -42,6 +43,83 @@ def test_every_form_holds_the_same(data, kind):
         assert source.read(i) == file.read_bytes() and source.size(i) == file.stat().st_size
     assert source.fingerprint() == open_source(data["folder"], "train").fingerprint()
     assert source.fingerprint() != open_source(data["folder"], "val").fingerprint()
+
+
+NAMES = ("{}.jpg", "{}", "{}.jfif", "{}.JPE", "{}.mpo", "photo {}.2017")  # of JPEGs, in the wild
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_are_known_by_their_content(tmp_path, kind):
+    """The same images under other names, in every form: classes, labels and bytes as of those called .jpg."""
+    usual = open_source(write_folder(tmp_path / "usual", per_class=6, splits=("train",)), "train")
+    odd = write_folder(tmp_path / "odd", per_class=6, splits=("train",))
+    for file in sorted((odd / "train" / "dog").iterdir()):
+        file.rename(file.with_name(NAMES[int(file.stem)].format(file.stem)))
+    assert open_source(odd, "train").fingerprint() != usual.fingerprint()  # it is of names and sizes
+    if kind != "folder":
+        pack([str(odd), str(tmp_path / kind), "--to", kind])
+    source = open_source(odd if kind == "folder" else tmp_path / kind, "train")
+    assert source.labels.tolist() == usual.labels.tolist() and source.classes == usual.classes
+    assert not source.note
+    by_label = [sorted(one.read(i) for i in np.flatnonzero(one.labels == k)) for k in (0, 1) for one in (source, usual)]
+    assert by_label[0] == by_label[1] and by_label[2] == by_label[3]
+
+
+@pytest.mark.parametrize(("form", "options"), [
+    ("JPEG", {}), ("PNG", {}), ("GIF", {}), ("BMP", {}), ("WEBP", {}), ("TIFF", {}), ("PPM", {}), ("JPEG2000", {}),
+    ("JPEG2000", {"no_jp2": True}), ("AVIF", {}), ("TIFF", {"big_tiff": True}), ("MPO", {})])
+def test_every_kind_of_image_is_recognised(tmp_path, form, options):
+    (tmp_path / "train").mkdir()
+    photos()[0].save(tmp_path / "train" / "x", form, **options)
+    assert len(open_source(tmp_path, "train", labels=False)) == 1
+
+
+def test_what_is_no_image_is_counted_and_named(tmp_path, capsys):
+    write_folder(tmp_path, per_class=1, splits=("train",))
+    cat = tmp_path / "train" / "cat"
+    (cat / "cat.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (cat / "notes.txt").write_text("BMW and P5 are no pictures, nor is this")
+    (cat / "gone").symlink_to("nowhere")
+    os.mkfifo(cat / "pipe")
+    (cat / "._000.jpg").write_bytes(b"x")
+    (tmp_path / "train" / "__MACOSX").mkdir()
+    (tmp_path / "train" / "__MACOSX" / "000.jpg").write_bytes(b"x")
+    (cat / "broken.jpg").write_bytes(b"no image, but called one: counted where it is read")
+    source = open_source(tmp_path, "train")
+    assert len(source) == 3 and source.classes == ["cat", "dog"]
+    assert source.note == (f"passed over in {tmp_path}/train: 6 files that are no images: __MACOSX/, cat/._000.jpg, "
+                           "cat/cat.heic, ...")
+    assert pack([str(tmp_path), str(tmp_path / "packed"), "--to", "shards", "--splits", "train"]) == 0
+    assert "6 files that are no images: __MACOSX/" in capsys.readouterr().out
+    for file in (*cat.glob("*.jpg"), *(tmp_path / "train" / "dog").iterdir()):
+        file.unlink()
+    with pytest.raises(InputError, match="no images in .*, but 5 files that are no images"):
+        open_source(tmp_path, "train")
+
+
+def test_shards_choose_a_samples_image_by_name_then_by_content(tmp_path):
+    png = b"\x89PNG\r\n\x1a\n" + bytes(30)
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for name, content in (("0.depth", png), ("0.jpg", b"by name"), ("1.json", b"{}"), ("1.img", png), ("2", png),
+                              ("3.json", b"{}"), ("3.txt", b"no image")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+        link = tarfile.TarInfo("4.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "0.jpg"
+        tar.addfile(link)
+    source = open_source(tmp_path, "train", labels=False)
+    assert [source.name(i) for i in range(len(source))] == ["0.jpg", "1.img", "2"]
+    assert source.note.endswith("train-*.tar: 2 files that are no images: 4.jpg, 3.json")
+
+
+def test_an_image_of_unclear_range_is_refused_before_any_work(tmp_path):
+    write_folder(tmp_path, per_class=3, splits=("train",))
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "train" / "dog" / "x.png")
+    words = r"dog/x.png in .*/train has 16 bits a channel.*: set DATA.MAX_VALUE .* 4095 of 12 bits"
+    with pytest.raises(InputError, match=words):
+        open_source(tmp_path, "train", max_value=0.0)
+    assert len(open_source(tmp_path, "train", max_value=4095.0)) == len(open_source(tmp_path, "train")) == 7
 
 
 def test_fingerprint_sees_names_and_sizes(tmp_path):
