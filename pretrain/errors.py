@@ -138,7 +138,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = main() or EXIT_DONE
+        code = _run(main)
     except InputError as error:
         code = _say("error", error, EXIT_BAD_INPUT)
     except Stopped as stop:
@@ -169,10 +169,25 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         code = 130
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # of `stop_at_once`; Python's own end is not to be cut short
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes the end of a worker for a crash
         for child in multiprocessing.active_children():  # loader workers, which no signal to stop reaches
             child.kill()
     sys.exit(code)
+
+
+_asked: list[Interrupted] = []  # what `stop_at_once` has raised
+
+
+def _run(main: Callable[[], int | None]) -> int:
+    """Run `main`. What fails after a signal to stop comes of that: an import, say, may swallow it and fail later."""
+    _asked.clear()
+    try:
+        return main() or EXIT_DONE
+    except Exception as error:
+        if _asked and not isinstance(error, Stopped):
+            raise _asked[0] from None
+        raise
 
 
 @functools.cache
@@ -194,7 +209,9 @@ def stop_at_once(number: int, frame: object = None) -> None:
     second_ends(number)
     signal.signal(signal.SIGALRM, lambda *_: stop_at_once(number))
     signal.setitimer(signal.ITIMER_REAL, 1)
-    raise Interrupted(f"saved already when {signal.Signals(number).name} came; start the same command again to go on")
+    _asked.append(Interrupted(f"saved already when {signal.Signals(number).name} came; start the same command again to "
+                              "go on"))
+    raise _asked[-1]
 
 
 def second_ends(number: int) -> None:

@@ -149,3 +149,21 @@ run_command(main)
 """, expect=75)
     assert done.stdout == "unwound\n"
     assert done.stderr == f"stopped: saved already when {number.name} came; start the same command again to go on\n"
+
+
+def test_a_signal_that_an_import_swallowed_is_said_all_the_same(run):
+    """Importing numpy anew after one that was broken off fails, for example; no alarm cuts the end short either."""
+    done = run("-c", """
+import os, signal
+from pretrain.errors import run_command
+
+def main():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except Exception:
+        pass
+    raise ImportError("cannot load module more than once per process")
+
+run_command(main)
+""", expect=75)
+    assert done.stderr.startswith("stopped: saved already when SIGINT came") and done.stderr.count("\n") == 1
