@@ -25,6 +25,7 @@ from benchmarks.labelled import Labelled
 from benchmarks.metrics import hits
 from benchmarks.spread import gather_rows, my_batches
 from pretrain import distributed
+from pretrain.batch_norm import sound_batch_norm
 from pretrain.checkpoint import check_archive
 from pretrain.data import center_crop, epoch_order, eval_batches, random_resized_crop
 from pretrain.errors import InputError, Stopped
@@ -171,7 +172,7 @@ def one_step(cfg: CfgNode, runner: nn.Module, optimizer: torch.optim.Optimizer, 
 
     Heads do not share parameters, so the sum of their losses trains each as if it were alone.
     """
-    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.TRAIN.AMP == "bf16"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.TRAIN.AMP == "bf16"), sound_batch_norm(device):
         logits = runner(images)
     share = distributed.world_size() / batch  # DDP averages over the ranks; images count equally
     losses = [F.cross_entropy(value.float(), labels, reduction="sum") * share for value in logits.values()]

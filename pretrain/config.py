@@ -105,7 +105,7 @@ DEFAULTS = {
         "BATCH_SIZE": 128,  # images per process and forward
         "ACCUMULATE": 1,  # forwards per optimizer step: global batch = BATCH_SIZE x processes x ACCUMULATE
         "AMP": "none",  # none, bf16 or fp16
-        "CHANNELS_LAST": True,  # memory layout only: the numbers are FP32's
+        "CHANNELS_LAST": True,  # the faster memory layout; FP32 stays FP32 (on a CPU: pretrain/batch_norm.py)
         "COMPILE": False,
         "AUTO_RESUME": True,
         "CHECKPOINT_FILE_PATH": "",  # start from this checkpoint

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain import command_line, distributed
+from pretrain.batch_norm import sound_batch_norm
 from pretrain.config import DEFAULTS, LENGTHS, MOST, POSITIVE, check_numbers, dump, load_config
 from pretrain.data import Batch, CorruptCounter, TrainLoader, batches_per_epoch, to_device
 from pretrain.errors import InputError, Stopped
@@ -227,7 +228,7 @@ def one_step(cfg: CfgNode, state: State, model: nn.Module, batches: Iterator[Bat
             labels = torch.as_tensor(source.labels[batch.indices.numpy()], device=device)
         last = micro == accumulate - 1
         with contextlib.nullcontext() if last or model is state.objective else model.no_sync():
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None), sound_batch_norm(device):
                 result = model(views, labels, progress)
             state.scaler.scale(result["loss"] / accumulate).backward()
         for key, value in result.items():

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from pretrain.batch_norm import sound_batch_norm
 from pretrain.config import DEFAULTS, load_config
 from pretrain.methods import Progress, build_method
 from pretrain.methods.dino import DINO
@@ -146,7 +147,8 @@ def step_pair(arch: str, amp: str, args: argparse.Namespace) -> tuple[Callable, 
 
     def our_step() -> Tensor:
         set_hyperparameters(optimizer, LEARNING_RATE, WEIGHT_DECAY)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp == "bf16"):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp == "bf16"), \
+                sound_batch_norm(torch.device("cpu")):
             result = ours(last_views, PROGRESS)
         result["loss"].backward()
         ours.after_backward(PROGRESS)
