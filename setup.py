@@ -14,9 +14,10 @@ setup(
     description="Pre-train small vision backbones without labels, and measure what they are worth downstream",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["pretrain*", "convert*", "benchmarks*"]),
+    packages=find_packages(include=["pretrain*", "convert*", "benchmarks*", "configs"]),
     py_modules=["sslight"],
-    package_data={"benchmarks": ["data/*", "templates/*"], "convert": ["data/*"]},
+    package_data={"benchmarks": ["data/*", "templates/*"], "convert": ["data/*"],
+                  "configs": ["**/*.yaml", "**/*.py"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

@@ -23,7 +23,7 @@ from benchmarks.coco_recipes import choose_recipe, framework_module, resolve_sch
 from convert.reader import Checkpoint
 from pretrain import devices, distributed
 from pretrain.backbones import canonical_arch
-from pretrain.config import flatten, load_config, to_dict
+from pretrain.config import find_config, flatten, load_config, to_dict
 from pretrain.errors import InputError, run_command
 from pretrain.rundir import StopSignal, open_run
 
@@ -118,7 +118,7 @@ def configure(argv: list[str] | None = None, find_data: Callable = coco_data.fin
     source, family = (None, "") if known else coco_weights.find_source(args.weights, args.arch, settings.SEED,
                                                                        Path(settings.OUTPUT_DIR))
     arch = canonical_arch(args.arch) if known else source.arch
-    file = Path(args.config or choose_recipe(args.framework, args.task, arch, args.neck, args.schedule))
+    file = find_config(args.config or choose_recipe(args.framework, args.task, arch, args.neck, args.schedule))
     recipe_cfg = framework.load_config(file, framework_options)
     recipe = framework.recipe_of(recipe_cfg)
     _check_recipe(recipe, arch, args.task, file)

@@ -25,7 +25,7 @@ from convert.detectron2_backbones import add_config
 from convert.safe_files import read_file
 from pretrain import distributed
 from pretrain.backbones import canonical_arch
-from pretrain.config import flatten, read_settings
+from pretrain.config import find_config, flatten, read_settings
 from pretrain.errors import InputError, nearest_key
 from pretrain.loader import check_shared_memory
 from pretrain.rundir import StopSignal
@@ -44,6 +44,7 @@ def load_config(file: Path | str, options: Sequence[str] = ()) -> CfgNode:
     for key in options[::2]:
         if key not in known:
             raise InputError(f"unknown key '{key}' of {file}{nearest_key(key, known)}")
+    file = find_config(file)
     read_settings(file)  # refuses what detectron2 would unfold, fetch or wait for without end
     try:
         cfg.merge_from_file(str(file), allow_unsafe=False)  # its default runs what the file's tags say

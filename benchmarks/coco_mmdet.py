@@ -16,6 +16,7 @@ from benchmarks.coco_data import CocoData
 from benchmarks.coco_mmdet_parts import StopHook, newest_checkpoint, readable_checkpoints
 from benchmarks.coco_weights import Weights
 from pretrain import devices, distributed
+from pretrain.config import find_config
 from pretrain.errors import InputError, nearest, nearest_file
 from pretrain.loader import check_shared_memory
 from pretrain.rundir import StopSignal
@@ -27,9 +28,10 @@ ARCHITECTURES = {"MobileNetV2": lambda backbone: "mobilenetv2_100", "TimmBackbon
 
 def load_config(file: Path | str, options: Sequence[str] = ()) -> Config:
     """An mmdet config with `key value` overrides of its own dotted keys. Raises InputError for unknown ones."""
-    if Path(file).suffix != ".py":  # mmengine would run the tags of a YAML file, which nobody expects to be a program
+    file = find_config(file)
+    if file.suffix != ".py":  # mmengine would run the tags of a YAML file, which nobody expects to be a program
         raise InputError(f"{file} is not an mmdet config: they are Python files, NAME.py")
-    if not Path(file).is_file():
+    if not file.is_file():
         raise InputError(f"mmdet config not found: {file}{nearest_file(file)}")
     try:
         cfg = Config.fromfile(str(file))

@@ -9,9 +9,9 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
+from pretrain.config import CONFIGS
 from pretrain.errors import InputError
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FRAMEWORKS = ("mmdet", "detectron2")
 INSTALL = {
     "mmdet": "pip install -e '.[mmdet]'",

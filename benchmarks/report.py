@@ -22,10 +22,11 @@ from rich.text import Text
 from benchmarks import published
 from benchmarks.comparison import Entry, Row, load, rows
 from benchmarks.cost import read_cost
+from pretrain.config import CONFIGS, find_config
 from pretrain.errors import InputError, Parser, run_command
 from pretrain.files import write_atomically
 
-PUBLISHED = Path(__file__).resolve().parents[1] / "configs" / "suites" / "published.yaml"
+PUBLISHED = CONFIGS / "suites" / "published.yaml"
 MOST_ROWS = 80  # in the terminal; where there are more, it shows the headline metrics
 SUFFIXES = (".html", ".md", ".csv", ".json")
 HOW = ("Intervals of values are as the result files give them: bootstrap over the test images, and over the seeds "
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"cannot write a report as '{output.name}': end it in {', '.join(SUFFIXES)}")
         if output.is_dir():
             raise InputError(f"{output} is a directory: name a file")
-    found = diff(*args.diff, args.title) if args.diff else gather(args.places, Path(args.published), args.title)
+    found = diff(*args.diff, args.title) if args.diff else gather(args.places, find_config(args.published), args.title)
     for fault in found.faults:
         print(f"left out: {fault}")
     print_table(found)

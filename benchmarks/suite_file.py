@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from benchmarks.coco_recipes import CONFIGS, FRAMEWORKS
+from benchmarks.coco_recipes import FRAMEWORKS
 from benchmarks.suite_options import DEFAULTS
-from pretrain.config import flatten, read_yaml
+from pretrain.config import CONFIGS, find_config, flatten, read_yaml
 from pretrain.errors import InputError, nearest, nearest_key
 
 SUITES = CONFIGS / "suites"
@@ -56,7 +56,8 @@ def read_suite(word: str, frameworks: Sequence[str]) -> list[Evaluation]:
 
     `frameworks` replaces those that the file names. Raises InputError for a file that is absent or no suite.
     """
-    path = Path(word) if Path(word).is_file() else SUITES / f"{word}.yaml"
+    path = find_config(word)
+    path = path if path.is_file() else SUITES / f"{word}.yaml"
     if not path.is_file():
         known = [file.stem for file in sorted(SUITES.glob("*.yaml")) if "evaluations:" in file.read_text()]
         raise InputError(f"suite not found: {word}{nearest(Path(word).stem, known)}: name a file, or one of "

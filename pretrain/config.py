@@ -137,6 +137,20 @@ LENGTHS = {"DATA.MEAN": 3, "DATA.STD": 3, "LOSS.WEIGHTS": 2}
 
 MAX_FILE_BYTES, MAX_FILES, MAX_VALUES = 1 << 16, 20, 10_000  # of settings with their _BASE_ chain: far above any in use
 
+# Package data, beside this package in a checkout and in site-packages alike. Found by this file's place, not by
+# importing `configs`: a folder of that name where a command is started would answer to it.
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def find_config(file: str | Path) -> Path:
+    """The file itself if it is there, else the shipped one where the path is `configs/...`: a user's own file wins.
+
+    A path that is neither comes back unchanged, for the reader to complain about.
+    """
+    file = Path(file)
+    shipped = CONFIGS.parent / file
+    return shipped if file.parts[:1] == (CONFIGS.name,) and shipped.is_file() and not file.exists() else file
+
 
 def load_config(defaults: Mapping, file: str | Path | None, overrides: Sequence[str] = (),
                 translate: Callable[[dict, bool], dict] | None = None) -> CfgNode:
@@ -219,9 +233,13 @@ def _text(file: str | Path) -> str:
 
 
 def read_settings(file: str | Path | None) -> dict:
-    """{dotted key: value} of a file and its `_BASE_` chain, read as `read_yaml` reads; of no file, none."""
+    """{dotted key: value} of a file and its `_BASE_` chain, read as `read_yaml` reads; of no file, none.
+
+    The file is looked for by `find_config`.
+    """
     if not file:
         return {}
+    file = find_config(file)
     tree = read_yaml(file, _reader(file).load_yaml_with_base) or {}
     if not isinstance(tree, Mapping):
         raise InputError(f"{file} is not a YAML file of settings: it holds a {type(tree).__name__}, not KEY: VALUE "

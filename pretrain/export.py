@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from pretrain.errors import InputError
 from pretrain.sources import open_source
 from pretrain.state import last_checkpoint
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 IN_MMDET = ("resnet18", "resnet34", "resnet50", "mobilenetv2_100")
 
 
@@ -35,7 +33,6 @@ def next_commands(out_dir: Path, arch: str, data: str) -> list[list[str]]:
             open_source(data, split)
     except InputError:
         return [convert]
-    knn = CONFIGS / "classification" / "knn.yaml"
-    return [["sslight", "bench", "knn", "--cfg", os.path.relpath(knn) if Path.cwd() == CONFIGS.parent else str(knn),
-             "WEIGHTS", last, "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", str(out_dir / "results" / "knn")],
+    return [["sslight", "bench", "knn", "--cfg", "configs/classification/knn.yaml", "WEIGHTS", last,
+             "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", str(out_dir / "results" / "knn")],
             convert, ["sslight", "report", str(out_dir), "-o", str(out_dir / "report.html")]]
