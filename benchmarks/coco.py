@@ -20,16 +20,20 @@ from fvcore.common.config import CfgNode
 from benchmarks import coco_data, coco_launch, coco_preflight, coco_result, coco_weights
 from benchmarks.coco_options import DEFAULTS, parser
 from benchmarks.coco_recipes import choose_recipe, framework_module, resolve_schedule
+from benchmarks.comparison import FREE as PLACED
 from convert.reader import Checkpoint
 from pretrain import devices, distributed
 from pretrain.backbones import canonical_arch
-from pretrain.config import find_config, flatten, load_config, to_dict
+from pretrain.config import CONFIGS, find_config, flatten, load_config, to_dict
 from pretrain.errors import InputError, run_command
 from pretrain.rundir import StopSignal, open_run
 
 # What may differ between two starts of one run; the first line also between two results of one evaluation.
-PLACES = ("OUTPUT_DIR", "DEVICE", "DATA.", "LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD")
+PLACES = ("OUTPUT_DIR", "DEVICE", "NAME", "DATA.", "LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD")
 FREE = (*PLACES, "EVAL.", "RUN.TRIALS")
+# Our keys of a schedule's parts.
+SCHEDULE = {"SOLVER.IMS_PER_BATCH": "batch", "SOLVER.BASE_LR": "lr", "SOLVER.MAX_ITER": "max_iter",
+            "SOLVER.STEPS": "steps", "SOLVER.WARMUP_ITERS": "warmup"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Setup:
     recipe: dict
     schedule: dict
     identity: CfgNode  # what decides the result: a directory belongs to one such combination
+    departures: dict  # from the recipe of this name: {key: value}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
                                         framework.detections(work_dir, setup.recipe["mask"])))
         if runs and distributed.is_main():
             coco_result.write(out_dir, args, settings, data, weights, runs, schedule, framework.to_dict(cfg),
-                              setup.file.stem, time.monotonic() - started)
+                              setup.file.stem, setup.departures, time.monotonic() - started)
     if prepare_only:
         coco_launch.spread(main, sys.argv[1:] if argv is None else argv, setup.processes)
     return 0
@@ -120,10 +125,14 @@ def configure(argv: list[str] | None = None, find_data: Callable = coco_data.fin
     arch = canonical_arch(args.arch) if known else source.arch
     file = find_config(args.config or choose_recipe(args.framework, args.task, arch, args.neck, args.schedule))
     recipe_cfg = framework.load_config(file, framework_options)
+    departures = _framework_departures(framework, recipe_cfg, file)
     recipe = framework.recipe_of(recipe_cfg)
     _check_recipe(recipe, arch, args.task, file)
     schedule = resolve_schedule(recipe, settings, args.scale_lr)
+    departures |= {key: schedule[name] for key, name in SCHEDULE.items() if schedule[name] != recipe[name]}
+    departures |= {"TRAIN.AMP": True} if settings.TRAIN.AMP else {}
     if args.proxy:
+        departures["--proxy"] = args.proxy
         data, schedule = coco_preflight.proxy(data, schedule, args.proxy, settings)
     framework.set_schedule(recipe_cfg, **schedule)
     run = {"FRAMEWORK": args.framework, "TASK": args.task, "RECIPE": file.stem,
@@ -131,7 +140,15 @@ def configure(argv: list[str] | None = None, find_data: Callable = coco_data.fin
            "DATA": data.fingerprint(), "NUM_GPUS": processes, "PROXY": args.proxy,
            "SCALE_LR": args.scale_lr, "TRIALS": args.trials, "OPTIONS": framework_options}
     return Setup(args, settings, framework, processes, data, source, family, arch, file, recipe_cfg, recipe, schedule,
-                 CfgNode({**to_dict(settings), "RUN": run}))
+                 CfgNode({**to_dict(settings), "RUN": run}), departures)
+
+
+def _framework_departures(framework: ModuleType, cfg: object, file: Path) -> dict:
+    """{key: value} of a recipe with its overrides that differ from the shipped recipe of its name, or from its file."""
+    shipped = CONFIGS / framework.__name__.rpartition("_")[2] / file.name
+    protocol = dict(flatten(framework.to_dict(framework.load_config(shipped if shipped.is_file() else file))))
+    return {key: value for key, value in flatten(framework.to_dict(cfg))
+            if value != protocol.get(key) and key.rpartition(".")[2].lower() not in PLACED}
 
 
 def _split_overrides(pairs: list[str], framework: str) -> tuple[CfgNode, list[str]]:

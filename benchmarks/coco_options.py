@@ -14,6 +14,7 @@ framework's config. The same command goes on after an interruption. Many machine
 """
 
 DEFAULTS = {
+    "NAME": "",  # what the report calls the network; by default its method
     "SEED": 0,  # of the random parts of the detector, of a random backbone, and of the data's order
     "OUTPUT_DIR": "",
     "DEVICE": "auto",  # auto: a GPU of its own for every process where there are GPUs; cpu

@@ -27,7 +27,7 @@ class Run:
 
 
 def write(out_dir: Path, args, settings, data: CocoData, weights: Weights, runs: list[Run], schedule: dict,
-          framework_config: dict, protocol: str, seconds: float) -> Path:
+          framework_config: dict, protocol: str, departures: dict, seconds: float) -> Path:
     """Evaluate every run, write `result.json` and the pictures asked for, print the headline; returns the path."""
     kinds = ("mask", "box") if args.task == "seg" else ("box",)
     found = {kind: [evaluate(data.val.content, read_detections(run.files[kind]), kind, settings.EVAL.BACKEND,
@@ -52,12 +52,14 @@ def write(out_dir: Path, args, settings, data: CocoData, weights: Weights, runs:
               "framework_config": json.loads(json.dumps(framework_config, default=str))}
     if args.proxy:
         protocol = f"{protocol} (proxy {args.proxy:g})"
+    name = {"name": settings.NAME} if settings.NAME else {}
     path = write_result(
-        out_dir, benchmark="coco", protocol=protocol, checkpoint=weights.checkpoint,
+        out_dir, benchmark="coco", protocol=protocol, checkpoint={**weights.checkpoint, **name},
         data={"path": settings.DATA.PATH_TO_DATA_DIR or str(data.train.json.parent), "fingerprint": data.fingerprint(),
               "counts": {"train": data.train.image_count, "val": data.val.image_count}},
         metrics=metrics, per_seed=per_seed, config=config, seconds=seconds, framework=args.framework, task=args.task,
-        undefined=undefined, iterations=runs[0].iterations, proxy=args.proxy or None, schedule=schedule,
+        departures=departures, undefined=undefined, iterations=runs[0].iterations, proxy=args.proxy or None,
+        schedule=schedule,
         per_category={kind: _mean_per_category(found[kind]) for kind in kinds},
         detections=[{kind: str(file.relative_to(out_dir)) for kind, file in run.files.items()} for run in runs],
         pictures=[str(picture.relative_to(out_dir)) for picture in pictures])

@@ -21,6 +21,7 @@ from pretrain.errors import InputError, nearest_file
 FREE = {"weights", "output_dir", "out_dir", "out", "path_to_data_dir", "data_root", "cache_dir", "workers",
         "num_workers", "persistent_workers", "log_period", "network", "init_seed", "backbone_arch", "seeds", "seed",
         "protocol", "work_dir", "load_from", "dump_dir", "batch_size_features", "num_classes"}
+NAMES = ("NAME", "settings.NAME")  # of the network; a framework's own keys of that name do decide
 WEIGHT_SUFFIXES = (".pth", ".pkl", ".safetensors")
 COMBINED = "the two intervals combined"
 HEADLINES = {"coco": ("box_AP", "mask_AP")}  # of the other benchmarks: the first metric
@@ -48,10 +49,27 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """What was measured, in a few words: method and architecture, or the random network."""
+        """What was measured, in a few words: the name that the user gave, else method or family; and architecture."""
         checkpoint = self.result["checkpoint"]
-        what = "random" if self.random else checkpoint["method"] or checkpoint["family"]
-        return f"{what} {checkpoint['arch']}{self.tag and f' ({self.tag})'}"
+        method = checkpoint["method"] if checkpoint["method"] != "unknown" else ""
+        what = checkpoint.get("name") or ("random" if self.random else method or checkpoint["family"])
+        return f"{what} {self.arch}{self.tag and f' ({self.tag})'}"
+
+    @property
+    def arch(self) -> str:
+        return self.result["checkpoint"]["arch"]
+
+    @property
+    def image_size(self) -> int | None:
+        """Pixels of the square images that the network saw; None where they vary, as a detector's do."""
+        size = dict(flatten(self.result["config"])).get("DATA.SIZE")
+        return size if isinstance(size, int) else None
+
+    @property
+    def departures(self) -> list[str]:
+        """Where the measurement departs from the protocol that it names, each as `KEY VALUE`."""
+        found = self.result.get("departures")
+        return [f"{key} {value}" for key, value in found.items()] if isinstance(found, dict) else []
 
     @property
     def headlines(self) -> tuple[str, ...]:
@@ -65,7 +83,7 @@ class Entry:
         found = {"benchmark": self.benchmark, "protocol": result["protocol"], "framework": self.framework,
                  "architecture": result["checkpoint"]["arch"], "data": result["data"]["fingerprint"]}
         for key, value in flatten(result["config"]):
-            if key.rsplit(".", 1)[-1].lower() not in FREE:
+            if key.rsplit(".", 1)[-1].lower() not in FREE and key not in NAMES:
                 found[f"config {key}"] = _plain(value)
         return found
 

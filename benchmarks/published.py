@@ -6,6 +6,7 @@ gets no difference. Nothing is averaged: two results of one network in one colum
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +28,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table: a published one (`numbers`) or one of our networks (`ours`), by column title."""
+    """One row of the table: a published one (`numbers`, as text) or one of our networks (`ours`), by column title."""
 
     label: str
     recipe: str
     arch: str
-    numbers: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, str] = field(default_factory=dict)
     ours: dict[str, list[Measured]] = field(default_factory=dict)
 
 
@@ -46,12 +47,16 @@ class Difference:
 
     @property
     def value(self) -> float:
-        return self.measured.row.value - self.published.numbers[self.column]
+        return self.measured.row.value - self.number
+
+    @property
+    def number(self) -> float:
+        return float(self.published.numbers[self.column])
 
     @property
     def interval(self) -> list[float] | None:
-        number, own = self.published.numbers[self.column], self.measured.row.interval
-        return own and [bound - number for bound in own]
+        own = self.measured.row.interval
+        return own and [bound - self.number for bound in own]
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def beside_published(rows: Sequence[Row], file: Path | str) -> Table | None:
         columns = {column["title"]: column for column in content["columns"].values()}
         titles = {name: column["title"] for name, column in content["columns"].items()}
         lines = [Line(line["method"], line["recipe"], line["arch"],
-                      {titles[name]: float(value) for name, value in line["numbers"].items()})
+                      {titles[name]: _as_published(value) for name, value in line["numbers"].items()})
                  for line in content["rows"]]
         ours = _our_lines(rows, columns)
         if not ours:
@@ -86,11 +91,18 @@ def beside_published(rows: Sequence[Row], file: Path | str) -> Table | None:
         raise InputError(f"{file} is not a table of published numbers: {error!r:.200}") from None
 
 
+def _as_published(value: object) -> str:
+    """The digits of a number as the file has them (in quotes where they end in more than one zero)."""
+    if not math.isfinite(float(value)):
+        raise ValueError(f"{value} is no number")
+    return str(value)
+
+
 def _our_lines(rows: Sequence[Row], columns: Mapping[str, dict]) -> list[Line]:
     """One line a network that has a number in any column."""
     lines: dict[tuple, Line] = {}
     for row in rows:
-        if row.entry.random:
+        if row.entry.random or row.entry.result.get("proxy"):  # a shortened training ranks backbones, and no more
             continue
         known = dict(flatten(row.entry.result))
         for title, column in columns.items():
@@ -98,7 +110,8 @@ def _our_lines(rows: Sequence[Row], columns: Mapping[str, dict]) -> list[Line]:
                     known.get(key) != value for key, value in column.get("where", {}).items()):
                 continue
             checkpoint = row.entry.result["checkpoint"]
-            line = lines.setdefault((checkpoint["sha256"], checkpoint["path"], checkpoint.get("network")),
+            line = lines.setdefault((row.entry.label, checkpoint["sha256"], checkpoint["path"],
+                                     checkpoint.get("network")),
                                     Line(row.entry.label, "ours", checkpoint["arch"]))
             line.ours.setdefault(title, []).append(Measured(row, _differs(row.entry, column)))
     return list(lines.values())

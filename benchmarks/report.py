@@ -8,6 +8,7 @@ nothing is averaged over files.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ class Report:
     against: str = "random"
     published: published.Table | None = None
     costs: list[dict] = field(default_factory=list)
+    without_cost: list[tuple[str, str]] = field(default_factory=list)  # of `without_cost`
     runs: list[Path] = field(default_factory=list)
 
     @property
@@ -110,6 +112,7 @@ def gather(places: Sequence[Path | str], table: Path, title: str | None) -> Repo
             faults.append(str(error))
     return Report(title or "Downstream results", found, entries, faults, HOW + HOW_RANDOM + LEVEL,
                   published=published.beside_published(found, table), costs=costs,
+                  without_cost=without_cost(found, costs),
                   runs=[run for run in runs if not measured & {run, *run.parents}])
 
 
@@ -118,23 +121,52 @@ def diff(a: Path | str, b: Path | str, title: str | None) -> Report:
     from benchmarks.paired import differences
 
     found, entries, faults = differences(a, b)
-    return Report(title or f"{a} against {b}", found, entries, faults, HOW + HOW_DIFF + LEVEL, against=str(b))
+    ours = {row.entry.label for row in found}
+    theirs = {row.baseline.label for row in found if row.baseline}
+    named = len(ours) == len(theirs) == 1 and ours != theirs  # else the folders tell the two apart
+    one, other = (*ours, *theirs) if named else (str(a), str(b))
+    return Report(title or f"{one} against {other}", found, entries, faults, HOW + HOW_DIFF + LEVEL, against=other)
 
 
-def number(value: float | None, sign: bool = False) -> str:
+def number(value: float | None, interval: Sequence[float] | None = None, sign: bool = False) -> str:
+    """A value of ours with the precision of its interval: two digits of the half-width, and at most two decimals."""
     if value is None:
         return ""
-    value = round(value, 2) or 0.0  # not -0.00
-    return f"{value:+.2f}" if sign else f"{value:.2f}"
+    half = (interval[1] - interval[0]) / 2 if interval else 0.0
+    decimals = min(2, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 2
+    value = round(value, decimals) or 0.0  # not -0.00
+    return f"{value:{'+' if sign else ''}.{decimals}f}"
 
 
 def span(interval: Sequence[float] | None, sign: bool = False) -> str:
-    return "" if not interval else f"[{number(interval[0], sign)}, {number(interval[1], sign)}]"
+    return "" if not interval else f"[{', '.join(number(bound, interval, sign) for bound in interval)}]"
 
 
 def deviation(row: Row) -> str:
     """The standard deviation over the seeds, where there are several."""
     return "" if row.std is None else f"± {row.std:.2f} over {row.seeds} seeds"
+
+
+def departing(entry: Entry | None) -> str:
+    """What stands at a number that was not measured by its protocol as it is; "" at any other."""
+    return f"departs: {listed(entry.departures)}" if entry and entry.departures else ""
+
+
+def without_cost(rows: Sequence[Row], costs: Sequence[dict]) -> list[tuple[str, str]]:
+    """Which results have no place on the plots of accuracy against cost, and the command that measures what they lack.
+
+    A cost belongs to a result of the same architecture at the same image size.
+    """
+    measured = {(cost["arch"], cost["image_size"]) for cost in costs}
+    lacking: dict[int, dict[str, None]] = {}
+    for row in rows:
+        if row.entry.image_size and (row.entry.arch, row.entry.image_size) not in measured:
+            lacking.setdefault(row.entry.image_size, {})[row.entry.arch] = None
+    found = [(f"No accuracy against cost for {', '.join(archs)} at {size} px, where no cost was measured; measure it:",
+              f"sslight bench cost {' '.join(archs)} --size {size} -o DIR") for size, archs in lacking.items()]
+    if costs and any(row.entry.benchmark == "coco" for row in rows):
+        found.append(("No accuracy against cost for detection: its images vary in size, a cost is of one size.", ""))
+    return found
 
 
 def verdict(row: Row) -> str:
@@ -166,15 +198,26 @@ def print_table(report: Report, console: Console | None = None) -> None:
     for row in headlines + rest:
         colour = {"higher": "green", "lower": "red", "not comparable": "yellow"}.get(row.verdict, "")
         cells = [benchmark(row), row.metric, *[row.entry.label] * (len(networks) > 1),
-                 f"{number(row.value)}\n{span(row.interval)}", f"{number(row.base_value)}\n{span(row.base_interval)}",
-                 f"{number(row.difference, True)}\n{span(row.difference_interval, True)}"]
+                 _value(row.entry, row.value, row.interval), _value(row.baseline, row.base_value, row.base_interval),
+                 f"{number(row.difference, row.difference_interval, True)}\n{span(row.difference_interval, True)}"]
         said = verdict(row) + ", paired" * row.how.startswith("paired")
         table.add_row(*(Text(visible(text).strip()) for text in cells), Text(visible(said), style=colour),
                       style="bold" if row.headline else "")
     console.print(table)
+    for entry in {entry.path: entry for row in headlines + rest for entry in (row.entry, row.baseline)
+                  if entry and entry.departures}.values():
+        console.print(Text(visible(f"* {entry.label} departs from {entry.result['protocol']} in "
+                                   f"{listed(entry.departures)}")))
+    for text, command in report.without_cost if report.costs else ():
+        console.print(Text(visible(f"{text} {command}".strip())))
     left = len(report.rows) - len(headlines) - len(rest)
     if left:
         console.print(f"{left} further metrics are in every file written with -o", highlight=False)
+
+
+def _value(entry: Entry | None, value: float | None, interval: Sequence[float] | None) -> str:
+    """A value above its interval, with a star where it departs from its protocol."""
+    return f"{number(value, interval)}{' *' * bool(departing(entry))}\n{span(interval)}"
 
 
 def visible(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
 from benchmarks.comparison import Row
@@ -12,7 +11,8 @@ AXES = (("parameters", 1e6, "parameters, M"), ("flops", 1e9, "FLOPs, G"), ("late
 
 
 def pareto(rows: Sequence[Row], costs: Sequence[dict]) -> Iterator[list[Picture]]:
-    """One picture a headline metric and machine, with a panel a cost, where backbones were measured in the same way."""
+    """One picture a headline metric, image size and machine, with a panel a cost, where backbones were measured in the
+    same way: a point has its accuracy and its cost at one image size."""
     machines: dict[tuple, dict[str, dict]] = {}
     for cost in costs:
         key = cost["machine"], cost["threads"], cost["image_size"]
@@ -23,8 +23,8 @@ def pareto(rows: Sequence[Row], costs: Sequence[dict]) -> Iterator[list[Picture]
             groups.setdefault(_measurement(row), []).append(row)
     for group in groups.values():
         for (machine, threads, size), known in machines.items():
-            measured = [row for row in group if _arch(row) in known]
-            if len({_arch(row) for row in measured if not row.entry.random}) > 1:
+            measured = [row for row in group if row.entry.image_size == size and row.entry.arch in known]
+            if len({row.entry.arch for row in measured if not row.entry.random}) > 1:
                 yield [_panels(measured, known, f"{short(machine)}, {threads} threads, {size} px")]
 
 
@@ -40,18 +40,14 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def _measurement(row: Row) -> tuple:
     """What has to agree for two networks of different architectures to be on one picture."""
     result = row.entry.result
-    recipe = json.dumps(result.get("schedule"), sort_keys=True) if row.entry.benchmark == "coco" else result["protocol"]
-    return row.entry.benchmark, row.entry.framework, row.metric, recipe, result["data"]["fingerprint"]
-
-
-def _arch(row: Row) -> str:
-    return row.entry.result["checkpoint"]["arch"]
+    return (row.entry.benchmark, row.metric, result["protocol"], tuple(row.entry.departures), row.entry.image_size,
+            result["data"]["fingerprint"])
 
 
 def _panels(rows: Sequence[Row], known: dict[str, dict], machine: str) -> Picture:
     figure, panels = new_axes(2.3 * len(AXES), len(AXES))
     for axes, (key, unit, label) in zip(panels, AXES, strict=True):
-        points = [(known[_arch(row)][key] / unit, row.value) for row in rows]
+        points = [(known[row.entry.arch][key] / unit, row.value) for row in rows]
         best = front(points)
         axes.step(*zip(*best, strict=True), where="post", color=OURS, alpha=0.4, linewidth=1)
         for row, (cost, value) in zip(rows, points, strict=True):
@@ -63,5 +59,7 @@ def _panels(rows: Sequence[Row], known: dict[str, dict], machine: str) -> Pictur
         axes.margins(x=0.25)
         axes.set_xlabel(label)
         axes.set_ylabel("percent")
-    title = " ".join(filter(None, (rows[0].entry.benchmark, rows[0].entry.framework, rows[0].metric)))
-    return plot(figure, f"{title} against cost ({machine}). Filled: no other network here is as cheap and as accurate.")
+    entry, metric = rows[0].entry, rows[0].metric
+    caption = f"{entry.benchmark} {metric} against cost ({machine}). Filled: no other network here is as cheap and as"
+    departs = f" All depart from {entry.result['protocol']}: {'; '.join(entry.departures)}." * bool(entry.departures)
+    return plot(figure, f"{caption} accurate.{departs}")

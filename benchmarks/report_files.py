@@ -15,19 +15,21 @@ import jinja2
 from benchmarks import report_plots
 from benchmarks.comparison import Entry, Row
 from benchmarks.published import Table
-from benchmarks.report import Report, benchmark, deviation, listed, number, span, verdict, visible
+from benchmarks.report import Report, benchmark, departing, deviation, listed, number, span, verdict, visible
 
-COLUMNS = ("benchmark", "metric", "network", "value", "interval", "std", "seeds", "baseline", "baseline interval",
-           "difference", "difference interval", "how", "verdict", "differs", "protocol", "framework", "file")
+COLUMNS = ("benchmark", "metric", "network", "value", "interval", "departures", "std", "seeds", "baseline",
+           "baseline interval", "baseline departures", "difference", "difference interval", "how", "verdict", "differs",
+           "protocol", "framework", "file")
 
 
 def record(row: Row) -> dict:
     """One row as plain values, under the names of COLUMNS."""
     entry = row.entry
-    return dict(zip(COLUMNS, (entry.benchmark, row.metric, entry.label, row.value, row.interval, row.std, row.seeds,
-                              row.base_value, row.base_interval, row.difference, row.difference_interval, row.how,
-                              row.verdict, row.differs, entry.result["protocol"], entry.framework, str(entry.path)),
-                    strict=True))
+    return dict(zip(COLUMNS, (entry.benchmark, row.metric, entry.label, row.value, row.interval, entry.departures,
+                              row.std, row.seeds, row.base_value, row.base_interval,
+                              row.baseline.departures if row.baseline else [], row.difference, row.difference_interval,
+                              row.how, row.verdict, row.differs, entry.result["protocol"], entry.framework,
+                              str(entry.path)), strict=True))
 
 
 def to_html(report: Report) -> str:
@@ -36,7 +38,7 @@ def to_html(report: Report) -> str:
                                      autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": number, "span": span, "listed": listed, "verdict": verdict,
-                            "deviation": deviation, "benchmark": benchmark,
+                            "deviation": deviation, "benchmark": benchmark, "departing": departing,
                             "pretty": lambda value: json.dumps(value, indent=1, ensure_ascii=False, default=str)}
     pictures = report_plots.draw_all(report)
     return environment.get_template("report.html.j2").render(
@@ -48,18 +50,20 @@ def to_html(report: Report) -> str:
 def to_markdown(report: Report) -> str:
     lines = [f"# {cell(report.title)}", "", *grid(
         ("benchmark", "metric", "network", "value", report.against, "difference", "verdict"),
-        [(benchmark(row), row.metric, row.entry.label, f"{number(row.value)} {deviation(row)} {span(row.interval)}",
-          f"{number(row.base_value)} {span(row.base_interval)}",
-          f"{number(row.difference, True)} {span(row.difference_interval, True)} {row.how}", verdict(row))
-         for row in report.rows]), "", report.how]
+        [(benchmark(row), row.metric, row.entry.label, _measured(row),
+          f"{number(row.base_value, row.base_interval)} {span(row.base_interval)} {departing(row.baseline)}",
+          f"{number(row.difference, row.difference_interval, True)} {span(row.difference_interval, True)} {row.how}",
+          verdict(row)) for row in report.rows]), "", report.how]
     if report.published:
         lines += ["", "## Beside the published numbers", "", *_published(report.published)]
     if report.costs:
         lines += ["", "## Cost", "", *grid(
             ("backbone", "parameters", "FLOPs", "latency, ms", "images/s", "machine"),
             [(cost["arch"], f"{cost['parameters'] / 1e6:.2f} M", f"{cost['flops'] / 1e9:.2f} G",
-              number(cost["latency_ms"]), f"{cost['images_per_second']:.0f}",
+              number(cost["latency_ms"], cost["latency_ms_quartiles"]), f"{cost['images_per_second']:.0f}",
               f"{cost['machine']}, {cost['threads']} threads") for cost in report.costs])]
+    for text, command in report.without_cost:
+        lines += ["", f"{cell(text)} {f'`{visible(command)}`' if command else ''}".strip()]
     lines += ["", "## Provenance", "", *grid(
         ("result", "checkpoint", "data", "code", "seconds", "command"),
         [provenance(entry) for entry in report.entries])]
@@ -67,11 +71,17 @@ def to_markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _measured(row: Row) -> str:
+    """A number of ours with all that belongs to it."""
+    return " ".join(filter(None, (number(row.value, row.interval), deviation(row), span(row.interval),
+                                  departing(row.entry))))
+
+
 def _published(table: Table) -> list[str]:
     def shown(line, column: str) -> str:
         if column in line.numbers:
-            return number(line.numbers[column])
-        return "; ".join(f"{number(measured.row.value)} {deviation(measured.row)} {span(measured.row.interval)}"
+            return line.numbers[column]
+        return "; ".join(f"{_measured(measured.row)}"
                          f"{' (other ' + listed(measured.differs) + ')' if measured.differs else ''}"
                          for measured in line.ours.get(column, []))
 
@@ -80,8 +90,9 @@ def _published(table: Table) -> list[str]:
                     *(shown(line, column) for column in table.columns)) for line in table.lines]), "",
             *grid(("column", "ours", "published", "value", "difference"),
                   [(found.column, found.measured.row.entry.label, f"{found.published.label} {found.published.recipe}",
-                    number(found.published.numbers[found.column]),
-                    f"{number(found.value, True)} {span(found.interval, True)}") for found in table.differences])]
+                    found.published.numbers[found.column],
+                    f"{number(found.value, found.interval, True)} {span(found.interval, True)}")
+                   for found in table.differences])]
 
 
 def provenance(entry: Entry) -> tuple[str, ...]:
@@ -128,10 +139,11 @@ def to_json(report: Report) -> str:
         "title": report.title, "how": report.how, "against": report.against,
         "rows": [record(row) for row in report.rows],
         "published": [{"column": found.column, "method": found.published.label, "arch": found.published.arch,
-                       "recipe": found.published.recipe, "value": found.published.numbers[found.column],
+                       "recipe": found.published.recipe, "value": found.number,
                        "ours": found.measured.row.value, "difference": found.value, "interval": found.interval,
                        "file": str(found.measured.row.entry.path)} for found in (table.differences if table else [])],
-        "costs": report.costs, "results": {str(entry.path): entry.result for entry in report.entries},
+        "costs": report.costs, "without_cost": [" ".join(words).strip() for words in report.without_cost],
+        "results": {str(entry.path): entry.result for entry in report.entries},
         "runs": [str(run) for run in report.runs], "left_out": report.faults}, indent=2) + "\n"
 
 

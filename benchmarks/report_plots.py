@@ -65,13 +65,15 @@ def _headlines(rows: Sequence[Row], against: str) -> list[Picture]:
             error = [[value - interval[0]], [interval[1] - value]] if interval else None
             axes.errorbar(value, i + offset, xerr=error, fmt="o", color=colour, capsize=3, markersize=5)
     axes.set_yticks(range(len(shown)),
-                    [short(_title(row), 28) + f"\n{short(row.entry.label, 28)}" * several for row in shown], fontsize=8)
+                    [short(_title(row), 28) + f"\n{short(row.entry.label, 28)}" * several
+                     + " *" * bool(row.entry.departures) for row in shown], fontsize=8)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("percent, with 95% interval")
     axes.plot([], [], "o", color=OURS, label="measured network")
     axes.plot([], [], "o", color=RANDOM, label=short(f"{against} network" if against == "random" else against))
     legend(figure)
-    return [plot(figure, f"Headline metrics, with {against} under the same protocol below each.")]
+    starred = " * departs from its protocol." * any(row.entry.departures for row in shown)
+    return [plot(figure, f"Headline metrics, with {against} under the same protocol below each.{starred}")]
 
 
 def _over_k(group: Sequence[Entry]) -> list[Picture]:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from pretrain.config import check_numbers, flatten, load_config, to_dict
+from pretrain.config import CONFIGS, check_numbers, flatten, load_config, to_dict
 from pretrain.errors import InputError, Parser
 
 COMMON = {
     "PROTOCOL": "",  # the name in the result; by default the config file's
     "WEIGHTS": "",  # a checkpoint of any family that convert reads, or random
+    "NAME": "",  # what the report calls the network; by default its method
     "MODEL": {
         "BACKBONE_ARCH": "",  # needed for random weights, and where a checkpoint does not tell
         "NETWORK": "",  # which of a checkpoint's networks (student, teacher, ...); by default the published choice
@@ -121,7 +122,7 @@ MOST = {"DATA.WORKERS": 1024, "DATA.RESIZE": 4096, "SOLVER.MOMENTUM": 1, "LABELS
 
 # What may differ between two starts of one run: where things lie and how fast they go. The batch size may change with
 # the number of processes; the training sees to it that their product, the global batch, stays.
-FREE_KEYS = ("OUTPUT_DIR", "DEVICE", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "WEIGHTS", "FEATURES.CACHE_DIR",
+FREE_KEYS = ("OUTPUT_DIR", "DEVICE", "NAME", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "WEIGHTS", "FEATURES.CACHE_DIR",
              "TRAIN.LOG_PERIOD", "TRAIN.SAVE_SECONDS", "TRAIN.BATCH_SIZE")
 # What may differ from a protocol's file without changing the protocol.
 OWN_KEYS = (*(key for key in FREE_KEYS if key != "TRAIN.BATCH_SIZE"), "PROTOCOL", "SEEDS", "MODEL.BACKBONE_ARCH",
@@ -163,15 +164,23 @@ def parse(parser: Parser, settings: Mapping, argv: Sequence[str] | None) -> tupl
     args = parser.parse_intermixed_args(argv)
     overrides = [*args.overrides, *(getattr(args, "loo", None) or ())]
     cfg = load_config(settings, args.cfg, overrides)
-    published = dict(flatten(to_dict(load_config(settings, args.cfg))))
-    departures = {key: value for key, value in flatten(to_dict(cfg))
-                  if value != published[key] and key not in OWN_KEYS}
     if not cfg.PROTOCOL:
         cfg.defrost()
         cfg.PROTOCOL = Path(args.cfg).stem if args.cfg else parser.prog.split()[-1]
         cfg.freeze()
     _check(cfg)
-    return cfg, departures
+    protocol = dict(flatten(to_dict(_protocol(cfg.PROTOCOL, settings, args.cfg))))
+    return cfg, {key: value for key, value in flatten(to_dict(cfg)) if value != protocol[key] and key not in OWN_KEYS}
+
+
+def _protocol(name: str, settings: Mapping, file: str | None) -> CfgNode:
+    """The settings of a protocol: of the shipped file of its name, which a user's own `file` may have edited, or else
+    of that file."""
+    shipped = CONFIGS / "classification" / f"{name}.yaml"
+    try:
+        return load_config(settings, shipped if shipped.is_file() else file)
+    except InputError:  # the shipped one is another benchmark's
+        return load_config(settings, file)
 
 
 def _check(cfg: CfgNode) -> None:

@@ -26,7 +26,7 @@ from pretrain.errors import InputError, nearest, nearest_key
 
 SUITES = CONFIGS / "suites"
 FIELDS = {"benchmark": str, "config": (str, dict), "frameworks": list, "options": list, "settings": dict}
-FIXED = ("WEIGHTS", "OUTPUT_DIR")  # the suite sets them itself
+FIXED = ("WEIGHTS", "NAME", "OUTPUT_DIR")  # the suite sets them itself
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,14 @@ SCRIPT = Path(__file__).resolve().parents[1] / "sslight.py"
 
 @dataclass(frozen=True)
 class Network:
-    """A checkpoint under test, or a baseline. `name` is its folder, `arch` timm's name, `told`: the file says so."""
+    """A checkpoint under test, or a baseline. `name` is its folder, `arch` timm's name, `told`: the file says so;
+    `named`: the user chose the name, so it is the report's, too."""
 
     name: str
     weights: str
     arch: str
     told: bool = True
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def find_networks(words: Sequence[str], arch: str | None, out_dir: Path) -> list
     for word in words:
         if word not in (RANDOM, SUPERVISED):
             name, _, file = ("", "", word) if Path(word).is_file() else word.rpartition("=")
-            found.append(Network(name or name_of(Path(file)), file, read_checkpoint(file, arch=arch).arch, not arch))
+            found.append(Network(name or name_of(Path(file)), file, read_checkpoint(file, arch=arch).arch, not arch,
+                                 bool(name)))
     archs = dict.fromkeys(network.arch for network in found) or ([canonical_arch(arch)] if arch else [])
     for word in (RANDOM, SUPERVISED):
         if word in words and not archs:
@@ -116,6 +119,6 @@ def _part(network: Network, evaluation: Evaluation, settings: dict, place: Path,
         words += ["--cfg", os.path.relpath(config)] if config else []
         fixed = {"WEIGHTS": network.weights} | ({"MODEL.BACKBONE_ARCH": arch} if arch else {})
         settings = {"FEATURES.CACHE_DIR": place / "features", **settings}  # extracted once for all of a network
-    pairs = {**settings, **fixed, "OUTPUT_DIR": folder}
+    pairs = {**settings, **fixed, **({"NAME": network.name} if network.named else {}), "OUTPUT_DIR": folder}
     return Part(network, evaluation, (*words, *evaluation.options, *(str(word) for pair in pairs.items()
                                                                      for word in pair)), folder)

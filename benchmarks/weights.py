@@ -53,6 +53,8 @@ def load_subject(cfg: CfgNode) -> Subject:
         about = {"path": str(cfg.WEIGHTS), "sha256": read.sha256, "arch": read.arch, "method": read.method,
                  "family": read.family, "network": read.network}
         preprocess, head = read.preprocess, read.head
+    if cfg.NAME:
+        about["name"] = cfg.NAME
     order = preprocess.get("color_order", "RGB")
     return Subject(backbone, about, cfg.DATA.MEAN or list(preprocess.get("mean", IMAGENET_MEAN)),
                    cfg.DATA.STD or list(preprocess.get("std", IMAGENET_STD)), order == "BGR", head)

@@ -40,6 +40,18 @@ def write(folder, *suffixes):
     return outputs[0].read_text()
 
 
+SIZE = {"DATA": {"SIZE": 224}}
+PARAMETERS = {"resnet18": 11.2e6, "mobilenetv2_100": 2.2e6}
+
+
+def write_cost(folder, arch, image_size=224, machine="a machine"):
+    size = PARAMETERS.get(arch, 5e6)
+    write_json(folder / "cost.json", {
+        "schema": cost.SCHEMA, "arch": arch, "image_size": image_size, "batch_size": 64, "machine": machine,
+        "threads": 1, "torch": "2", "parameters": size, "flops": 160 * size, "latency_ms": size / 1e6,
+        "latency_ms_quartiles": [1, 20], "images_per_second": 50, "command": f"sslight bench cost {arch}"})
+
+
 class Page(html.parser.HTMLParser):
     """Elements, their attributes and all text of a page."""
 
@@ -82,14 +94,12 @@ def full(folder):
                per_category={"mask": {"0": 1.0, "1": 2.0}, "box": {"0": 1.0}})
         curve = [{"epoch": epoch, "pooled lr 0.1": top + epoch, "pooled lr 1": top} for epoch in range(1, 4)]
         heads = {f"pooled lr {rate}": {"holdout_top1": top - rate, "val_top1": top} for rate in (0.1, 1)}
-        result(base / "linear", random, "linear", {"top1": {"value": top, "interval": [top - 1, top + 1]}},
+        result(base / "linear", random, "linear", {"top1": {"value": top, "interval": [top - 1, top + 1]}}, config=SIZE,
                per_seed=[{"seed": 0, "curve": curve, "heads": heads, "head": "pooled lr 0.1"}])
-    result(folder / "results" / "small" / "linear", benchmark="linear", checkpoint={"arch": "mobilenetv2_100"})
-    for arch, size in (("resnet18", 11.2e6), ("mobilenetv2_100", 2.2e6)):
-        write_json(folder / "results" / "cost" / arch / "cost.json", {
-            "schema": cost.SCHEMA, "arch": arch, "image_size": 224, "batch_size": 64, "machine": "<b>a machine</b>",
-            "threads": 1, "torch": "2", "parameters": size, "flops": 160 * size, "latency_ms": size / 1e6,
-            "latency_ms_quartiles": [1, 20], "images_per_second": 50, "command": f"sslight bench cost {arch}"})
+    result(folder / "results" / "small" / "linear", benchmark="linear", checkpoint={"arch": "mobilenetv2_100"},
+           config=SIZE)
+    for arch in PARAMETERS:
+        write_cost(folder / "results" / "cost" / arch, arch, machine="<b>a machine</b>")
     (folder / "pretrain").mkdir()
     (folder / "pretrain" / "views.png").write_bytes(png(60, 40))
     lines = [json.dumps({"step": step, "loss": 4 - step / 100}) for step in range(0, 100, 20)]

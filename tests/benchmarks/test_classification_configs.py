@@ -91,6 +91,23 @@ def test_the_sweep_is_dinov2s():
     assert mine["PROBE.HOLDOUT"] > 0 and mine["PROBE.FEATURES"] == ["auto"]
 
 
+@pytest.mark.parametrize(("name", "content", "words", "departures"), [
+    ("linear_cnn", "", [], {}),
+    ("linear_cnn", "SOLVER: {TOTAL_EPOCHS: 20}", [], {"SOLVER.TOTAL_EPOCHS": 20}),
+    ("mine", "SOLVER: {TOTAL_EPOCHS: 20}", [], {}),  # another protocol
+    ("mine", "PROTOCOL: linear_cnn\nSOLVER: {TOTAL_EPOCHS: 20}", [], {"SOLVER.TOTAL_EPOCHS": 20}),
+    ("mine", "", ["SOLVER.TOTAL_EPOCHS", "20"], {"SOLVER.TOTAL_EPOCHS": 20}),
+    ("finetune", "SOLVER: {TOTAL_EPOCHS: 20}", [], {}),  # the shipped one is of another benchmark
+])
+def test_a_protocol_is_what_its_shipped_file_says(tmp_path, name, content, words, departures):
+    """An edited copy departs from it, whatever its folder."""
+    (tmp_path / f"{name}.yaml").write_text(f"_BASE_: {CONFIGS / 'linear_cnn.yaml'}\n{content}\n")
+    words = ["--cfg", str(tmp_path / f"{name}.yaml"), "WEIGHTS", "random", "OUTPUT_DIR", str(tmp_path), *words]
+    cfg, found = linear.configure(words)
+    assert found == departures
+    assert cfg.PROTOCOL == ("linear_cnn" if "PROTOCOL" in content else name)
+
+
 def test_learning_rates_by_epoch():
     from benchmarks.training import learning_rate
 

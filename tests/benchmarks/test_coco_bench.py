@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.coco import main
+from benchmarks.coco import configure, main
 from benchmarks.coco_recipes import framework_module
 from benchmarks.result import read_result
 from pretrain.backbones import build_backbone
@@ -195,13 +195,44 @@ def test_trials_and_proxy_are_said_in_the_result(coco, tmp_path, capsys):
     assert main(["--framework", "mmdet", "--task", "det", "--config",
                  str(tiny_mmdet("faster_rcnn_r18_fpn_1x", tmp_path)), "--weights", "random", "--arch", "resnet18",
                  "--trials", "2", "--proxy", "0.5", "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(out),
-                 "EVAL.BOOTSTRAP", "10"]) == 0
+                 "EVAL.BOOTSTRAP", "10", "NAME", "mine"]) == 0
     result = read_result(out)
+    assert result["checkpoint"]["name"] == "mine" and result["departures"]["--proxy"] == 0.5
+    assert result["departures"]["train_cfg.max_iters"] == 8  # the tiny recipe has the shipped one's name
     assert result["proxy"] == 0.5 and "proxy" in result["protocol"]
     assert result["data"]["counts"] == {"train": 6, "val": 6} and result["iterations"] == 4
     assert [run["seed"] for run in result["per_seed"]] == [0, 1] and "std" in result["metrics"]["box_AP"]
     assert result["checkpoint"]["family"] == "random"
     assert "4 iterations of 2 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "departures"), [
+    ([], {}),
+    (["SEED", "3", "DATA.WORKERS", "1", "EVAL.BOOTSTRAP", "0", "LOG_PERIOD", "1"], {}),
+    (["SOLVER.MAX_ITER", "9000"], {"SOLVER.MAX_ITER": 9000, "SOLVER.STEPS": [6000, 8000], "SOLVER.WARMUP_ITERS": 100}),
+    (["SOLVER.IMS_PER_BATCH", "8", "--scale-lr", "--amp"],
+     {"SOLVER.IMS_PER_BATCH": 8, "SOLVER.BASE_LR": 0.01, "TRAIN.AMP": True}),
+    (["model.rpn_head.feat_channels", "128"], {"model.rpn_head.feat_channels": 128}),
+    (["--config", "copy"], {"optim_wrapper.optimizer.momentum": 0.8}),
+])
+def test_departures_from_a_recipe_are_recorded(coco, tmp_path, words, departures):
+    """Also those of a copy that has the recipe's name; where things lie and how a run is repeated departs from none."""
+    name = "faster_rcnn_r18_fpn_1x.py"
+    (tmp_path / name).write_text(f"_base_ = '{ROOT / 'configs' / 'mmdet' / name}'\n"
+                                 "optim_wrapper = dict(optimizer=dict(momentum=0.8))\n")
+    setup = configure(["--framework", "mmdet", "--task", "det", "--weights", "random", "--arch", "resnet18",
+                       "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(tmp_path / "out"),
+                       *(str(tmp_path / name) if word == "copy" else word for word in words)])
+    assert setup.departures == departures and setup.file.stem == "faster_rcnn_r18_fpn_1x"
+
+
+@DETECTRON2
+def test_departures_from_a_recipe_of_detectron2_are_recorded(coco, tmp_path):
+    words = ["--framework", "detectron2", "--task", "det", "--weights", "random", "--arch", "resnet18",
+             "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(tmp_path / "out")]
+    assert configure(words).departures == {}
+    assert configure([*words, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "64"]).departures == {
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 64}
 
 
 def arguments_for(coco, tmp_path, config="configs/mmdet/mask_rcnn_r18_fpn_1x.py", weights="random", task="seg"):

@@ -63,13 +63,14 @@ def independent(image_folder, weights):
 
 
 def test_equals_brute_force_for_every_k(image_folder, weights, independent, tmp_path):
-    assert knn.main(arguments(image_folder, weights, tmp_path / "out")) == 0
+    assert knn.main(arguments(image_folder, weights, tmp_path / "out", NAME="mine")) == 0
     result = read_result(tmp_path / "out")
     for k in KS:
         assert result["metrics"][f"top1_k{k}"]["value"] == pytest.approx(independent[0][k], abs=1e-9)
     assert result["metrics"]["top1"] == result["metrics"]["top1_k20"] and result["headline"] == "k = 20"
     assert result["data"]["counts"] == {"train": 96, "val": 32}
-    assert result["checkpoint"]["arch"] == "resnet18" and result["checkpoint"]["method"] == "dino"
+    assert {key: result["checkpoint"][key] for key in ("arch", "method", "name")} == {
+        "arch": "resnet18", "method": "dino", "name": "mine"}
     assert set(result["departures"]) == {"DATA.RESIZE", "DATA.SIZE", "KNN.K"}
 
 

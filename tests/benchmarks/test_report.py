@@ -10,9 +10,9 @@ import time
 import pytest
 from rich.console import Console
 
-from benchmarks import comparison, published, report, report_plots, report_training
+from benchmarks import comparison, published, report, report_cost, report_files, report_plots, report_training
 from pretrain.errors import InputError
-from tests.benchmarks.report_sets import HOSTILE, Page, full, hostile, png, result, write, write_pair
+from tests.benchmarks.report_sets import HOSTILE, Page, full, hostile, png, result, write, write_cost, write_pair
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_json_and_markdown_hold_every_number_and_its_provenance(pair):
     stored = content["results"][str(pair / "pretrained" / "result.json")]
     assert stored == json.loads((pair / "pretrained" / "result.json").read_text())
     text = (pair / "report.md").read_text()
-    assert "30.00" in text and "+10.00" in text and "aaaaaaaaaaaa" in text
+    assert "30.0 " in text and "+10.0 " in text and "aaaaaaaaaaaa" in text
 
 
 def test_html_names_the_origin_of_every_number(pair):
@@ -82,8 +82,87 @@ def test_published_numbers_stand_beside_ours_and_say_what_differs(tmp_path):
     assert {found.published.recipe: (round(found.value, 9), [round(x, 9) for x in found.interval])
             for found in table.differences} == {"baseline": (2.8, [1.8, 4.3]), "SSLight": (-0.7, [-1.7, 0.8])}
     page = Page(write(tmp_path, ".html", ".md")).text
-    assert "65.00 ± 0.25 over 2 seeds [64.00, 66.50]" in " ".join(page.split()) and "other protocol" in page
-    assert "\\[1.80, +4.30\\]" in (tmp_path / "report.md").read_text().replace("+1.80", "1.80")
+    assert "65.0 ± 0.25 over 2 seeds [64.0, 66.5]" in " ".join(page.split()) and "other protocol" in page
+    assert "\\[+1.8, +4.3\\]" in (tmp_path / "report.md").read_text()
+
+
+def test_published_numbers_are_shown_as_published(tmp_path):
+    """66.7, not 66.70; and a difference is to that number."""
+    result(tmp_path, benchmark="linear", metrics={"top1_best_epoch": {"value": 65.0, "interval": [64.0, 66.5]}})
+    cells = re.findall(r"<td[^>]*>([\d.]+)</td>", write(tmp_path, ".html", ".md"))
+    assert {"66.7", "69.5", "63.0", "62.2"} <= set(cells) and not [cell for cell in cells if len(cell) > 4]
+    text = (tmp_path / "report.md").read_text()
+    assert "| 66.7 |" in text and "| 63.0 |" in text and "66.70" not in text
+    own = tmp_path / "own.yaml"
+    own.write_text(report.PUBLISHED.read_text().replace("62.2", "'62.200'"))
+    assert "62.200" in report_files.to_markdown(report.gather([tmp_path], own, None))
+    own.write_text(report.PUBLISHED.read_text().replace("62.2", "about 62"))
+    with pytest.raises(InputError, match="not a table of published numbers"):
+        report.gather([tmp_path], own, None)
+
+
+@pytest.mark.parametrize(("value", "interval", "shown"), [
+    (65.1234, [64.7, 65.5], "65.12 [64.70, 65.50]"),  # half-width 0.4
+    (65.1234, [62.0, 68.0], "65.1 [62.0, 68.0]"),
+    (65.1234, [45.0, 80.0], "65 [45, 80]"),
+    (65.1234, [65.12, 65.13], "65.12 [65.12, 65.13]"),  # never more than two
+    (-0.04, [-2.0, 2.0], "0.0 [-2.0, 2.0]"),
+    (65.1234, None, "65.12 "), (65.0, [65.0, 65.0], "65.00 [65.00, 65.00]"),
+])
+def test_a_number_has_the_precision_of_its_interval(value, interval, shown):
+    assert f"{report.number(value, interval)} {report.span(interval)}" == shown
+
+
+def test_departures_are_marked_at_the_number_in_every_format(tmp_path, capsys):
+    """Of the measured network and of the random one beside it; a number by the protocol itself bears no mark."""
+    changed = {"config": {"KNN": {"K": [10], "T": 1}}, "departures": {"KNN.T": 1, "KNN.K": [10]}}
+    result(tmp_path / "a", **changed)
+    result(tmp_path / "b", random=True, **changed)
+    result(tmp_path / "c", benchmark="linear", metrics={"top1": {"value": 55.0, "interval": None}})
+    page = write(tmp_path, ".html", ".md", ".csv", ".json")
+    said = "departs: KNN.T 1, KNN.K [10]"
+    row = next(row for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL) if 'data-label="value"' in row)
+    ours, theirs = (" ".join(Page(cell).text.split()) for cell in re.findall(r'<td class="figure".*?</td>', row)[:2])
+    assert (ours, theirs) == (f"30.0 [27.0, 32.0] {said}", f"20.0 [18.0, 23.0] {said}")
+    assert page.count(said) == 4  # beside both numbers in the table and on the card
+    assert "Headline metrics, with random under the same protocol below each. * departs" in page
+    (line,) = (line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| knn"))
+    assert line.count(report_files.cell(said)) == 2
+    first, other = csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text()))
+    assert first["departures"] == first["baseline departures"] == "KNN.T 1; KNN.K [10]" and other["departures"] == ""
+    record = json.loads((tmp_path / "report.json").read_text())["rows"][0]
+    assert record["departures"] == record["baseline departures"] == ["KNN.T 1", "KNN.K [10]"]
+    terminal = " ".join(capsys.readouterr().out.split())
+    assert "30.0 * 20.0 * +10.0" in terminal and "55.00 *" not in terminal
+    assert "* swav resnet18 departs from demo_knn in KNN.T 1, KNN.K [10]" in terminal
+
+
+def test_a_shortened_detection_training_stands_not_beside_published_ap(tmp_path):
+    metrics = {"box_AP": {"value": 20.0, "interval": None}}
+    result(tmp_path / "a", benchmark="coco", metrics=metrics, task="det", framework="mmdet", proxy=0.1)
+    assert published.beside_published(comparison.rows(comparison.load([tmp_path])[0]), report.PUBLISHED) is None
+    result(tmp_path / "b", benchmark="coco", metrics=metrics, task="det", framework="mmdet", proxy=None)
+    assert published.beside_published(comparison.rows(comparison.load([tmp_path])[0]), report.PUBLISHED)
+
+
+def test_the_users_names_are_everywhere(tmp_path, capsys):
+    """Given as data, in the result's checkpoint; a method that no one knows gives way to the family."""
+    imagenet = {"path": "in1k", "counts": {"train": 1281167, "val": 50000}, "fingerprint": "1"}
+    for name, top, digest in (("mine", 60.0, "a"), ("theirs", 50.0, "b"), ("", 40.0, "c")):
+        result(tmp_path / f"folder {digest}", benchmark="linear", protocol="linear_cnn", data=imagenet, checkpoint={
+            "method": "unknown", "family": "timm", "sha256": 64 * digest, **({"name": name} if name else {})},
+            metrics={"top1_best_epoch": {"value": top, "interval": [top - 1, top + 1]}})
+    text = Page(write(tmp_path, ".html", ".md", ".csv")).text
+    labels = {"mine resnet18", "theirs resnet18", "timm resnet18"}
+    assert {row["network"] for row in csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text()))} == labels
+    for shown in (text, capsys.readouterr().out, (tmp_path / "report.md").read_text()):
+        assert all(label in " ".join(shown.split()) for label in labels) and "unknown resnet18" not in shown
+    table = published.beside_published(comparison.rows(comparison.load([tmp_path])[0]), report.PUBLISHED)
+    assert {line.label for line in table.lines if line.ours} == labels
+    pair = report.diff(tmp_path / "folder a", tmp_path / "folder b", None)
+    assert (pair.title, pair.against) == ("mine resnet18 against theirs resnet18", "theirs resnet18")
+    same = report.diff(tmp_path / "folder a", tmp_path / "folder a", None)
+    assert same.against == str(tmp_path / "folder a")  # the names do not tell these apart
 
 
 def test_published_table_matches_the_facts():
@@ -121,9 +200,47 @@ def test_page_has_the_plots_and_pictures_the_results_allow(tmp_path):
     assert not any("seed_0" in caption for caption in found)  # a benchmark's own training
 
 
+def at_sizes(folder, sizes, costs):
+    """k-NN results and costs, each of (architecture, pixels)."""
+    for number, (arch, size) in enumerate(sizes):
+        result(folder / f"{arch} {size}", config={"DATA": {"SIZE": size}}, checkpoint={
+            "arch": arch, "sha256": 64 * str(number)})
+    for arch, size in costs:
+        write_cost(folder / "cost" / f"{arch} {size}", arch, size)
+    return report.gather([folder], report.PUBLISHED, None)
+
+
+def test_accuracy_stands_against_cost_at_one_image_size(tmp_path):
+    """Results at 96 and 32 px and costs at 224 px have no point in common; and one front an image size."""
+    archs = ("resnet18", "resnet34", "mobilenetv2_100")
+    unlike = at_sizes(tmp_path / "a", [("resnet18", 96), ("mobilenetv2_100", 96), ("resnet34", 32)],
+                      [(arch, 224) for arch in archs])
+    assert not list(report_cost.pareto(unlike.rows, unlike.costs))
+    assert [command for _, command in unlike.without_cost] == [
+        "sslight bench cost mobilenetv2_100 resnet18 --size 96 -o DIR", "sslight bench cost resnet34 --size 32 -o DIR"]
+    page, text = report_files.to_html(unlike), report_files.to_markdown(unlike)
+    assert all(shown.count(command) == 1 for shown in (page, text) for _, command in unlike.without_cost)
+    assert not [caption for caption in captions(page) if "against cost" in caption]
+
+    both = [(arch, size) for arch in archs[:2] for size in (96, 32)]
+    alike = at_sizes(tmp_path / "b", both, both)
+    drawn = [picture.caption.partition(". Filled")[0] for pictures in report_cost.pareto(alike.rows, alike.costs)
+             for picture in pictures]
+    assert sorted(drawn) == [f"knn top1 against cost (a machine, 1 threads, {size} px)" for size in (32, 96)]
+    assert alike.without_cost == []
+
+
+def test_networks_measured_by_unlike_settings_are_not_on_one_front(tmp_path):
+    """Two architectures, one k-NN by its protocol and one with another temperature."""
+    found = at_sizes(tmp_path, [("resnet18", 224)], [("resnet18", 224), ("resnet34", 224)])
+    result(tmp_path / "other", config={"DATA": {"SIZE": 224}}, checkpoint={"arch": "resnet34"}, departures={"KNN.T": 1})
+    found = report.gather([tmp_path], report.PUBLISHED, None)
+    assert len(found.rows) == 2 and not list(report_cost.pareto(found.rows, found.costs))
+
+
 def test_costs_stand_in_the_page_with_their_machine(tmp_path):
     text = " ".join(Page(write(full(tmp_path), ".html", ".md")).text.split())
-    assert "mobilenetv2_100 2.20 M 0.35 G 2.20 ms [1.00, 20.00] 50 images/s <b>a machine</b>, 1 thread, 224 px" in text
+    assert "mobilenetv2_100 2.20 M 0.35 G 2.2 ms [1.0, 20.0] 50 images/s <b>a machine</b>, 1 thread, 224 px" in text
     assert "11.20 M" in (tmp_path / "report.md").read_text()
 
 
@@ -162,15 +279,14 @@ def test_a_broken_file_is_named_and_the_others_are_reported(pair, capsys):
     (pair / "broken" / "result.json").write_text('{"schema": 1')
     page = write(pair, ".html")
     assert "left out: not a result file" in capsys.readouterr().out.replace("\n", " ")
-    assert "Left out: not a result file" in page and "30.00" in page
+    assert "Left out: not a result file" in page and "30.0" in page
 
 
 def test_terminal_table_shows_each_metric_beside_random(pair):
     console = Console(file=io.StringIO(), width=100)
     report.print_table(report.gather([pair], report.PUBLISHED, None), console)
     text = console.file.getvalue()
-    for word in ("knn", "top1", "30.00", "[27.00, 32.00]", "20.00", "[18.00, 23.00]", "+10.00", "[+5.76, +12.83]",
-                 "higher"):
+    for word in ("knn", "top1", "30.0", "[27.0, 32.0]", "20.0", "[18.0, 23.0]", "+10.0", "[+5.8, +12.8]", "higher"):
         assert word in text
 
 

@@ -19,7 +19,7 @@ from benchmarks import knn, report, suite
 from benchmarks.result import read_result
 from benchmarks.suite_cost import seconds_per_image
 from benchmarks.suite_file import SUITES, read_suite
-from benchmarks.suite_parts import Part, make_parts, name_of
+from benchmarks.suite_parts import Part, find_networks, make_parts, name_of
 from convert.reader import read_checkpoint
 from pretrain.backbones import build_backbone
 from pretrain.checkpoint import save_backbone
@@ -305,6 +305,15 @@ def test_two_checkpoints_of_one_name_are_told_apart_by_hand(place, words, tmp_pa
     with pytest.raises(InputError, match="'a/b' is to name a folder"):
         suite.main(["--dry-run", "--weights", f"a/b={place / 'one.safetensors'}", *words])
     assert name_of(Path("runs/r18/checkpoints/epoch_0020.pth")) == "r18-epoch_0020" and name_of(Path("x.pth")) == "x"
+
+
+def test_a_name_that_was_given_goes_with_the_network_and_no_other_does(place):
+    file = place / "one.safetensors"
+    networks = find_networks([f"mine={file}", str(file), "random"], None, Path("out"))
+    parts = make_parts(networks, read_suite("paper", ["mmdet"]), {}, Path("out"), 1)
+    given = {part.name: part.words[part.words.index("NAME") + 1] for part in parts if "NAME" in part.words}
+    names = ("knn", "linear", "semi_1", "semi_10", "det_mmdet", "seg_mmdet")
+    assert given == {f"mine/{name}": "mine" for name in names}
 
 
 def paper(arch, **given):
