@@ -1,7 +1,8 @@
 """What a backbone costs on this machine: `sslight bench cost resnet18 last.pth ... -o results/cost`.
 
 One `cost.json` a network: parameters, FLOPs, latency at batch 1 and throughput. It depends on the architecture and the
-machine, not on the weights; what has been measured on this machine with these settings is kept. Needs no torch to read.
+machine, not on the weights; what has been measured on this machine with these settings is kept. A network that a device
+runs in another form than the training's is measured in that form. Needs no torch to read.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from pathlib import Path
 from pretrain.errors import InputError, Parser, run_command
 from pretrain.files import write_json
 
-SCHEMA = "sslight-cost-1"
+SCHEMA = "sslight-cost-2"
 DEFAULT = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "vit_tiny")
 SAME = ("arch", "image_size", "batch_size", "machine", "threads", "torch")  # equal: the same measurement
+FORMS = {"single": "", "deployed": "deployed form", "training": "training form"}  # of convert.deployment.Deployed
 NUMBERS = ("parameters", "flops", "latency_ms", "images_per_second")
 
 
 def parser() -> Parser:
     made = Parser("sslight bench cost", "Parameters, FLOPs, latency at batch 1 and throughput, on this machine.",
                   "sslight bench cost my_checkpoint.pth mobilenet_v2 -o results/cost",
-                  epilog="FLOPs are fvcore's: a multiplication with its addition counts once. Latency is the median.")
+                  epilog="FLOPs are the multiply-adds of convolutions and matrix products. Latency is the median.\n"
+                         "Networks with a deployed form (MobileOne, FastViT, RepViT, RepVGG, ...) are measured in it.")
     made.add_argument("networks", nargs="*", metavar="ARCH", default=DEFAULT,
                       help=f"timm's names, aliases or checkpoints (default: {' '.join(DEFAULT)})")
     made.add_argument("-o", "--out", required=True, metavar="DIR", help="where ARCH/cost.json is written")
@@ -50,16 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not kept:
             found = {"schema": SCHEMA, **about, **cost_measure.measure(arch, args.size, args.batch_size, args.seconds)}
             write_json(file, found)
-        print(f"{arch}: {found['parameters'] / 1e6:.2f} M parameters, {found['flops'] / 1e9:.2f} GFLOPs, "
+        form = f" ({form_of(found)})" if form_of(found) else ""
+        print(f"{arch}{form}: {found['parameters'] / 1e6:.2f} M parameters, {found['flops'] / 1e9:.2f} GFLOPs, "
               f"{found['latency_ms']:.2f} ms an image alone, {found['images_per_second']:.0f} images/s in batches of "
               f"{found['batch_size']}{' (measured before)' if kept else ''}", flush=True)
     return 0
 
 
+def form_of(cost: dict) -> str:
+    """Which form of a network was measured, and why; "" of a network that has one."""
+    return ": ".join(filter(None, (FORMS[cost["form"]], str(cost["form_note"]))))
+
+
 def measured_before(file: Path, about: dict) -> dict | None:
-    """The cost in a file, if there is one of the same network, settings and machine."""
-    found = read_cost(file) if file.is_file() else None
-    return found if found and all(found[key] == about[key] for key in SAME) else None
+    """The cost in a file, if there is one of this version, and of the same network, settings and machine."""
+    try:
+        found = read_cost(file)
+    except InputError:
+        return None
+    return found if all(found[key] == about[key] for key in SAME) else None
 
 
 def read_cost(file: Path) -> dict:
@@ -67,12 +79,13 @@ def read_cost(file: Path) -> dict:
     try:
         cost = json.loads(file.read_text(encoding="utf-8"))
         numbers = [*(cost[key] for key in NUMBERS), *cost["latency_ms_quartiles"]]
-        whole = len(numbers) == len(NUMBERS) + 2 and all(key in cost for key in (*SAME, "command"))
+        whole = (len(numbers) == len(NUMBERS) + 2 and cost["form"] in FORMS
+                 and all(key in cost for key in (*SAME, "form_note", "command")))
         if cost["schema"] == SCHEMA and whole and all(0 < number < math.inf for number in numbers):
             return cost
     except (ValueError, OSError, KeyError, TypeError):
         pass
-    raise InputError(f"not a file of `sslight bench cost`: {file}; remove it and measure again")
+    raise InputError(f"not a file of this version's `sslight bench cost`: {file}; measure again")
 
 
 if __name__ == "__main__":

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import platform
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from benchmarks.result import command, environment, git_state
+from convert.deployment import deployed_form, multiply_adds
 from convert.reader import load_network
 from pretrain import devices
 from pretrain.backbones import build_backbone, canonical_arch
@@ -39,30 +37,23 @@ def about(arch: str, image_size: int, batch_size: int) -> dict:
 
 
 def measure(arch: str, image_size: int, batch_size: int, seconds: float) -> dict:
-    """Parameters, FLOPs of one image, median latency in ms at batch 1 and images a second, with their provenance."""
+    """Parameters, FLOPs of one image, median latency in ms at batch 1 and images a second, with their provenance.
+
+    Of the network's deployed form, where it has one that timm can fold; `form` says which was measured.
+    """
     started = time.monotonic()
     device = devices.own_device()
-    backbone = build_backbone(arch).eval().to(device)
     one = torch.randn(1, 3, image_size, image_size, device=device)
+    deployed = deployed_form(build_backbone(arch).eval().to(device), one)
+    backbone = deployed.network
     alone = times(backbone, one, seconds)
     batch = times(backbone, one.expand(batch_size, -1, -1, -1).contiguous(), seconds)
-    return {"parameters": sum(parameter.numel() for parameter in backbone.parameters()),
-            "flops": flops(backbone, one), "latency_ms": 1000 * float(np.median(alone)),
+    return {"form": deployed.form, "form_note": deployed.note,
+            "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+            "flops": multiply_adds(backbone, one), "latency_ms": 1000 * float(np.median(alone)),
             "latency_ms_quartiles": [1000 * float(t) for t in np.percentile(alone, (25, 75))],
             "images_per_second": batch_size / float(np.median(batch)), "environment": environment(),
             "git": git_state(), "command": command(), "seconds": time.monotonic() - started}
-
-
-def flops(backbone: nn.Module, image: Tensor) -> int:
-    """fvcore's count for one image: a multiplication and its addition are one. Attention is counted unfused."""
-    backbone = copy.deepcopy(backbone)
-    for module in backbone.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # fvcore does not look into the fused operator
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing a ViT turns sizes into constants, as is meant here
-        analysis = FlopCountAnalysis(backbone, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        return int(analysis.total())
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ import jinja2
 
 from benchmarks import report_plots
 from benchmarks.comparison import Entry, Row
+from benchmarks.cost import form_of
 from benchmarks.published import Table
 from benchmarks.report import Report, benchmark, departing, deviation, listed, number, span, verdict, visible
 
@@ -38,7 +39,7 @@ def to_html(report: Report) -> str:
                                      autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": number, "span": span, "listed": listed, "verdict": verdict,
-                            "deviation": deviation, "benchmark": benchmark, "departing": departing,
+                            "deviation": deviation, "benchmark": benchmark, "departing": departing, "form_of": form_of,
                             "pretty": lambda value: json.dumps(value, indent=1, ensure_ascii=False, default=str)}
     pictures = report_plots.draw_all(report)
     return environment.get_template("report.html.j2").render(
@@ -59,7 +60,7 @@ def to_markdown(report: Report) -> str:
     if report.costs:
         lines += ["", "## Cost", "", *grid(
             ("backbone", "parameters", "FLOPs", "latency, ms", "images/s", "machine"),
-            [(cost["arch"], f"{cost['parameters'] / 1e6:.2f} M", f"{cost['flops'] / 1e9:.2f} G",
+            [(f"{cost['arch']} {form_of(cost)}", f"{cost['parameters'] / 1e6:.2f} M", f"{cost['flops'] / 1e9:.2f} G",
               number(cost["latency_ms"], cost["latency_ms_quartiles"]), f"{cost['images_per_second']:.0f}",
               f"{cost['machine']}, {cost['threads']} threads") for cost in report.costs])]
     for text, command in report.without_cost:

@@ -136,6 +136,9 @@ def summary(report: dict) -> Iterator[str]:
         yield f"note      {note}"
     for step in report["verified"]:
         yield f"checked   {step}"
+    if "form" in report:
+        form = {"single": "", "deployed": ", deployed form", "training": ", training form"}[report["form"]]
+        yield f"exported  {report['exported_parameters']:,} parameters{form}"
     for name in ("gflops", "inputs", "outputs"):
         if name in report:
             yield f"{name:<9} {report[name]}"

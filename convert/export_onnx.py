@@ -1,4 +1,4 @@
-"""The backbone as ONNX for a device: free batch and image size, checked with onnxruntime against torch."""
+"""The backbone as ONNX for a device: its deployed form, free batch and image size, checked with onnxruntime."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from convert.deployment import TOLERANCE, deployed_form, multiply_adds
 from convert.features import differences, image_for
 from convert.reader import Checkpoint, network_of
 from convert.support import kind_of
 from convert.verify import Verified
 from pretrain.backbones import stage_features
 from pretrain.errors import InputError
-
-TOLERANCE = 1e-4  # of the largest feature
 
 
 class _Outputs(nn.Module):
@@ -35,9 +34,11 @@ class _Outputs(nn.Module):
 
 def export(path: Path, checkpoint: Checkpoint, *, stages: bool = False, picture: Path | None = None
            ) -> tuple[Verified, dict]:
-    """Write `path` and check it at two batch and image sizes.
+    """Write `path` and check it against torch's network, as it was read, at two batch and image sizes.
 
-    Returns what was checked and facts: `gflops` at the network's own image size (multiply-adds), `inputs`, `outputs`.
+    Returns what was checked and facts: `form` (see `Deployed`), its `exported_parameters` and `gflops` (multiply-adds
+    at the network's own image size), `inputs`, `outputs`.
+
     Raises InputError where onnx is not installed, the network does not export, or features differ by more than 1e-4.
     """
     try:
@@ -52,10 +53,18 @@ def export(path: Path, checkpoint: Checkpoint, *, stages: bool = False, picture:
     with torch.no_grad():
         maps = len(outputs(example)) - 1
     names = ["features", *(f"stage{number}" for number in range(maps))]
-    flops = multiply_adds(network, int(checkpoint.preprocess["size"]))  # before the export, which patches torch
-    _write(outputs, example, path, names, _step(checkpoint))
+    deployed = deployed_form(network, example, lambda network, images: _Outputs(network, stages)(images))
+    size = int(checkpoint.preprocess["size"])
+    flops = multiply_adds(deployed.network, torch.zeros(1, 3, size, size))  # before the export, which patches torch
+    _write(_Outputs(deployed.network, stages).eval(), example, path, names, _step(checkpoint))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     verified = Verified()
+    if deployed.form == "deployed":
+        verified.differences["torch's deployed form"] = {"largest": deployed.difference}
+        verified.steps.append("training branches and norms folded by timm: largest relative difference "
+                              f"{deployed.difference:.2g}")
+    elif deployed.form == "training":
+        verified.steps.append(f"the TRAINING form is exported, which is larger and slower: {deployed.note}")
     for images in (example, _other(example, _step(checkpoint))):
         with torch.no_grad():
             expected = dict(zip(names, outputs(images), strict=True))
@@ -67,7 +76,9 @@ def export(path: Path, checkpoint: Checkpoint, *, stages: bool = False, picture:
             raise InputError(f"the ONNX file gives other features than torch at {shape}: {wrong}")
         verified.differences[f"onnxruntime at {shape}"] = seen
         verified.steps.append(f"run by onnxruntime on {shape}: largest relative difference {max(seen.values()):.2g}")
-    return verified, {"gflops": round(flops / 1e9, 4), "inputs": ["images [N, 3, H, W]"], "outputs": names}
+    count = sum(parameter.numel() for parameter in deployed.network.parameters())
+    return verified, {"form": deployed.form, "exported_parameters": count, "gflops": round(flops / 1e9, 4),
+                      "inputs": ["images [N, 3, H, W]"], "outputs": names}
 
 
 def _step(checkpoint: Checkpoint) -> int:
@@ -97,19 +108,3 @@ def _write(outputs: nn.Module, example: Tensor, path: Path, names: list[str], st
                          f"{' '.join(str(error).split())[:200]})") from None
     finally:
         logging.disable(level)
-
-
-def multiply_adds(network: nn.Module, size: int) -> int:
-    """Multiply-adds of one image of `size` pixels as fvcore counts them.
-
-    Attention runs as the plain products it knows; batch norms are left out, as papers and devices fold them away.
-    """
-    from fvcore.nn import FlopCountAnalysis
-
-    for module in network.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False
-
-    analysis = FlopCountAnalysis(network, torch.zeros(1, 3, size, size))
-    counts = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
-    return int(sum(count for operator, count in counts.items() if operator != "batch_norm"))

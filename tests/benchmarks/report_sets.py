@@ -47,7 +47,8 @@ PARAMETERS = {"resnet18": 11.2e6, "mobilenetv2_100": 2.2e6}
 def write_cost(folder, arch, image_size=224, machine="a machine"):
     size = PARAMETERS.get(arch, 5e6)
     write_json(folder / "cost.json", {
-        "schema": cost.SCHEMA, "arch": arch, "image_size": image_size, "batch_size": 64, "machine": machine,
+        "schema": cost.SCHEMA, "arch": arch, "form": "single", "form_note": "", "image_size": image_size,
+        "batch_size": 64, "machine": machine,
         "threads": 1, "torch": "2", "parameters": size, "flops": 160 * size, "latency_ms": size / 1e6,
         "latency_ms_quartiles": [1, 20], "images_per_second": 50, "command": f"sslight bench cost {arch}"})
 
