@@ -54,11 +54,12 @@ class Rows:
 
 def entry_facts(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, flip: bool) -> dict:
     """Everything that decides the content of a cache entry."""
+    options = {"options": subject.about["options"]} if subject.about["options"] else {}
     return {"weights": subject.about["sha256"], "arch": subject.about["arch"], "network": subject.about["network"],
             "data": split.source.fingerprint(), "images": len(split), "feature": choice,
             "transform": {"resize": cfg.DATA.RESIZE, "size": cfg.DATA.SIZE, "flip": flip, **subject.preprocess,
                           **({"max_value": cfg.DATA.MAX_VALUE} if cfg.DATA.MAX_VALUE else {})},
-            "amp": cfg.FEATURES.AMP, "dtype": cfg.FEATURES.DTYPE}
+            "amp": cfg.FEATURES.AMP, "dtype": cfg.FEATURES.DTYPE, **options}
 
 
 def find_entry(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, *,

@@ -22,8 +22,9 @@ from benchmarks.coco_options import DEFAULTS, parser
 from benchmarks.coco_recipes import choose_recipe, framework_module, resolve_schedule
 from benchmarks.comparison import FREE as PLACED
 from convert.reader import Checkpoint
+from convert.recorded import spelled
 from pretrain import devices, distributed
-from pretrain.backbones import canonical_arch
+from pretrain.backbones import canonical_arch, check_options, read_options
 from pretrain.config import CONFIGS, find_config, flatten, load_config, to_dict
 from pretrain.errors import InputError, run_command
 from pretrain.rundir import StopSignal, open_run
@@ -66,9 +67,13 @@ def main(argv: list[str] | None = None) -> int:
     with _workplace(setup) as out_dir, StopSignal(immediate=True) as stop:
         with coco_launch.main_first():
             if source is None:
-                source, family = coco_weights.find_source(args.weights, setup.arch, settings.SEED, out_dir)
-            coco_preflight.check(data, setup.recipe, schedule, source.preprocess, out_dir, setup.processes,
-                                 quiet=not distributed.is_main() or (prepare_only and not args.check))
+                source, family = coco_weights.find_source(args.weights, setup.arch, settings.SEED, out_dir,
+                                                          settings.MODEL.OPTIONS)
+            quiet = not distributed.is_main() or (prepare_only and not args.check)
+            for line in () if quiet else spelled(source.assumed, "--set"):
+                print(f"warning: {args.weights}: {line}", file=sys.stderr)
+            coco_preflight.check(data, feed(setup, source.preprocess), schedule, source.preprocess, out_dir,
+                                 setup.processes, quiet=quiet)
             if args.check:
                 return 0
             weights = coco_weights.prepare(args.weights, source, family, args.framework, setup.recipe.get("model"),
@@ -111,6 +116,7 @@ def configure(argv: list[str] | None = None, find_data: Callable = coco_data.fin
     """
     args = parser().parse_intermixed_args(argv)
     args.overrides += ["TRAIN.AMP", "True"] * args.amp
+    args.overrides += ["MODEL.OPTIONS", " ".join(args.options)] if args.options else []
     settings, framework_options = _split_overrides(args.overrides, args.framework)
     if not plan:
         devices.prepare(settings.DEVICE)  # before the framework asks for a GPU
@@ -121,8 +127,11 @@ def configure(argv: list[str] | None = None, find_data: Callable = coco_data.fin
     if known and not args.arch:
         raise InputError(f"--weights {args.weights} needs --arch, e.g. --arch resnet18")
     source, family = (None, "") if known else coco_weights.find_source(args.weights, args.arch, settings.SEED,
-                                                                       Path(settings.OUTPUT_DIR))
+                                                                       Path(settings.OUTPUT_DIR),
+                                                                       settings.MODEL.OPTIONS)
     arch = canonical_arch(args.arch) if known else source.arch
+    if known:
+        check_options(arch, read_options(settings.MODEL.OPTIONS.split()))
     file = find_config(args.config or choose_recipe(args.framework, args.task, arch, args.neck, args.schedule))
     recipe_cfg = framework.load_config(file, framework_options)
     departures = _framework_departures(framework, recipe_cfg, file)
@@ -149,6 +158,16 @@ def _framework_departures(framework: ModuleType, cfg: object, file: Path) -> dic
     protocol = dict(flatten(framework.to_dict(framework.load_config(shipped if shipped.is_file() else file))))
     return {key: value for key, value in flatten(framework.to_dict(cfg))
             if value != protocol.get(key) and key.rpartition(".")[2].lower() not in PLACED}
+
+
+def feed(setup: Setup, preprocess: dict) -> dict:
+    """Feed images as the checkpoint was trained, unless the command line set the framework's own keys; the recipe."""
+    framework = setup.framework
+    by_hand = any(key.startswith(framework.PREPROCESS) for key in setup.identity.RUN.OPTIONS[::2])
+    if not by_hand and any(coco_preflight.preprocessing(setup.recipe, preprocess)):
+        framework.set_preprocess(setup.recipe_cfg, preprocess)
+    fed = framework.recipe_of(setup.recipe_cfg)
+    return {**setup.recipe, **{key: fed[key] for key in ("mean", "std", "color_order")}}
 
 
 def _split_overrides(pairs: list[str], framework: str) -> tuple[CfgNode, list[str]]:

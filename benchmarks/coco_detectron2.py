@@ -24,7 +24,7 @@ from benchmarks.coco_weights import Weights
 from convert.detectron2_backbones import add_config
 from convert.safe_files import read_file
 from pretrain import distributed
-from pretrain.backbones import canonical_arch
+from pretrain.backbones import canonical_arch, write_options
 from pretrain.config import find_config, flatten, read_settings
 from pretrain.errors import InputError, nearest_key
 from pretrain.loader import check_shared_memory
@@ -33,6 +33,7 @@ from pretrain.rundir import StopSignal
 MODELS = {"build_resnet_fpn_backbone": "fpn", "build_timm_fpn_backbone": "fpn",
           "build_mobilenetv2_p4p6_backbone": "fpn", "build_resnet_backbone": "c4", "build_vitdet_backbone": "vitdet"}
 BACKBONES = {"fpn": ("backbone.bottom_up.",), "c4": ("backbone.", "roi_heads.res5."), "vitdet": ("backbone.net.",)}
+PREPROCESS = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT")
 ADDED = ("roi_heads.res5.norm.", ".rel_pos_")  # what a detector adds to the pre-trained network
 
 
@@ -75,13 +76,19 @@ def set_schedule(cfg: CfgNode, *, batch: int, lr: float, max_iter: int, steps: l
     solver.STEPS, solver.WARMUP_ITERS = tuple(step for step in steps if step < max_iter), warmup
 
 
+def set_preprocess(cfg: CfgNode, preprocess: dict) -> None:
+    """Feed images as the backbone was trained: `preprocess` as of a checkpoint."""
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = ([255 * value for value in preprocess[key]] for key in ("mean", "std"))
+    cfg.INPUT.FORMAT = preprocess["color_order"]
+
+
 def adapt(cfg: CfgNode, settings, data: CocoData, weights: Weights, processes: int, seed: int, work_dir: Path) -> None:
     """Point the config at the data, its classes and the backbone file, and make it this run's."""
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         raise InputError(f"a batch of {cfg.SOLVER.IMS_PER_BATCH} images does not divide over {processes} processes: "
                          "set SOLVER.IMS_PER_BATCH or --num-gpus")
     set_data(cfg, data)
-    cfg.MODEL.WEIGHTS = str(weights.file)
+    cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.OPTIONS = str(weights.file), write_options(weights.options)
     if settings.DATA.WORKERS >= 0:
         cfg.DATALOADER.NUM_WORKERS = settings.DATA.WORKERS
     cfg.SOLVER.CHECKPOINT_PERIOD = settings.SOLVER.CHECKPOINT_PERIOD or cfg.SOLVER.CHECKPOINT_PERIOD

@@ -26,6 +26,9 @@ ARCHITECTURES = {"MobileNetV2": lambda backbone: "mobilenetv2_100", "TimmBackbon
                  "ResNet": lambda backbone: f"resnet{backbone.depth}"}
 
 
+PREPROCESS = ("model.data_preprocessor",)
+
+
 def load_config(file: Path | str, options: Sequence[str] = ()) -> Config:
     """An mmdet config with `key value` overrides of its own dotted keys. Raises InputError for unknown ones."""
     file = find_config(file)
@@ -89,11 +92,18 @@ def set_schedule(cfg: Config, *, batch: int, lr: float, max_iter: int, steps: li
     cfg.param_scheduler = ([*ramps] if warmup else []) + schedulers
 
 
+def set_preprocess(cfg: Config, preprocess: dict) -> None:
+    """Feed images as the backbone was trained: `preprocess` as of a checkpoint."""
+    cfg.model.data_preprocessor.update(
+        mean=[255 * value for value in preprocess["mean"]], std=[255 * value for value in preprocess["std"]],
+        bgr_to_rgb=preprocess["color_order"] == "RGB")
+
+
 def adapt(cfg: Config, settings, data: CocoData, weights: Weights, processes: int, seed: int, work_dir: Path) -> None:
     """Point the config at the data, its classes and the backbone file, and make it this run's."""
     set_batch(cfg, processes)
     set_data(cfg, data, work_dir)
-    set_backbone(cfg, weights.file)
+    set_backbone(cfg, weights)
     if settings.DATA.WORKERS >= 0:
         for loader in (cfg.train_dataloader, cfg.test_dataloader):
             loader.num_workers, loader.persistent_workers = settings.DATA.WORKERS, settings.DATA.WORKERS > 0
@@ -136,10 +146,12 @@ def set_data(cfg: Config, data: CocoData, work_dir: Path) -> None:
         cfg.model.roi_head.mask_head.num_classes = len(data.classes)
 
 
-def set_backbone(cfg: Config, file: Path) -> None:
+def set_backbone(cfg: Config, weights: Weights) -> None:
     """Start from the backbone file, and prove before the first step that this happened."""
-    cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(file))
-    cfg.custom_hooks = [*cfg.get("custom_hooks", []), dict(type="BackboneProofHook", file=str(file))]
+    cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(weights.file))
+    if weights.options:  # of a TimmBackbone: mmdet's own networks are not built with any
+        cfg.model.backbone.options = dict(weights.options)
+    cfg.custom_hooks = [*cfg.get("custom_hooks", []), dict(type="BackboneProofHook", file=str(weights.file))]
 
 
 def train_and_test(cfg: Config, stop: StopSignal) -> int:

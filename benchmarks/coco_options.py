@@ -35,6 +35,7 @@ DEFAULTS = {
         "WARMUP_ITERS": -1,
         "CHECKPOINT_PERIOD": 0,  # iterations
     },
+    "MODEL": {"OPTIONS": ""},  # build options of the network that a checkpoint does not tell, such as num_heads=12
     "TRAIN": {"AMP": False},
     "EVAL": {
         "BACKEND": "faster",  # faster (faster-coco-eval) or pycocotools
@@ -59,6 +60,8 @@ def parser() -> Parser:
                              "ones; timm's where torchvision has none)")
     parser.add_argument("--schedule", choices=("1x", "2x"), default="1x")
     parser.add_argument("--arch", help="backbone; a checkpoint's own by default")
+    parser.add_argument("--set", dest="options", action="append", default=[], metavar="KEY=VALUE",
+                        help="a build option that the checkpoint does not tell, e.g. num_heads=12: MODEL.OPTIONS")
     parser.add_argument("--neck", choices=("fpn", "p4p6", "c4", "vitdet"),
                         help="default: fpn for ResNets, the published p4p6 for MobileNetV2, vitdet for ViTs")
     parser.add_argument("--config", help="a recipe of the framework instead of the chosen one")

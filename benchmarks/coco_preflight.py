@@ -40,6 +40,8 @@ def check(data: CocoData, recipe: dict, schedule: dict, preprocess: dict | None,
         return doubts
     images = data.train.image_count
     print(f"data: {images} train and {data.val.image_count} val images, {len(data.classes)} classes")
+    print(f"images: {recipe['color_order']}, mean {[round(value, 3) for value in recipe['mean']]}, "
+          f"std {[round(value, 3) for value in recipe['std']]}")
     print(f"schedule: {schedule['max_iter']} iterations of {schedule['batch']} images "
           f"({schedule['max_iter'] * schedule['batch'] / images:.1f} epochs), learning rate {schedule['lr']:g} "
           f"({schedule['lr'] / schedule['batch']:.3g} an image), steps {schedule['steps']}, "

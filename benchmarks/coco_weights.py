@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convert.reader import IMAGENET, Checkpoint, read_checkpoint
 from convert.targets import rename
-from pretrain.backbones import build_backbone, canonical_arch
+from pretrain.backbones import build_backbone, canonical_arch, check_options, read_options
 from pretrain.checkpoint import save_backbone, sha256
 from pretrain.errors import InputError
 from pretrain.files import write_atomically
@@ -25,33 +25,41 @@ RANDOM, SUPERVISED = "random", "SUPERVISED"
 
 @dataclass(frozen=True)
 class Weights:
-    """A backbone ready for a framework: `file` holds `tensors`; `checkpoint` is what a result says about its source."""
+    """A backbone ready for a framework: `file` holds `tensors`; `checkpoint` is what a result says about its source.
+
+    `options` are timm's build options that the tensors need beside `arch`.
+    """
 
     file: Path
     tensors: dict[str, Tensor]
     arch: str
     preprocess: dict
     checkpoint: dict
+    options: dict
 
 
-def find_source(weights: str, arch: str | None, seed: int, out_dir: Path) -> tuple[Checkpoint, str]:
+def find_source(weights: str, arch: str | None, seed: int, out_dir: Path, options: str = "") -> tuple[Checkpoint, str]:
     """The backbone that `weights` names, in timm's names, and its family ("random" for a random network).
 
     weights: a checkpoint file, "random", or "SUPERVISED": torchvision's first ImageNet weights, from which both
         frameworks' own recipes start; timm's for a network that torchvision lacks. Downloaded if not cached.
     arch: required for the last two; otherwise the checkpoint's own, and an error if it differs.
+    options: build options that the checkpoint does not tell, as `num_heads=12`.
     """
+    given = read_options(options.split())
     if weights in (RANDOM, SUPERVISED):
         if not arch:
             raise InputError(f"--weights {weights} needs --arch, e.g. --arch resnet18")
         arch = canonical_arch(arch)
-        file = out_dir / "weights" / f"{weights.lower()}_{arch}_seed{seed}.safetensors"
+        check_options(arch, given)
+        name = "_".join([weights.lower(), arch, *options.split(), f"seed{seed}"])
+        file = out_dir / "weights" / f"{name}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
-        state, preprocess = _random(arch, seed) if weights == RANDOM else _supervised(arch)
+        state, preprocess = _random(arch, seed, given) if weights == RANDOM else _supervised(arch)
         save_backbone(file, state, arch=arch, method=weights.lower(), preprocess=preprocess,
-                      converted=f"made by --weights {weights}")
+                      converted=f"made by --weights {weights}", options=given)
         return read_checkpoint(file), weights.lower()
-    source = read_checkpoint(weights)
+    source = read_checkpoint(weights, options=given)
     if arch and canonical_arch(arch) != source.arch:
         raise InputError(f"{weights} holds a {source.arch}, but --arch or the recipe asks for {canonical_arch(arch)}: "
                          "choose the checkpoint or the recipe of the same architecture")
@@ -71,14 +79,16 @@ def prepare(weights: str, source: Checkpoint, family: str, framework: str, model
         wrapped = {"state_dict": tensors} if framework == "mmdet" else {"model": tensors}
         write_atomically(file, lambda temporary: torch.save(wrapped, temporary))
     described = {"path": str(weights), "sha256": source.sha256, "arch": source.arch, "method": source.method,
-                 "family": family, "network": source.network, "converted": {"file": str(file), "sha256": sha256(file)}}
-    return Weights(file, tensors, source.arch, source.preprocess, described)
+                 "family": family, "network": source.network, "options": source.options,
+                 "assumed": list(source.assumed.values()),
+                 "converted": {"file": str(file), "sha256": sha256(file)}}
+    return Weights(file, tensors, source.arch, source.preprocess, described, source.options)
 
 
-def _random(arch: str, seed: int) -> tuple[dict[str, Tensor], dict]:
+def _random(arch: str, seed: int, options: dict) -> tuple[dict[str, Tensor], dict]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_backbone(arch).state_dict(), {**IMAGENET, "size": 224}
+        return build_backbone(arch, **options).state_dict(), {**IMAGENET, "size": 224}
 
 
 def _supervised(arch: str) -> tuple[dict[str, Tensor], dict]:

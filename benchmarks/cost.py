@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pretrain.errors import InputError, Parser, run_command
@@ -30,6 +30,8 @@ def parser() -> Parser:
     made.add_argument("networks", nargs="*", metavar="ARCH", default=DEFAULT,
                       help=f"timm's names, aliases or checkpoints (default: {' '.join(DEFAULT)})")
     made.add_argument("-o", "--out", required=True, metavar="DIR", help="where ARCH/cost.json is written")
+    made.add_argument("--set", dest="options", action="append", default=[], metavar="KEY=VALUE",
+                      help="a build option that shapes do not show, e.g. num_heads=12, of every network named")
     made.add_argument("--size", type=int, default=224, metavar="PX", help="pixels of the square image (224)")
     made.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once for the throughput (64)")
     made.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each of the two (3)")
@@ -45,19 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pretrain import devices
 
     devices.prepare()
-    for arch in cost_measure.architectures(args.networks):
-        file = Path(args.out) / arch / "cost.json"
-        about = cost_measure.about(arch, args.size, args.batch_size)
+    for arch, options in cost_measure.architectures(args.networks, args.options):
+        file = Path(args.out) / label(arch, options) / "cost.json"
+        about = cost_measure.about(arch, args.size, args.batch_size, options)
         found = None if args.force else measured_before(file, about)
         kept = found is not None
         if not kept:
-            found = {"schema": SCHEMA, **about, **cost_measure.measure(arch, args.size, args.batch_size, args.seconds)}
+            found = {"schema": SCHEMA, **about,
+                     **cost_measure.measure(arch, args.size, args.batch_size, args.seconds, options)}
             write_json(file, found)
         form = f" ({form_of(found)})" if form_of(found) else ""
-        print(f"{arch}{form}: {found['parameters'] / 1e6:.2f} M parameters, {found['flops'] / 1e9:.2f} GFLOPs, "
-              f"{found['latency_ms']:.2f} ms an image alone, {found['images_per_second']:.0f} images/s in batches of "
-              f"{found['batch_size']}{' (measured before)' if kept else ''}", flush=True)
+        print(f"{label(arch, options)}{form}: {found['parameters'] / 1e6:.2f} M parameters, "
+              f"{found['flops'] / 1e9:.2f} GFLOPs, {found['latency_ms']:.2f} ms an image alone, "
+              f"{found['images_per_second']:.0f} images/s in batches of {found['batch_size']}"
+              f"{' (measured before)' if kept else ''}", flush=True)
     return 0
+
+
+def label(arch: str, options: Mapping[str, object]) -> str:
+    """A network's name and folder: timm's name, and the build options where there are any."""
+    return "_".join([arch, *(f"{key}={value}" for key, value in options.items())])
 
 
 def form_of(cost: dict) -> str:
@@ -71,7 +80,8 @@ def measured_before(file: Path, about: dict) -> dict | None:
         found = read_cost(file)
     except InputError:
         return None
-    return found if all(found[key] == about[key] for key in SAME) else None
+    same = all(found[key] == about[key] for key in SAME) and found.get("options", {}) == about.get("options", {})
+    return found if same else None
 
 
 def read_cost(file: Path) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +15,40 @@ from benchmarks.result import command, environment, git_state
 from convert.deployment import deployed_form, multiply_adds
 from convert.reader import load_network
 from pretrain import devices
-from pretrain.backbones import build_backbone, canonical_arch
+from pretrain.backbones import build_backbone, canonical_arch, check_options, read_options
 
 CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".safetensors")  # no architecture ends so
 LEAST = 3  # repetitions, however long they take
 
 
-def architectures(networks: Sequence[str]) -> Iterator[str]:
-    """timm's name of each network, an architecture or a checkpoint's, each once. Raises InputError."""
-    names = [load_network(name)[1].arch if Path(name).is_file() or Path(name).suffix in CHECKPOINTS or "/" in name
-             else canonical_arch(name) for name in networks]
-    yield from dict.fromkeys(names)
+def architectures(networks: Sequence[str], words: Sequence[str] = ()) -> list[tuple[str, dict]]:
+    """timm's name and build options of each network, an architecture or a checkpoint's, each once. Raises InputError.
+
+    `words` are options such as `num_heads=12` for all of them. A checkpoint's own image size is left out: that of the
+    measurement is given.
+    """
+    asked, seen = read_options(words), []
+    for name in networks:
+        if Path(name).is_file() or Path(name).suffix in CHECKPOINTS or "/" in name:
+            read = load_network(name, options=asked)[1]
+            network = read.arch, {key: value for key, value in read.options.items() if key != "img_size"}
+        else:
+            network = canonical_arch(name), asked
+            check_options(*network)
+        if network not in seen:
+            seen.append(network)
+    return seen
 
 
-def about(arch: str, image_size: int, batch_size: int) -> dict:
+def about(arch: str, image_size: int, batch_size: int, options: Mapping | None = None) -> dict:
     """What has to agree for two measurements to be the same."""
     here = environment()
     machine = here["device"] if torch.cuda.is_available() else f"{_processor()} ({platform.machine()})"
     return {"arch": arch, "image_size": image_size, "batch_size": batch_size, "machine": machine,
-            "threads": here["threads"], "torch": torch.__version__}
+            "threads": here["threads"], "torch": torch.__version__, **({"options": dict(options)} if options else {})}
 
 
-def measure(arch: str, image_size: int, batch_size: int, seconds: float) -> dict:
+def measure(arch: str, image_size: int, batch_size: int, seconds: float, options: Mapping | None = None) -> dict:
     """Parameters, FLOPs of one image, median latency in ms at batch 1 and images a second, with their provenance.
 
     Of the network's deployed form, where it has one that timm can fold; `form` says which was measured.
@@ -44,7 +56,7 @@ def measure(arch: str, image_size: int, batch_size: int, seconds: float) -> dict
     started = time.monotonic()
     device = devices.own_device()
     one = torch.randn(1, 3, image_size, image_size, device=device)
-    deployed = deployed_form(build_backbone(arch).eval().to(device), one)
+    deployed = deployed_form(build_backbone(arch, **(options or {})).eval().to(device), one)
     backbone = deployed.network
     alone = times(backbone, one, seconds)
     batch = times(backbone, one.expand(batch_size, -1, -1, -1).contiguous(), seconds)

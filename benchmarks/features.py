@@ -106,6 +106,6 @@ def widths(features: Features, size: int) -> dict[str, int]:
 
 
 def prepare(images: Tensor, preprocess: dict, device: torch.device) -> Tensor:
-    """uint8 RGB [N, 3, H, W] as the network wants it: normalised float32, channels last."""
-    ready = normalize(images, preprocess["mean"], preprocess["std"], device, channels_last=True)
-    return ready.flip(1).contiguous(memory_format=torch.channels_last) if preprocess["color_order"] == "BGR" else ready
+    """uint8 RGB [N, 3, H, W] as the network wants it: in its order of channels, normalised float32, channels last."""
+    images = images.flip(1) if preprocess["color_order"] == "BGR" else images
+    return normalize(images, preprocess["mean"], preprocess["std"], device, channels_last=True)

@@ -17,6 +17,7 @@ COMMON = {
     "NAME": "",  # what the report calls the network; by default its method
     "MODEL": {
         "BACKBONE_ARCH": "",  # needed for random weights, and where a checkpoint does not tell
+        "OPTIONS": "",  # build options of the network that a checkpoint does not tell, such as num_heads=12
         "NETWORK": "",  # which of a checkpoint's networks (student, teacher, ...); by default the published choice
         "INIT_SEED": 0,  # of random weights
     },
@@ -126,7 +127,8 @@ FREE_KEYS = ("OUTPUT_DIR", "DEVICE", "NAME", "DATA.PATH_TO_DATA_DIR", "DATA.WORK
              "TRAIN.LOG_PERIOD", "TRAIN.SAVE_SECONDS", "TRAIN.BATCH_SIZE")
 # What may differ from a protocol's file without changing the protocol.
 OWN_KEYS = (*(key for key in FREE_KEYS if key != "TRAIN.BATCH_SIZE"), "PROTOCOL", "SEEDS", "MODEL.BACKBONE_ARCH",
-            "MODEL.NETWORK", "MODEL.INIT_SEED", "DATA.NUM_CLASSES", "FEATURES.BATCH_SIZE", "FEATURES.DTYPE")
+            "MODEL.OPTIONS", "MODEL.NETWORK", "MODEL.INIT_SEED", "DATA.NUM_CLASSES", "FEATURES.BATCH_SIZE",
+            "FEATURES.DTYPE")
 
 
 

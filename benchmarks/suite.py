@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluations = read_suite(args.suite, args.framework)
     given, out_dir = _read_overrides(args.overrides)
     cluster = suite_cluster.options(args.slurm, args.num_gpus) if args.launcher == "slurm" else None
-    networks = find_networks(args.weights, args.arch, out_dir)
+    networks = find_networks(args.weights, args.arch, out_dir, given.get("MODEL.OPTIONS", ""))
     parts = make_parts(networks, evaluations, given, out_dir, args.num_gpus)
     print(f"checking {len(parts)} evaluations of {len(networks)} networks", flush=True)
     steps = make_plan(parts, args.num_gpus, here=cluster is None)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.coco_weights import RANDOM, SUPERVISED, find_source
+from benchmarks.cost import label
 from benchmarks.suite_file import Evaluation, lay_over
 from convert.reader import read_checkpoint
-from pretrain.backbones import canonical_arch
+from pretrain.backbones import canonical_arch, check_options, read_options, write_options
 from pretrain.errors import InputError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "sslight.py"
@@ -28,6 +29,7 @@ class Network:
     arch: str
     told: bool = True
     named: bool = False
+    options: str = ""  # build options that change its cost, as `num_heads=12`
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,20 @@ class Part:
         return [sys.executable, *([] if alone else spread), str(SCRIPT), "bench", *self.words]
 
 
-def find_networks(words: Sequence[str], arch: str | None, out_dir: Path) -> list[Network]:
+def find_networks(words: Sequence[str], arch: str | None, out_dir: Path, options: str = "") -> list[Network]:
     """The networks that --weights names: `FILE`, `NAME=FILE`, `random` or `SUPERVISED`.
 
     The baselines come once for every architecture among the checkpoints, or for `arch`. Supervised weights are written
-    to `out_dir/weights`. Raises InputError for an unreadable file, or one name for two networks.
+    to `out_dir/weights`. `options`: MODEL.OPTIONS of them all. Raises InputError for an unreadable file, or one name
+    for two networks.
     """
-    found = []
+    found, given = [], read_options(options.split())
     for word in words:
         if word not in (RANDOM, SUPERVISED):
             name, _, file = ("", "", word) if Path(word).is_file() else word.rpartition("=")
-            found.append(Network(name or name_of(Path(file)), file, read_checkpoint(file, arch=arch).arch, not arch,
-                                 bool(name)))
+            read = read_checkpoint(file, arch=arch, options=given)
+            of_cost = write_options({key: value for key, value in read.options.items() if key != "img_size"})
+            found.append(Network(name or name_of(Path(file)), file, read.arch, not arch, bool(name), of_cost))
     archs = dict.fromkeys(network.arch for network in found) or ([canonical_arch(arch)] if arch else [])
     for word in (RANDOM, SUPERVISED):
         if word in words and not archs:
@@ -71,7 +75,8 @@ def find_networks(words: Sequence[str], arch: str | None, out_dir: Path) -> list
             if word == SUPERVISED:
                 find_source(word, one, 0, out_dir)
                 weights = str(out_dir / "weights" / f"supervised_{one}_seed0.safetensors")
-            found.append(Network(f"{word.lower()}-{one}", weights, one, word == SUPERVISED))
+            check_options(one, given)
+            found.append(Network(f"{word.lower()}-{one}", weights, one, word == SUPERVISED, options=options))
     names = [network.name for network in found]
     for network in found:
         if not re.fullmatch(r"[\w.+-]+", network.name):
@@ -96,15 +101,17 @@ def make_parts(networks: Sequence[Network], evaluations: Sequence[Evaluation], g
     pairs = list(zip(evaluations, lay_over(evaluations, given), strict=True))
     parts = [_part(network, evaluation, settings, out_dir / network.name, processes)
              for network in networks for evaluation, settings in pairs if evaluation.benchmark != "cost"]
-    archs = dict.fromkeys(network.arch for network in networks)
-    return parts + [_cost_part(arch, evaluation, out_dir / "cost")
+    archs = dict.fromkeys((network.arch, network.options) for network in networks)
+    return parts + [_cost_part(*arch, evaluation, out_dir / "cost")
                     for evaluation in evaluations if evaluation.benchmark == "cost" for arch in archs]
 
 
-def _cost_part(arch: str, evaluation: Evaluation, place: Path) -> Part:
-    """Parameters, FLOPs and speed of an architecture, in `place/arch`."""
-    words = ("cost", arch, "--out", str(place), *evaluation.options)
-    return Part(Network("cost", arch, arch), replace(evaluation, name=arch), words, place / arch)
+def _cost_part(arch: str, options: str, evaluation: Evaluation, place: Path) -> Part:
+    """Parameters, FLOPs and speed of an architecture with its build options, in a folder of `place`."""
+    given = [word for option in options.split() for word in ("--set", option)]
+    words = ("cost", arch, *given, "--out", str(place), *evaluation.options)
+    name = label(arch, read_options(options.split()))
+    return Part(Network("cost", arch, arch, options=options), replace(evaluation, name=name), words, place / name)
 
 
 def _part(network: Network, evaluation: Evaluation, settings: dict, place: Path, processes: int) -> Part:

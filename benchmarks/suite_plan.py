@@ -18,6 +18,7 @@ from benchmarks.suite_parts import Part
 from benchmarks.weights import load_subject
 from convert.reader import IMAGENET
 from pretrain import devices
+from pretrain.backbones import read_options
 from pretrain.config import flatten, to_dict
 from pretrain.errors import InputError
 from pretrain.rundir import check_same_run, deciding
@@ -108,7 +109,7 @@ def _cost(part: Part, here: bool) -> Step:
     if here:
         devices.check()
     args = cost.parser().parse_args(part.words[1:])
-    about = cost_measure.about(part.network.arch, args.size, args.batch_size)
+    about = cost_measure.about(part.network.arch, args.size, args.batch_size, read_options(args.options))
     return _step(part, Work(part.network.arch, seconds=2 * args.seconds),
                  cost.measured_before(part.folder / "cost.json", about) is not None)
 
@@ -128,4 +129,4 @@ def is_done(folder: Path, sha256: str, fingerprint: str, settings: dict, runs: i
         return False
     found = dict(flatten(result["config"].get("settings", result["config"])))
     return (sha256 in ("", result["checkpoint"]["sha256"]) and fingerprint == result["data"]["fingerprint"]
-            and all(found.get(key) == value for key, value in settings.items()) and len(result["per_seed"]) == runs)
+            and all(found.get(key, "") == value for key, value in settings.items()) and len(result["per_seed"]) == runs)

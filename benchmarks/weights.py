@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,9 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from convert.reader import load_network
-from pretrain.backbones import build_backbone
+from convert.recorded import spelled
+from pretrain import distributed
+from pretrain.backbones import build_backbone, check_options, read_options
 from pretrain.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -21,7 +24,7 @@ class Subject:
     """A backbone and what is known of it.
 
     `about` is the `checkpoint` field of a result. `head` holds DINO's projection head (`mlp.N.weight`, ...) or None.
-    mean and std are of RGB images in [0, 1]; `bgr`: the network wants blue first.
+    mean and std are of images in [0, 1], in the network's order of channels; `bgr`: it wants blue first.
     """
 
     backbone: nn.Module
@@ -38,26 +41,32 @@ class Subject:
 
 def load_subject(cfg: CfgNode) -> Subject:
     """The network that WEIGHTS names. Raises InputError if it cannot be read or built."""
+    options = read_options(cfg.MODEL.OPTIONS.split())
     if cfg.WEIGHTS == "random":
         if not cfg.MODEL.BACKBONE_ARCH:
             raise InputError("WEIGHTS random needs a backbone: add MODEL.BACKBONE_ARCH, e.g. resnet18")
+        check_options(cfg.MODEL.BACKBONE_ARCH, options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.MODEL.INIT_SEED)
-            backbone = build_backbone(cfg.MODEL.BACKBONE_ARCH)
+            backbone = build_backbone(cfg.MODEL.BACKBONE_ARCH, **options)
         about = {"path": "random", "sha256": state_hash(backbone), "arch": backbone.arch, "method": "random",
-                 "family": "random", "network": "random"}
+                 "family": "random", "network": "random", "options": options, "assumed": []}
         preprocess, head = {}, None
     else:
         backbone, read = load_network(cfg.WEIGHTS, arch=cfg.MODEL.BACKBONE_ARCH or None,
-                                      network=cfg.MODEL.NETWORK or None)
+                                      network=cfg.MODEL.NETWORK or None, options=options)
         about = {"path": str(cfg.WEIGHTS), "sha256": read.sha256, "arch": read.arch, "method": read.method,
-                 "family": read.family, "network": read.network}
+                 "family": read.family, "network": read.network, "options": read.options,
+                 "assumed": list(read.assumed.values())}
+        for line in spelled(read.assumed, "MODEL.OPTIONS") if distributed.is_main() else ():
+            print(f"warning: {cfg.WEIGHTS}: {line}", file=sys.stderr)
         preprocess, head = read.preprocess, read.head
     if cfg.NAME:
         about["name"] = cfg.NAME
-    order = preprocess.get("color_order", "RGB")
-    return Subject(backbone, about, cfg.DATA.MEAN or list(preprocess.get("mean", IMAGENET_MEAN)),
-                   cfg.DATA.STD or list(preprocess.get("std", IMAGENET_STD)), order == "BGR", head)
+    bgr = preprocess.get("color_order") == "BGR"
+    mean, std = (list(given)[::-1 if bgr else 1] for given in (cfg.DATA.MEAN, cfg.DATA.STD))  # given as of RGB
+    return Subject(backbone, about, mean or list(preprocess.get("mean", IMAGENET_MEAN)),
+                   std or list(preprocess.get("std", IMAGENET_STD)), bgr, head)
 
 
 def state_hash(module: nn.Module) -> str:

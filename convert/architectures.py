@@ -1,20 +1,20 @@
 """Which network is this? Inferred from the shapes of timm-named tensors; the full list of names and shapes decides.
 
 Shapes do not tell everything: `options` carries what `build_backbone` needs besides the name (image size, patch size,
-registers), and MoCo v3's ViT-S differs from timm's only in its number of heads.
+registers). Attention heads do not show in any shape: see `convert.recorded`.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections import Counter
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from pretrain.backbones import backbone_shapes, canonical_arch
+from pretrain.backbones import backbone_shapes, meta_backbone
 from pretrain.errors import InputError
 
 _RESNETS = {("basic", (2, 2, 2, 2)): "resnet18", ("basic", (3, 4, 6, 3)): "resnet34",
@@ -136,18 +136,15 @@ def vit_options(arch: str, state: dict[str, Tensor], source: str) -> dict:
     return options
 
 
-@functools.cache
-def _shapes(arch: str, options: str) -> dict[str, tuple[int, ...]]:
-    try:
-        return backbone_shapes(arch, **json.loads(options))
-    except (AssertionError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"timm builds no {arch} with {options} ({type(error).__name__}: "
-                         f"{' '.join(str(error).split())[:120]})") from None
-
-
 def expected_shapes(arch: str, **options) -> dict[str, tuple[int, ...]]:
     """Every name and shape of a backbone's state dict; nothing is allocated."""
-    return _shapes(canonical_arch(arch), json.dumps(options, sort_keys=True))
+    return backbone_shapes(arch, **options)
+
+
+def vit_heads(arch: str) -> int | None:
+    """Attention heads of timm's plain ViT `arch`; None for another network."""
+    network = meta_backbone(arch)
+    return network.blocks[0].attn.num_heads if isinstance(network, VisionTransformer) else None
 
 
 @functools.cache

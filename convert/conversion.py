@@ -13,10 +13,12 @@ from torch import Tensor
 from convert import verify
 from convert.families import by_name
 from convert.reader import Checkpoint, read_checkpoint
+from convert.recorded import spelled
 from convert.snippets import snippet, snippet_path
 from convert.support import TARGETS, kind_of
 from convert.targets import Outgoing, default_model, rename
 from convert.write_files import check_output, seal, staged, write, write_report
+from pretrain.backbones import read_options
 from pretrain.errors import InputError, nearest
 
 
@@ -38,6 +40,7 @@ class Request:
     verify_with: Path | None
     force: bool
     report: Path | None
+    options: tuple[str, ...] = ()
 
 
 def run(request: Request) -> dict:
@@ -47,13 +50,14 @@ def run(request: Request) -> dict:
                          f"use one of {', '.join(TARGETS)}")
     if request.stages and request.to != "onnx":
         raise InputError("--stages is for --to onnx only")
+    options = read_options(request.options)
     if request.family:
         by_name(request.family)
     started = time.monotonic()
     reports = [request.report] if request.report else []
     check_output(request.out, request.to, reports, request.force)
     checkpoint = read_checkpoint(request.src, family=request.family, arch=request.arch, network=request.network,
-                                 from_detector=request.from_detector, mapped=True)
+                                 from_detector=request.from_detector, options=options, mapped=True)
     outgoing = rename(checkpoint, request.to, model=request.model, prefix=request.prefix)
     beside = snippet_path(request.out, request.to, kind_of(checkpoint.arch) == "vit")
     check_output(request.out, request.to, [beside, *reports], request.force)
@@ -101,6 +105,7 @@ def _report(request: Request, checkpoint: Checkpoint, outgoing: Outgoing, verifi
         "batch_norm": batch_norm_facts(checkpoint.state),
         "parameters": parameters(checkpoint.state),
         "verified": verified.steps, "differences": verified.differences, "notes": checkpoint.notes,
+        "assumed": checkpoint.assumed,
     }
 
 
@@ -134,6 +139,8 @@ def summary(report: dict) -> Iterator[str]:
     yield f"contents  {report['parameters']:,} parameters, {norms['layers']} batch norms with statistics{never}"
     for note in report["notes"]:
         yield f"note      {note}"
+    for line in spelled(report["assumed"], "--set"):
+        yield f"assumed   {line}"
     for step in report["verified"]:
         yield f"checked   {step}"
     if "form" in report:

@@ -20,7 +20,7 @@ from pretrain.errors import InputError, Parser, run_command
 def convert(src: Path | str, to: str, out: Path | str, *, family: str | None = None, arch: str | None = None,
             network: str | None = None, model: str | None = None, prefix: str = "", from_detector: bool = False,
             stages: bool = False, verify: bool = True, verify_with: Path | str | None = None, force: bool = False,
-            report: Path | str | None = None) -> dict:
+            report: Path | str | None = None, options: Sequence[str] = ()) -> dict:
     """Convert a checkpoint and verify the result; returns the report.
 
     Parameters
@@ -33,12 +33,13 @@ def convert(src: Path | str, to: str, out: Path | str, *, family: str | None = N
     verify: load the file in the framework and compare features (reading back and the full list are always checked).
     verify_with: compare on this picture instead of the built-in image.
     report: write the report here as JSON.
+    options: of the timm network, what shapes do not show, as `num_heads=12`.
 
     Raises InputError for anything wrong; then nothing was written (a file that `force` would have replaced stays).
     """
     from convert.conversion import Request, run
     return run(Request(Path(src), to, Path(out), family, arch, network, model, prefix, from_detector, stages, verify,
-                       verify_with and Path(verify_with), force, report and Path(report)))
+                       verify_with and Path(verify_with), force, report and Path(report), tuple(options)))
 
 
 def parser() -> Parser:
@@ -51,6 +52,8 @@ def parser() -> Parser:
     made.add_argument("-o", "--out", required=True, metavar="OUT", help="the file to write")
     made.add_argument("--family", choices=FAMILIES, metavar="NAME", help="instead of recognising it from the keys")
     made.add_argument("--arch", metavar="NAME", help="timm's name of the network, instead of inferring it from shapes")
+    made.add_argument("--set", dest="options", action="append", default=[], metavar="KEY=VALUE",
+                      help="an option of timm's network that shapes do not show, e.g. num_heads=12; may be repeated")
     made.add_argument("--network", metavar="NAME", help="student, teacher, ...; default: the one to evaluate")
     made.add_argument("--model", choices=("fpn", "c4", "vitdet"),
                       help="detectron2: the detector (default: fpn, ViT: vitdet)")

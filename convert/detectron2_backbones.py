@@ -20,7 +20,7 @@ from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import Tensor, nn
 
 from convert.timm_stages import FINAL_CONV, build_stages, forward_stages
-from pretrain.backbones import build_backbone
+from pretrain.backbones import build_backbone, read_options
 from pretrain.errors import InputError
 
 R18_R34_RES5_BLOCKS = {18: 2, 34: 3}
@@ -31,6 +31,7 @@ def add_config(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM = CfgNode({
         "ARCH": "mobilenetv2_100",  # an alias of pretrain.backbones or a timm name
         "NORM": "SyncBN",  # or BN
+        "OPTIONS": "",  # further arguments of the timm network, such as "num_heads=12"
     })
     cfg.MODEL.VITDET = CfgNode({
         "IMAGE_SIZE": 1024,  # pixels; images are padded to this square
@@ -43,13 +44,17 @@ def add_config(cfg: CfgNode) -> None:
     cfg.SOLVER.LAYER_DECAY = 1.0  # AdamW: factor of the learning rate from one ViT block to the one before it
 
 
+def _options(cfg: CfgNode) -> dict:
+    return read_options(cfg.MODEL.TIMM.OPTIONS.split())
+
+
 class TimmBottomUp(Backbone):
     """A timm network whose stage of stride 2**n is the feature `stage{n}`; images [N, 3, H, W] -> a dict of maps."""
 
-    def __init__(self, arch: str, stages: list[int], names: list[str], norm: str):
+    def __init__(self, arch: str, stages: list[int], names: list[str], norm: str, options: dict | None = None):
         super().__init__()
         self.stages = stages
-        self.model, shapes = build_stages(arch, stages, norm)
+        self.model, shapes = build_stages(arch, stages, norm, options)
         self._out_features = names
         self._out_feature_channels = dict(zip(names, (channels for channels, _ in shapes), strict=True))
         self._out_feature_strides = dict(zip(names, (stride for _, stride in shapes), strict=True))
@@ -62,7 +67,8 @@ class TimmBottomUp(Backbone):
 
 
 def _pyramid(cfg: CfgNode, stages: list[int]) -> FPN:
-    bottom_up = TimmBottomUp(cfg.MODEL.TIMM.ARCH, stages, list(cfg.MODEL.FPN.IN_FEATURES), cfg.MODEL.TIMM.NORM)
+    bottom_up = TimmBottomUp(cfg.MODEL.TIMM.ARCH, stages, list(cfg.MODEL.FPN.IN_FEATURES), cfg.MODEL.TIMM.NORM,
+                            _options(cfg))
     return FPN(bottom_up, cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM,
                LastLevelMaxPool(), cfg.MODEL.FPN.FUSE_TYPE)
 
@@ -70,7 +76,7 @@ def _pyramid(cfg: CfgNode, stages: list[int]) -> FPN:
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """FPN over the stages named in MODEL.FPN.IN_FEATURES (stage2..stage5: strides 4 to 32) of any timm pyramid."""
-    probe = build_backbone(cfg.MODEL.TIMM.ARCH)
+    probe = build_backbone(cfg.MODEL.TIMM.ARCH, **_options(cfg))
     reductions = [info["reduction"] for info in probe.feature_info]
     stages = []
     for name in cfg.MODEL.FPN.IN_FEATURES:
@@ -92,7 +98,7 @@ def build_mobilenetv2_p4p6_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN
 def build_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeaturePyramid:
     """ViTDet's simple feature pyramid over detectron2's ViT, in the shape of the timm ViT MODEL.TIMM.ARCH."""
     arch, options = cfg.MODEL.TIMM.ARCH, cfg.MODEL.VITDET
-    model = build_backbone(arch)
+    model = build_backbone(arch, **_options(cfg))
     if not all(hasattr(model, name) for name in ("blocks", "pos_embed", "patch_embed")):
         raise InputError(f"MODEL.TIMM.ARCH '{arch}' is not a plain ViT: use build_timm_fpn_backbone for pyramids")
     depth, block = len(model.blocks), model.blocks[0]
@@ -102,7 +108,8 @@ def build_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeature
               mlp_ratio=block.mlp.fc1.out_features / model.embed_dim, qkv_bias=block.attn.qkv.bias is not None,
               norm_layer=partial(nn.LayerNorm, eps=1e-6), window_size=options.WINDOW_SIZE,
               window_block_indexes=[i for i in range(depth) if (i + 1) % every],
-              use_rel_pos=options.USE_REL_POS, pretrain_img_size=model.patch_embed.img_size[0])
+              use_rel_pos=options.USE_REL_POS, pretrain_img_size=model.patch_embed.img_size[0],
+              pretrain_use_cls_token=not model.no_embed_class)
     return SimpleFeaturePyramid(net, "last_feat", cfg.MODEL.FPN.OUT_CHANNELS, (4.0, 2.0, 1.0, 0.5),
                                 LastLevelMaxPool(), "LN", square_pad=options.IMAGE_SIZE)
 

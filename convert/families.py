@@ -20,7 +20,9 @@ class Family:
 
     `needs`: patterns of which each must match a key; `lacks`: patterns that no key may match; `networks`: (name,
     pattern of its backbone's prefix), the one to evaluate first; `heads`: (network, prefix of its DINO head);
-    `drops`: (reason, pattern) of keys that belong to no backbone; `method`: by network, "" where the keys do not tell.
+    `drops`: (reason, pattern) of keys that belong to no backbone; `method`: by network, "" where the keys do not tell;
+    `vit_heads`: attention heads of the ViT-Ti/S/B that the family's own code defines, 0 for timm's numbers, None where
+    files of many codes look so.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Family:
     drops: tuple[tuple[str, str], ...] = ()
     method: tuple[tuple[str, str], ...] = ()
     detector: bool = False
+    vit_heads: int | None = None
 
     def method_of(self, network: str) -> str:
         """The method that trained a network, or "" if unknown."""
@@ -51,7 +54,7 @@ _DETECTRON2 = (("backbone", r"(?:backbone\.(?:bottom_up\.|net\.)?(?!fpn_|simfp)|
 
 FAMILIES = (
     Family("sslight", "this project's run checkpoint: top-level 'format' beside 'arch', 'networks' or 'method'",
-           needs=(r"format", r"(arch|networks|method)(\..*)?"), networks=()),
+           needs=(r"format", r"(arch|networks|method)(\..*)?"), networks=(), vit_heads=0),
     Family("sslight-original", "'state_dict' with '{student,teacher,network,encoder_q,encoder_k}.backbone.'",
            needs=(_STATE + r"(student|teacher|network|encoder_q|encoder_k)\.backbone\..+",),
            networks=_prefixes(_STATE, "student", "network", "encoder_q", "teacher", "encoder_k",
@@ -61,7 +64,7 @@ FAMILIES = (
                   ("classifier of the joint linear probe", _STATE + r"classifier\..+"),
                   ("queue", _STATE + r"queue(_ptr)?")),
            method=(("student", "dino"), ("teacher", "dino"), ("network", "swav"), ("encoder_q", "moco"),
-                   ("encoder_k", "moco"))),
+                   ("encoder_k", "moco")), vit_heads=0),
     Family("dinov2", "DINOv2: 'teacher' with 'backbone.' and a 'dino_head.' or a mask token; or flat with a mask token",
            needs=(r"(teacher\.(dino_head|ibot_head)\..+|(teacher\.backbone\.)?(mask_token|register_tokens))",),
            lacks=(_STATE + r".+",),
@@ -69,13 +72,13 @@ FAMILIES = (
            heads=(("teacher", r"teacher\.dino_head\."), ("student", r"student\.dino_head\.")),
            drops=(("projection head", r"(teacher|student)\.(dino_head|ibot_head)\..+"),
                   ("loss centre", r"(dino_loss|ibot_patch_loss)\..+")),
-           method=(("*", "dinov2"),)),
+           method=(("*", "dinov2"),), vit_heads=0),
     Family("dino", "DINO: 'student' or 'teacher' with 'backbone.'",
            needs=(r"(student|teacher)\.backbone\..+",),
            networks=_prefixes("", "teacher", "student", tail=r"backbone\."),
            heads=(("teacher", r"teacher\.head\."), ("student", r"student\.head\.")),
            drops=(("projection head", r"(student|teacher)\.head\..+"), ("loss centre", r"dino_loss\..+")),
-           method=(("*", "dino"),)),
+           method=(("*", "dino"),), vit_heads=0),
     Family("moco", "MoCo v1/v2: 'encoder_q.' beside a 'queue'",
            needs=(rf"(?:{_STATE})?encoder_q\..+",),
            networks=_prefixes(rf"(?:{_STATE})?", "encoder_q", "encoder_k"),
@@ -85,7 +88,7 @@ FAMILIES = (
            needs=(rf"(?:{_STATE})?base_encoder\..+",),
            networks=_prefixes(rf"(?:{_STATE})?", "base_encoder", "momentum_encoder"),
            drops=(("predictor", rf"(?:{_STATE})?predictor\..+"),),
-           method=(("*", "mocov3"),)),
+           method=(("*", "mocov3"),), vit_heads=12),
     Family("vissl", "VISSL: 'classy_state_dict.base_model.model.trunk'",
            needs=(r"classy_state_dict\.base_model\.trunk\..+",),
            networks=(("trunk", r"classy_state_dict\.base_model\.trunk\.(?:_feature_blocks\.)?"),),

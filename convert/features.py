@@ -100,14 +100,17 @@ def differences(reference: dict[str, Tensor], found: dict[str, Tensor]) -> dict[
 
 
 def require_equal(what: str, reference: dict[str, Tensor], found: Callable[[], dict[str, Tensor]] | dict[str, Tensor],
-                  tolerance: float = TOLERANCE) -> dict[str, float]:
-    """The differences, or InputError naming every stage whose difference is above the tolerance."""
+                  tolerance: float = TOLERANCE, than: str = "the source network") -> dict[str, float]:
+    """The differences, or InputError naming every stage whose difference is above the tolerance.
+
+    `what` was found, `than` computed the reference: words for the message.
+    """
     result = differences(reference, found() if callable(found) else found)
     if not result:
         raise InputError(f"{what}: no stage features to compare")
     wrong = {name: value for name, value in result.items() if not value <= tolerance}
     if wrong:
         shown = ", ".join(f"{name} {value:.2g}" for name, value in wrong.items())
-        raise InputError(f"{what} gives other features than the source network: {shown} (relative, "
+        raise InputError(f"{what} gives other features than {than}: {shown} (relative, "
                          f"allowed {tolerance:g}); this is a wrong renaming rule or a damaged file: please report it")
     return result

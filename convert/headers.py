@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+from pretrain.backbones import check_options
 from pretrain.errors import InputError
-
-OPTIONS = {"patch_size", "img_size", "reg_tokens", "init_values", "no_embed_class", "num_heads"}
 
 
 def brief(found: object) -> str:
@@ -16,7 +16,10 @@ def brief(found: object) -> str:
 
 
 def checked_preprocess(found: object, path: Path | str) -> dict:
-    """How images are fed: mean, std, color_order, size. Raises InputError unless it is all there and makes sense."""
+    """How images are fed: mean, std (of the channels in color_order, of images in [0, 1]), color_order, size.
+
+    Raises InputError unless it is all there and makes sense.
+    """
     given = found if isinstance(found, dict) else {}
     mean, std, size, order = (given.get(key) for key in ("mean", "std", "size", "color_order"))
     if _three(mean) and _three(std) and min(std) > 0 and isinstance(size, int) and size > 0 and order in ("RGB", "BGR"):
@@ -26,16 +29,26 @@ def checked_preprocess(found: object, path: Path | str) -> dict:
 
 def _three(values: object) -> bool:
     return isinstance(values, list | tuple) and len(values) == 3 and all(
-        isinstance(value, int | float) for value in values)
+        isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
-def read_header(header: dict[str, str], path: Path | str) -> tuple[dict, dict]:
-    """`preprocess` and the build options in a backbone file's header. Raises InputError for any option but ours."""
+def read_header(header: dict[str, str], arch: str, path: Path | str) -> tuple[dict, dict, dict]:
+    """`preprocess`, the build options, and what was assumed, by topic, in a backbone file's header.
+
+    Raises InputError for options that timm's network `arch` does not have.
+    """
     try:
-        preprocess, options = json.loads(header["preprocess"]), json.loads(header.get("options", "{}"))
+        preprocess, options, assumed = (json.loads(header.get(key, "{}"))
+                                        for key in ("preprocess", "options", "assumed"))
     except ValueError as error:
         raise InputError(f"{path}: its header is damaged ({error})") from None
-    if not isinstance(options, dict) or not options.keys() <= OPTIONS or not all(
-            isinstance(value, int | float) for value in options.values()):
+    if not isinstance(options, dict):
         raise InputError(f"{path}: its header has options that no conversion writes: {brief(options)}")
-    return checked_preprocess(preprocess, path), options
+    try:
+        check_options(arch, options)
+    except InputError as error:
+        raise InputError(f"{path}: its header has options that no conversion writes: {error}") from None
+    if not isinstance(assumed, dict) or not all(isinstance(text, str) and text.isprintable() and len(text) < 500
+                                                for text in assumed.values()):
+        raise InputError(f"{path}: its header is damaged (assumed: {brief(assumed)})")
+    return checked_preprocess(preprocess, path), options, assumed

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from convert.architectures import vit_heads
 from convert.features import outputs_of, timm_features
 from convert.reader import Checkpoint
 from convert.support import kind_of
@@ -23,7 +24,7 @@ def build(checkpoint: Checkpoint, model: str) -> Holder:
     """detectron2's own modules for a network, randomly initialised: `backbone`, and for C4 `roi_heads.res5`."""
     if model == "vitdet":
         return _vitdet(checkpoint)
-    return _resnet(checkpoint.arch, model) if kind_of(checkpoint.arch) == "resnet" else _registered(checkpoint.arch)
+    return _resnet(checkpoint.arch, model) if kind_of(checkpoint.arch) == "resnet" else _registered(checkpoint)
 
 
 def _resnet(arch: str, model: str) -> Holder:
@@ -58,16 +59,17 @@ def _resnet(arch: str, model: str) -> Holder:
     return holder
 
 
-def _registered(arch: str) -> Holder:
+def _registered(checkpoint: Checkpoint) -> Holder:
     from detectron2.config import get_cfg
     from detectron2.layers import ShapeSpec
 
     from convert.detectron2_backbones import add_config, build_timm_fpn_backbone
-    from pretrain.backbones import build_backbone
+    from pretrain.backbones import build_backbone, write_options
     cfg = get_cfg()
     add_config(cfg)
-    cfg.MODEL.TIMM.ARCH, cfg.MODEL.TIMM.NORM = arch, "BN"
-    strides = [info["reduction"] for info in build_backbone(arch).feature_info]
+    cfg.MODEL.TIMM.ARCH, cfg.MODEL.TIMM.NORM = checkpoint.arch, "BN"
+    cfg.MODEL.TIMM.OPTIONS = write_options(checkpoint.options)
+    strides = [info["reduction"] for info in build_backbone(checkpoint.arch, **checkpoint.options).feature_info]
     cfg.MODEL.FPN.IN_FEATURES = [f"stage{stride.bit_length() - 1}" for stride in strides if stride >= 4]
     holder = Holder()
     holder.backbone = build_timm_fpn_backbone(cfg, ShapeSpec(channels=3))
@@ -81,7 +83,7 @@ def _vitdet(checkpoint: Checkpoint) -> Holder:
     width, _, _, patch = state["patch_embed.proj.weight"].shape
     positions = state["pos_embed"].shape[1]
     side = int(positions ** 0.5)
-    heads = checkpoint.options.get("num_heads", width // 64)
+    heads = checkpoint.options.get("num_heads") or vit_heads(checkpoint.arch)
     holder, holder.backbone = Holder(), Holder()
     holder.backbone.net = ViT(
         img_size=side * patch, patch_size=patch, embed_dim=width, depth=12, num_heads=heads,

@@ -18,11 +18,11 @@ from convert.targets import openmmlab_names
 from pretrain.backbones import build_backbone
 
 
-def backbone_config(arch: str) -> dict:
+def backbone_config(arch: str, options: dict) -> dict:
     """mmdet's config of the backbone: every stage returned, nothing frozen, batch norm in train mode."""
     if not openmmlab_names(arch):
-        stages = len(build_backbone(arch).feature_info)
-        return {"type": "TimmBackbone", "arch": arch, "out_indices": tuple(range(stages))}
+        stages = len(build_backbone(arch, **options).feature_info)
+        return {"type": "TimmBackbone", "arch": arch, "out_indices": tuple(range(stages)), "options": options}
     shared = {"frozen_stages": -1, "norm_cfg": {"type": "BN"}, "norm_eval": False}
     if kind_of(arch) == "resnet":
         return {"type": "ResNet", "depth": int(arch.removeprefix("resnet")), "out_indices": (0, 1, 2, 3),
@@ -30,15 +30,15 @@ def backbone_config(arch: str) -> dict:
     return {"type": "MobileNetV2", "widen_factor": int(arch[-3:]) / 100, "out_indices": tuple(range(8)), **shared}
 
 
-def build(arch: str, init: dict | None = None) -> torch.nn.Module:
-    """mmdet's backbone of an architecture."""
+def build(arch: str, init: dict | None = None, options: dict | None = None) -> torch.nn.Module:
+    """mmdet's backbone of an architecture; `options` are timm's, of a registered one."""
     install()
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
 
     import convert.mmdet_backbones  # noqa: F401 - registers TimmBackbone
     register_all_modules(init_default_scope=True)
-    return MODELS.build({**backbone_config(arch), "init_cfg": init})
+    return MODELS.build({**backbone_config(arch, options or {}), "init_cfg": init})
 
 
 @contextmanager
@@ -57,7 +57,8 @@ def quiet() -> Iterator[None]:
 
 def expected_list(checkpoint: Checkpoint, model: str | None) -> dict[str, tuple]:
     """Names and shapes of mmdet's backbone."""
-    return {key: tuple(value.shape) for key, value in build(checkpoint.arch).state_dict().items()}
+    state = build(checkpoint.arch, options=checkpoint.options).state_dict()
+    return {key: tuple(value.shape) for key, value in state.items()}
 
 
 def features(path: Path, checkpoint: Checkpoint, images: Tensor, *, prefix: str = "", **_
@@ -66,7 +67,7 @@ def features(path: Path, checkpoint: Checkpoint, images: Tensor, *, prefix: str 
     from convert.verify import check_loaded
 
     init = {"type": "Pretrained", "checkpoint": str(path), **({"prefix": prefix} if prefix else {})}
-    backbone = build(checkpoint.arch, init)
+    backbone = build(checkpoint.arch, init, checkpoint.options)
     with quiet():
         backbone.init_weights()
     tensors = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]

@@ -1,4 +1,4 @@
-"""Inert stand-ins for the foreign objects known to sit in checkpoints: settings that are read past, never executed.
+"""Inert stand-ins for the foreign objects known to sit in checkpoints: settings that are kept as data, never executed.
 
 Each entry replaces a class or function of another package by one of three harmless ones; the packages themselves
 are never imported. Anything not listed here, and not a tensor or plain data, is refused.
@@ -10,7 +10,9 @@ from collections import OrderedDict
 
 
 class Inert:
-    """Accepts whatever a pickle hands to a class or function, keeps none of it, and calls nothing."""
+    """Accepts whatever a pickle hands to a class or function, keeps only an object's attributes, and calls nothing."""
+
+    kept: object = None
 
     def __new__(cls, *arguments, **named):
         return super().__new__(cls)
@@ -19,7 +21,7 @@ class Inert:
         pass
 
     def __setstate__(self, state):
-        pass
+        self.kept = state
 
 
 def empty_dict(*arguments) -> dict:

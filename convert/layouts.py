@@ -101,7 +101,9 @@ def _vit(outside: list[tuple[str, str]], blocks: list[tuple[str, str]]) -> tuple
     return tuple(Rule(*pair) for pair in [*outside, *((foreign, "blocks.{b}." + timm) for foreign, timm in blocks)])
 
 
-VIT_TIMM = _vit([*_VIT_OUTSIDE, ("reg_token", "reg_token")], [("blocks.{b}." + a, b) for a, b in _VIT_BLOCK])
+# DeiT III's own code calls the layer scale otherwise than timm's network of the same name.
+VIT_TIMM = _vit([*_VIT_OUTSIDE, ("reg_token", "reg_token")], [("blocks.{b}." + a, b) for a, b in (
+    *_VIT_BLOCK, ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"))])
 # DINOv2 calls the registers otherwise; its sharded training nests the blocks in chunks (see `unchunk`).
 VIT_DINOV2 = _vit([*_VIT_OUTSIDE, ("register_tokens", "reg_token")], [("blocks.{b}." + a, b) for a, b in _VIT_BLOCK])
 VIT_TORCHVISION = _vit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,20 +12,19 @@ from timm.models import is_model
 from torch import Tensor, nn
 
 from convert import architectures
-from convert.families import ALWAYS_DROPPED, Family, by_name, compiled, recognise
+from convert.families import ALWAYS_DROPPED, FAMILIES, Family, by_name, compiled, recognise
 from convert.flat import Flat, flatten
 from convert.headers import brief, checked_preprocess, read_header
 from convert.layouts import DINOV2_LAYOUT, LAYOUTS, TIMM_LAYOUT, Layout
+from convert.recorded import AS_TIMM, IMAGENET, recorded
 from convert.rename import apply_table
 from convert.safe_files import read_file
 from convert.support import kind_of
 from convert.tensors import plain_tensors
 from convert.vit_states import fold_class_position, unchunk
-from pretrain.backbones import build_backbone, canonical_arch
+from pretrain.backbones import build_backbone, canonical_arch, check_options
 from pretrain.checkpoint import FORMAT, sha256
 from pretrain.errors import InputError, nearest
-
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB"}
 
 
 @dataclass
@@ -33,8 +33,8 @@ class Checkpoint:
 
     `state` has timm's names; `body` the same tensors in the file's own naming, called `layout`; `options` are
     `build_backbone` arguments beside `arch`; `head` holds DINO's projection head (`mlp.N.*`) or None; `dropped` maps a
-    reason to the file's keys; `counts` says how many keys each renaming rule took; `hashing` is the file's SHA-256 on
-    its way.
+    reason to the file's keys; `counts` says how many keys each renaming rule took; `assumed` says by topic what neither
+    the file nor the user told; `hashing` is the file's SHA-256 on its way.
     """
 
     state: dict[str, Tensor]
@@ -51,6 +51,7 @@ class Checkpoint:
     body: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    assumed: dict[str, str] = field(default_factory=dict)
     hashing: Future[str] | None = None
 
     @property
@@ -60,13 +61,14 @@ class Checkpoint:
 
 
 def load_network(path: Path | str, *, family: str | None = None, arch: str | None = None, network: str | None = None,
-                 from_detector: bool = False, **build_options) -> tuple[nn.Module, Checkpoint]:
+                 from_detector: bool = False, options: Mapping | None = None) -> tuple[nn.Module, Checkpoint]:
     """The timm network of a checkpoint, loaded strictly, in train mode, and what was read.
 
-    `build_options` go to `build_backbone`. Raises InputError as `read_checkpoint` does.
+    Arguments and errors as of `read_checkpoint`.
     """
-    checkpoint = read_checkpoint(path, family=family, arch=arch, network=network, from_detector=from_detector)
-    return network_of(checkpoint, **build_options), checkpoint
+    checkpoint = read_checkpoint(path, family=family, arch=arch, network=network, from_detector=from_detector,
+                                 options=options)
+    return network_of(checkpoint), checkpoint
 
 
 def network_of(checkpoint: Checkpoint, **build_options) -> nn.Module:
@@ -77,25 +79,27 @@ def network_of(checkpoint: Checkpoint, **build_options) -> nn.Module:
 
 
 def read_checkpoint(path: Path | str, *, family: str | None = None, arch: str | None = None,
-                    network: str | None = None, from_detector: bool = False, mapped: bool = False) -> Checkpoint:
+                    network: str | None = None, from_detector: bool = False, options: Mapping | None = None,
+                    mapped: bool = False) -> Checkpoint:
     """Read one network's backbone from a checkpoint of any family.
 
     Parameters
     ----------
     path: the file. `family`, `arch`, `network` override what is recognised from the keys.
     from_detector: take the backbone out of a trained detector, which is otherwise refused.
+    options: build options of the timm network that shapes do not show, such as num_heads; they come before the file's.
     mapped: leave tensors on the disk until they are used; for a short life, while nobody writes into the file.
 
-    Raises InputError if the file is unsafe, unreadable, of no known layout, or if any tensor is missing, unexpected
-    or mis-shaped, naming every one.
+    Raises InputError if the file is unsafe, unreadable, of no known layout, if its settings record what timm's network
+    cannot do, or if any tensor is missing, unexpected or mis-shaped, naming every one.
     """
     hashing = ThreadPoolExecutor(1).submit(_digest, path)  # beside all that follows: it takes as long as the rest
     content, header = read_file(path, mapped=mapped)
     if family is None and "arch" in header and "preprocess" in header:
-        checkpoint = _from_backbone_file(path, content, header, arch)
+        checkpoint = _from_backbone_file(path, content, header, arch, options or {})
     else:
         checkpoint = read_content(content, path, family=family, arch=arch, network=network,
-                                  from_detector=from_detector)
+                                  from_detector=from_detector, options=options)
     checkpoint.hashing = hashing
     if not mapped:
         checkpoint.hashing.result()  # the file is the caller's again
@@ -111,7 +115,8 @@ def _digest(path: Path | str) -> str:
 
 
 def read_content(content: object, path: Path | str, *, family: str | None = None, arch: str | None = None,
-                 network: str | None = None, from_detector: bool = False) -> Checkpoint:
+                 network: str | None = None, from_detector: bool = False, options: Mapping | None = None
+                 ) -> Checkpoint:
     """Recognise, rename and check one network of what a file holds, as `read_checkpoint`; `path` is for messages."""
     flat = flatten(content, str(path))
     entry = by_name(family) if family else recognise(flat.values)
@@ -138,7 +143,11 @@ def read_content(content: object, path: Path | str, *, family: str | None = None
         state, folded = fold_class_position(state)
         notes += folded
     known = arch or (picked.arch if layout is TIMM_LAYOUT or entry.name == "sslight" else None)
-    name, options = _architecture(layout, state, known, entry, str(path))
+    told = recorded(content, flat, entry, layout, state, str(path))
+    if told.heads is None and picked.arch and layout.kind in ("vit", "timm"):
+        told.heads = architectures.vit_heads(picked.arch)  # the file's own word is a name of timm's
+    name, built = _architecture(layout, state, known, str(path))
+    options = _with_heads(name, built, options or {}, told.heads, told.assumed)
     filled = _fill_counters(state, name, options)
     if filled:
         renamed.counts["(none) -> num_batches_tracked = 0, absent from the file"] = filled
@@ -146,11 +155,12 @@ def read_content(content: object, path: Path | str, *, family: str | None = None
     architectures.check_complete(state, name, options, str(path))
     state = {key: state[key] for key in architectures.expected_shapes(name, **options)}
     if picked.preprocess is None:
-        notes.append("the file does not record its preprocessing: ImageNet mean and std, RGB assumed")
-        picked.preprocess = {**IMAGENET, "size": _image_size(name, options, state)}
+        picked.preprocess = {**(told.preprocess or IMAGENET), "size": _image_size(name, options, state)}
+    else:
+        told.assumed.pop("preprocess", None)
     preprocess = checked_preprocess(picked.preprocess, path)
     return Checkpoint(state, name, entry.name, entry.rule, picked.method, picked.network, preprocess,
-                      picked.head, picked.dropped, options, layout.name, body, renamed.counts, notes)
+                      picked.head, picked.dropped, options, layout.name, body, renamed.counts, notes, told.assumed)
 
 
 @dataclass
@@ -289,16 +299,24 @@ def _layout(body: dict[str, Tensor], family: Family, asked: str | None, recorded
     return layout, kept, dropped
 
 
-def _architecture(layout: Layout, state: dict, arch: str | None, family: Family, source: str) -> tuple[str, dict]:
+def _architecture(layout: Layout, state: dict, arch: str | None, source: str) -> tuple[str, dict]:
     """timm's name and options: `arch` if it is known, else from the shapes."""
-    if arch:
-        name = canonical_arch(arch)
-        options = architectures.vit_options(name, state, source) if layout.kind == "vit" else {}
-    else:
-        name, options = architectures.infer(layout.kind, state, source)
-    if family.name == "mocov3" and layout.kind == "vit" and state["norm.weight"].shape[0] == 384:
-        options["num_heads"] = 12  # MoCo v3's ViT-S has 12 heads of 32; timm's has 6 of 64, with equal shapes
-    return name, options
+    if not arch:
+        return architectures.infer(layout.kind, state, source)
+    name = canonical_arch(arch)
+    return name, architectures.vit_options(name, state, source) if layout.kind == "vit" else {}
+
+
+def _with_heads(arch: str, options: Mapping, asked: Mapping, heads: int | None, assumed: dict[str, str]) -> dict:
+    """The build options with the user's, and for a ViT with its `heads` (see `Recorded`) or an assumption named."""
+    check_options(arch, asked)
+    usual = architectures.vit_heads(arch)
+    if usual and heads and heads != usual:
+        options = {**options, "num_heads": heads}
+    if usual and heads is None and "num_heads" not in asked:
+        other = "" if usual == 12 else "; MoCo v3's have 12"
+        assumed["num_heads"] = f"heads are not recorded in the file: {usual} assumed (timm's {arch}){other}"
+    return {**options, **asked}
 
 
 def _fill_counters(state: dict[str, Tensor], arch: str, options: dict) -> int:
@@ -319,12 +337,24 @@ def _image_size(arch: str, options: dict, state: dict[str, Tensor]) -> int:
     return 224
 
 
-def _from_backbone_file(path: Path | str, tensors: dict[str, Tensor], header: dict, arch: str | None) -> Checkpoint:
+def _from_backbone_file(path: Path | str, tensors: dict[str, Tensor], header: dict, arch: str | None, asked: Mapping
+                        ) -> Checkpoint:
     """A backbone file of this project: timm's names, with a header that says the rest."""
     name = canonical_arch(arch or header["arch"])
-    preprocess, options = read_header(header, path)
+    preprocess, options, assumed = read_header(header, name, path)
+    if "num_heads" in options or "num_heads" in asked:
+        assumed.pop("num_heads", None)
+    elif "assumed" not in header and _from_many_codes(header.get("converted", "")):  # of an earlier version
+        _with_heads(name, {}, {}, None, assumed)
+    check_options(name, asked)
+    options |= asked
     state, notes = plain_tensors(tensors, str(path))
     architectures.check_complete(state, name, options, str(path))
     rule = "a backbone file of this project: header with 'arch', 'preprocess'"
     return Checkpoint(state, name, "sslight-backbone", rule, header.get("method", "unknown"), "backbone",
-                      preprocess, None, {}, options, "timm", state, {"{rest} -> {rest}": len(state)}, notes)
+                      preprocess, None, {}, options, "timm", state, {"{rest} -> {rest}": len(state)}, notes, assumed)
+
+
+def _from_many_codes(converted: str) -> bool:
+    """Whether a file says that it was converted from a family whose ViTs may have other heads than timm's."""
+    return any(converted.startswith(f"{family.name} (") and family.vit_heads != AS_TIMM for family in FAMILIES)

@@ -16,17 +16,20 @@ _MOBILENET_ENDS = (1, 3, 6, 10, 13, 16, 17)
 _LIKE_TORCHVISION = {"torchvision/timm ResNet", "ResNet's children in a Sequential", "torchvision MobileNetV2",
                      "MobileNetV2's features in a Sequential", "torchvision MobileNetV2's children in a Sequential",
                      "torchvision ViT"}
+TORCHVISION = "the source network (torchvision's)"
+TIMM = "timm's reading of the file (not the project's own network)"
 
 
 def source_features(checkpoint: Checkpoint, images: Tensor) -> tuple[dict[str, Tensor], str]:
-    """Stage features of the source network, and the definition they were computed with.
+    """Stage features of the source network, and what computed them, in words.
 
     A checkpoint in torchvision's naming runs in torchvision's network, loaded strictly without any table; the result is
-    also what timm's network must give. Others run in timm's.
+    also what timm's network must give. Others are computed by timm's network, which is what the file was read as: that
+    shows that the target agrees, not that the reading is right.
     """
     if checkpoint.layout in _LIKE_TORCHVISION and checkpoint.arch not in ("resnet152",) and not checkpoint.options:
-        return _torchvision_features(checkpoint, images), "torchvision"
-    return timm_features(network_of(checkpoint), images), "timm"
+        return _torchvision_features(checkpoint, images), TORCHVISION
+    return timm_features(network_of(checkpoint), images), TIMM
 
 
 @torch.no_grad()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from convert.architectures import vit_heads
 from convert.reader import Checkpoint
 from convert.support import kind_of
 from convert.targets import default_model, openmmlab_names
-from pretrain.backbones import build_backbone
+from pretrain.backbones import build_backbone, write_options
 
 SUFFIX = {"timm": ".py", "torchvision": ".py", "mmdet": ".py", "onnx": ".py"}
 
@@ -26,7 +27,7 @@ def snippet(out: Path, checkpoint: Checkpoint, to: str, model: str | None = None
 
 
 def _pixels(checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
-    """Mean and std on the 0..255 scale of both detection frameworks."""
+    """Mean and std on the 0..255 scale of both detection frameworks, in the network's order of channels."""
     preprocess = checkpoint.preprocess
     mean, std = ([round(255 * value, 4) for value in preprocess[name]] for name in ("mean", "std"))
     return mean, std
@@ -59,7 +60,9 @@ def _detectron2(out: Path, checkpoint: Checkpoint, model: str) -> str:
         lines[-2:] = ["  BACKBONE:", "    FREEZE_AT: 0", "    NAME: "
                       + ("build_mobilenetv2_p4p6_backbone" if published else "build_timm_fpn_backbone")
                       + "  # import convert.detectron2_backbones; add_config(cfg)",
-                      "  TIMM:", f"    ARCH: {name}", "    NORM: SyncBN", "  FPN:",
+                      "  TIMM:", f"    ARCH: {name}", "    NORM: SyncBN",
+                      *([f'    OPTIONS: "{write_options(checkpoint.options)}"'] if checkpoint.options else []),
+                      "  FPN:",
                       f"    IN_FEATURES: {'[stage4, stage5]' if published else '[stage2, stage3, stage4, stage5]'}"]
         if published:
             lines += ["  ANCHOR_GENERATOR:", "    SIZES: [[32, 64, 128], [64, 128, 256], [128, 256, 512]]",
@@ -72,7 +75,7 @@ def _vitdet(out: Path, checkpoint: Checkpoint) -> str:
     width, _, _, patch = checkpoint.state["patch_embed.proj.weight"].shape
     positions = checkpoint.state["pos_embed"].shape[1]
     side = int(positions ** 0.5)
-    heads = checkpoint.options.get("num_heads", width // 64)
+    heads = checkpoint.options.get("num_heads") or vit_heads(checkpoint.arch)
     return f'''# {_origin(checkpoint)} for ViTDet: paste into a LazyConfig after its `model` is defined.
 model.backbone.net.update(
     patch_size={patch}, embed_dim={width}, depth=12, num_heads={heads},
@@ -92,6 +95,7 @@ def _mmdet(out: Path, checkpoint: Checkpoint, prefix: str) -> str:
     if not openmmlab_names(arch):
         imports = "custom_imports = dict(imports=['convert.mmdet_backbones'], allow_failed_imports=False)\n"
         lines = [f"type='TimmBackbone', arch='{arch}', out_indices=(1, 2, 3, 4)", "norm_cfg=dict(type='SyncBN')"]
+        lines += [f"options={checkpoint.options}"] if checkpoint.options else []
     else:
         lines = ["frozen_stages=-1, norm_eval=False, norm_cfg=dict(type='SyncBN', requires_grad=True)"]
         if kind == "resnet":
@@ -119,7 +123,7 @@ def _pyramid_channels(checkpoint: Checkpoint) -> list[int]:
     """Channels of the four maps that the snippet's `out_indices` choose."""
     state, kind = checkpoint.state, kind_of(checkpoint.arch)
     if not openmmlab_names(checkpoint.arch):
-        return [info["num_chs"] for info in build_backbone(checkpoint.arch).feature_info][1:5]
+        return [info["num_chs"] for info in build_backbone(checkpoint.arch, **checkpoint.options).feature_info][1:5]
     if kind == "resnet":
         last = "conv3" if "layer1.0.conv3.weight" in state else "conv2"
         return [state[f"layer{stage}.0.{last}.weight"].shape[0] for stage in range(1, 5)]
@@ -129,11 +133,12 @@ def _pyramid_channels(checkpoint: Checkpoint) -> list[int]:
 
 def _transform(checkpoint: Checkpoint) -> str:
     preprocess = checkpoint.preprocess
+    turn = "    transforms.Lambda(lambda image: image.flip(0)),  # to BGR\n" * (preprocess["color_order"] == "BGR")
     return f'''transform = transforms.Compose([
     transforms.Resize({round(preprocess["size"] * 256 / 224)}, transforms.InterpolationMode.BICUBIC),
     transforms.CenterCrop({preprocess["size"]}),
-    transforms.ToTensor(),  # {preprocess["color_order"]}, 0..1
-    transforms.Normalize(mean={list(preprocess["mean"])}, std={list(preprocess["std"])}),
+    transforms.ToTensor(),  # RGB, 0..1
+{turn}    transforms.Normalize(mean={list(preprocess["mean"])}, std={list(preprocess["std"])}),
 ])
 '''
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from convert import layouts
+from convert.architectures import vit_heads
 from convert.reader import Checkpoint
 from convert.rename import Rule, apply_table
 from convert.support import kind_of, refusal
+from pretrain.backbones import write_options
 from pretrain.errors import InputError
 
 SUFFIXES = {"timm": (".safetensors",), "torchvision": (".pth", ".pt"), "detectron2": (".pth", ".pkl"),
@@ -73,11 +75,14 @@ def _torchvision(checkpoint: Checkpoint) -> Outgoing:
         if patch != 16 or positions != 197:
             raise InputError(f"{checkpoint.arch} cannot go to torchvision: its vit_b_16 has patch 16 and "
                              f"197 positions, not patch {patch} and {positions}")
+    usual = kind == "vit" and checkpoint.options.get("num_heads") == vit_heads(checkpoint.arch)
+    _refuse_options(checkpoint, "torchvision's network", {"num_heads"} if usual else ())
     return _renamed(checkpoint, _PLAIN[kind])
 
 
 def _mmdet(checkpoint: Checkpoint) -> Outgoing:
     if openmmlab_names(checkpoint.arch):
+        _refuse_options(checkpoint, "mmdet's own network")
         table = {"resnet": layouts.RESNET_TIMM, "mobilenetv2": layouts.MOBILENET_OPENMMLAB}[kind_of(checkpoint.arch)]
         return _renamed(checkpoint, table)
     return _renamed(checkpoint, (Rule("model.{rest}", "{rest}"),))
@@ -100,6 +105,8 @@ def _detectron2(checkpoint: Checkpoint, model: str) -> Outgoing:
     if model == "vitdet":
         return _vitdet(checkpoint)
     if kind == "resnet":
+        _refuse_options(checkpoint, "detectron2's ResNet")
+
         def place(name: str) -> str:
             if model == "c4":
                 return ("roi_heads." if name.startswith("res5.") else "backbone.") + name
@@ -111,10 +118,17 @@ def _detectron2(checkpoint: Checkpoint, model: str) -> Outgoing:
 def _vitdet(checkpoint: Checkpoint) -> Outgoing:
     """ViTDet keeps positions, patch embedding and blocks. It has no class token and no final norm."""
     _refuse_vit_extras(checkpoint, "ViTDet")
+    _refuse_options(checkpoint, "ViTDet", {"num_heads", "patch_size", "img_size", "no_embed_class"})
     gone = [key for key in checkpoint.state if key == "cls_token" or key.startswith("norm.")]
     state = {key: value for key, value in checkpoint.state.items() if key not in gone}
     return _renamed(checkpoint, (Rule(_DETECTRON2_PREFIX["vitdet"] + "{rest}", "{rest}"),), state=state,
                     dropped={"ViTDet has no class token and no final norm": gone})
+
+
+def _refuse_options(checkpoint: Checkpoint, where: str, known: Collection[str] = ()) -> None:
+    others = {key: value for key, value in checkpoint.options.items() if key not in known}
+    if others:
+        raise InputError(f"{checkpoint.arch} with {write_options(others)} cannot go there: {where} is not built so")
 
 
 def _refuse_vit_extras(checkpoint: Checkpoint, where: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -14,14 +14,16 @@ from pretrain.errors import InputError
 FINAL_CONV = -1  # index of the map after MobileNetV2's and EfficientNet's last 1x1 convolution
 
 
-def build_stages(arch: str, indices: Sequence[int], norm: str = "BN") -> tuple[nn.Module, list[tuple[int, int]]]:
+def build_stages(arch: str, indices: Sequence[int], norm: str = "BN", options: Mapping | None = None
+                 ) -> tuple[nn.Module, list[tuple[int, int]]]:
     """A randomly initialised network and the (channels, stride) of the stages at `indices`.
 
     Stages count from 0, the highest resolution; FINAL_CONV takes the wide map that some networks pool. Parameters
     that no chosen stage depends on are frozen: they get no gradient, which distributed training refuses to wait for.
-    `norm` is BN or SyncBN. Raises InputError for a stage the network lacks or a network without a pyramid (ViT).
+    `norm` is BN or SyncBN; `options` go to `build_backbone`. Raises InputError for a stage the network lacks or a
+    network without a pyramid (ViT).
     """
-    model = build_backbone(arch)
+    model = build_backbone(arch, **(options or {}))
     images = torch.zeros(1, 3, 64, 64)
     maps = list(stage_features(model.eval(), images))
     strides = [64 // feature.shape[-1] for feature in maps]

@@ -16,7 +16,7 @@ from torch import Tensor
 from convert import architectures
 from convert.features import image_for, require_equal, timm_features
 from convert.reader import Checkpoint, network_of
-from convert.reference import source_features, torchvision_network
+from convert.reference import TIMM, source_features, torchvision_network
 from convert.safe_files import read_file
 from convert.targets import Outgoing, default_model
 from pretrain.errors import InputError
@@ -94,17 +94,17 @@ def installed(framework: str) -> bool:
 
 def verify_features(path: Path, checkpoint: Checkpoint, to: str, model: str | None = None, prefix: str = "",
                     picture: Path | str | None = None) -> Verified:
-    """Load the file in the framework itself and compare stage features with the source network's.
+    """Load the file in the framework itself and compare stage features with those of `source_features`.
 
     Raises InputError if a stage differs by more than 1e-5 of its largest feature; says so if the framework is absent.
     """
     result = Verified()
     images = image_for(checkpoint.arch, checkpoint.preprocess, picture)
     reference, definition = source_features(checkpoint, images)
-    if definition != "timm":
+    if definition != TIMM:
         found = timm_features(network_of(checkpoint), images)
         result.differences["timm's network from the source's tensors"] = require_equal(
-            "timm's network", reference, found)
+            "timm's network", reference, found, than=definition)
     if not installed(to):
         result.steps.append(f"NOT verified: {to} is not installed, so it has not loaded the file; "
                             "its names were checked as said above")
@@ -112,11 +112,11 @@ def verify_features(path: Path, checkpoint: Checkpoint, to: str, model: str | No
     load = importlib.import_module(f"convert.in_{to}").features
     found, how = load(path, checkpoint, images, model=model, prefix=prefix)
     if default_model(checkpoint.arch, model) == "vitdet" and to == "detectron2":
-        reference, definition = vitdet_features(checkpoint, images), "timm's blocks without the class token"
-    compared = require_equal(f"{path.name} in {to}", reference, found)
+        reference, definition = vitdet_features(checkpoint, images), f"{TIMM}, without the class token"
+    compared = require_equal(f"{path.name} in {to}", reference, found, than=definition)
     result.differences[f"{to} from the file"] = compared
-    result.steps.append(f"{how}; {len(compared)} stages against the source network ({definition}): "
-                        f"largest relative difference {max(compared.values()):.2g}")
+    result.steps.append(f"{how}; {len(compared)} stages against {definition}: largest "
+                        f"relative difference {max(compared.values()):.2g}")
     return result
 
 

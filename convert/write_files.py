@@ -60,7 +60,7 @@ def write(path: Path, to: str, tensors: dict[str, Tensor], checkpoint: Checkpoin
             how = f"{checkpoint.family} ({checkpoint.rule}), network {checkpoint.network}"
             save_backbone(path, tensors, arch=checkpoint.arch, method=checkpoint.method,
                           preprocess=checkpoint.preprocess, source_sha256=checkpoint.sha256, converted=how,
-                          options=checkpoint.options)
+                          options=checkpoint.options, assumed=checkpoint.assumed)
         elif path.suffix == ".pkl":
             _write_pickle(path, tensors)
         else:

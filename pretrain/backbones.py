@@ -6,7 +6,11 @@ its feature width and its stage outputs, and speaks timm's names.
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
 import warnings
+from collections.abc import Iterable, Mapping
 
 import timm
 import torch
@@ -29,6 +33,8 @@ _OPTIONS = {
     "vision_transformer": {"dynamic_img_size": True},  # multi-crop feeds several image sizes
     "deit": {"dynamic_img_size": True},
 }
+_NOT_OPTIONS = {"num_classes", "in_chans", "device", "dtype"}  # fixed here: three channels in, features out
+_MOST = 16384  # of a whole number among the options: none is larger in any network, and a million blocks take hours
 
 
 def canonical_arch(name: str) -> str:
@@ -50,10 +56,11 @@ def build_backbone(arch: str, drop_path_rate: float = 0.0, **options) -> nn.Modu
     drop_path_rate: stochastic depth, rising linearly over the blocks (ViT).
     options: further arguments of the timm network.
 
-    Raises InputError for an unknown name or a network that has no pooled feature. The result carries
-    `arch` (timm's name) and `feature_dim` (int).
+    Raises InputError for an unknown name, as `check_options` does, or for a network that has no pooled feature. The
+    result carries `arch` (timm's name) and `feature_dim` (int).
     """
     arch = canonical_arch(arch)
+    check_options(arch, options)
     model = _create(arch, **(options | {"drop_path_rate": drop_path_rate} if drop_path_rate else options))
     if arch.startswith("mobilenetv2"):
         _init_mobilenet_v2(model)
@@ -65,11 +72,80 @@ def build_backbone(arch: str, drop_path_rate: float = 0.0, **options) -> nn.Modu
 def backbone_shapes(arch: str, num_classes: int = 0, **options) -> dict[str, tuple[int, ...]]:
     """Every name and shape of a backbone's state dict, in its order; nothing is allocated or computed.
 
-    `num_classes` above 0: of the network with its classifier. Raises InputError for an unknown name.
+    `num_classes` above 0: of the network with its classifier. Raises InputError for an unknown name or options that
+    timm does not build the network with.
     """
-    with torch.device("meta"):
-        state = _create(canonical_arch(arch), num_classes, **options).state_dict()
+    state = meta_backbone(arch, num_classes, **options).state_dict()
     return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def meta_backbone(arch: str, num_classes: int = 0, **options) -> nn.Module:
+    """timm's network without memory for its tensors, made once; raises as `backbone_shapes`. Not to be changed."""
+    return _meta(canonical_arch(arch), num_classes, repr(sorted(options.items())))
+
+
+@functools.lru_cache(maxsize=64)
+def _meta(arch: str, num_classes: int, options: str) -> nn.Module:
+    given = dict(ast.literal_eval(options))
+    try:
+        with torch.device("meta"):
+            return _create(arch, num_classes, **given)
+    except Exception as error:  # noqa: BLE001 - timm checks its arguments with whatever fails first
+        if not given:
+            raise
+        raise InputError(f"timm builds no {arch} with {write_options(given)} ({type(error).__name__}: "
+                         f"{' '.join(str(error).split())[:120]})") from None
+
+
+def read_options(words: Iterable[str]) -> dict[str, object]:
+    """Build options from words such as `num_heads=12`. Raises InputError for a word that is not KEY=VALUE."""
+    options = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (key.isidentifier() and equals and value) or key in options:
+            raise InputError(f"'{word}' is no build option: write each once as KEY=VALUE, e.g. num_heads=12")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            options[key] = value
+    return options
+
+
+def write_options(options: Mapping[str, object]) -> str:
+    """Build options as the words, with spaces between, that `read_options` takes."""
+    return " ".join(f"{key}={value}" for key, value in options.items())
+
+
+def check_options(arch: str, options: Mapping[str, object]) -> None:
+    """Raise InputError unless timm's network has each of these options, builds with these values, and takes images.
+
+    The options of a network are the arguments of its class that are a number, a truth value or a word.
+    """
+    if not options:
+        return
+    arch = canonical_arch(arch)
+    parameters = inspect.signature(type(meta_backbone(arch))).parameters.values()
+    known = {parameter.name: parameter.default for parameter in parameters if parameter.name not in _NOT_OPTIONS
+             and (parameter.default is None or isinstance(parameter.default, bool | int | float | str))}
+    for key, value in options.items():
+        if key not in known:
+            raise InputError(f"{arch} has no build option '{key}'{nearest(key, known)}: timm's has {', '.join(known)}")
+        wanted = _wanted(value, known[key])
+        if wanted:
+            raise InputError(f"{arch} cannot be built with {key}={value}: {key} wants {wanted}")
+    meta_backbone(arch, **options)
+
+
+def _wanted(value: object, default: object) -> str:
+    """What an option of this default takes, if not this value: its type, and for numbers a usable size."""
+    least = 0 if default is None or default == 0 else 1 if isinstance(default, int) else 1e-9
+    if isinstance(default, bool) or default is None and isinstance(value, bool):
+        return "" if isinstance(value, bool) else "True or False"
+    if isinstance(default, str) or default is None and isinstance(value, str):
+        return "" if isinstance(value, str) else "a word"
+    whole = isinstance(default, int)
+    suits = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and least <= value <= _MOST
+    return "" if suits else f"a {'whole ' * whole}number from {least:g} to {_MOST}"
 
 
 def _create(arch: str, num_classes: int = 0, **options) -> nn.Module:
@@ -92,9 +168,12 @@ def _init_mobilenet_v2(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _pooled_width(model: nn.Module, arch: str) -> int:
-    """Width of the pooled feature, seen on the network's own output."""
+    """Width of the pooled feature, seen on the network's own output for an image of the network's own size."""
     state = torch.get_rng_state()  # looking must not change what is initialised next
     size = model.default_cfg.get("input_size", (3, 224, 224))
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # options may differ from the default
+    if built_for:
+        size = (3, *built_for)
     try:
         feature = model.eval()(torch.zeros(1, *size))
     finally:

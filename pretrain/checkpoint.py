@@ -114,17 +114,20 @@ def backbone_state(checkpoint: dict, network: str | None = None) -> dict[str, Te
 
 
 def save_backbone(path: Path | str, state: dict[str, Tensor], *, arch: str, method: str, preprocess: dict,
-                  source_sha256: str = "", converted: str = "", options: dict | None = None) -> None:
+                  source_sha256: str = "", converted: str = "", options: dict | None = None,
+                  assumed: dict[str, str] | None = None) -> None:
     """Write a backbone file: timm's key names, and a header that says what it is and how to feed it.
 
-    `preprocess` holds mean, std, color_order and size; `converted` says how the file came about; `options` are
-    `build_backbone` arguments that the tensors need beside `arch`. `safetensors` metadata is text, so `preprocess` and
-    `options` are stored as JSON.
+    `preprocess` holds mean and std (in the order of color_order), color_order and size; `converted` says how the file
+    came about; `options` are `build_backbone` arguments that the tensors need beside `arch`; `assumed` says by topic
+    what the source did not tell. `safetensors` metadata is text, so these dicts are stored as JSON.
     """
     header = {"format": "pt", "arch": arch, "method": method, "preprocess": json.dumps(preprocess),
               "source_sha256": source_sha256, "converted": converted}
     if options:
         header["options"] = json.dumps(options)
+    if assumed is not None:
+        header["assumed"] = json.dumps(assumed)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
     def write(temporary: Path) -> None:

@@ -74,7 +74,8 @@ def _saved(out_dir: Path) -> bool:
 def check_same_recipe(what: str, old: Mapping, cfg: CfgNode, free: Collection[str], consent: str = "") -> None:
     """Raise InputError naming the settings that differ from `old`, those of `what`; with consent, only warn of them."""
     before, now = deciding(old, free), deciding(to_dict(cfg), free)
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    changed = [key for key in sorted(before.keys() | now.keys())
+               if before.get(key, "") != now.get(key, "")]  # a key that came later, left empty, changes nothing
     if not changed:
         return
     named = "; ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in changed)

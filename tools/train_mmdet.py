@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
                 coco_preflight.check(data, recipe, recipe, source.preprocess, work_dir, processes,
                                      quiet=not distributed.is_main())
             weights = coco_weights.prepare(args.weights, source, family, "mmdet", None, work_dir)
-        coco_mmdet.set_backbone(cfg, weights.file)
+        coco_mmdet.set_backbone(cfg, weights)
     elif not args.resume and not cfg.load_from and not cfg.model.backbone.get("init_cfg"):
         raise InputError("no weights for the backbone: add --weights CKPT, or --weights random if that is meant")
     coco_mmdet.set_batch(cfg, processes)

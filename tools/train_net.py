@@ -54,6 +54,7 @@ def prepare(args, quiet: bool = False):
     from benchmarks import coco_data, coco_detectron2, coco_preflight, coco_weights
     from benchmarks.coco_options import DEFAULTS
     from pretrain import devices
+    from pretrain.backbones import write_options
     from pretrain.config import load_config
 
     options = list(args.opts)
@@ -92,7 +93,7 @@ def prepare(args, quiet: bool = False):
                              quiet=quiet)
     if source:
         ready = coco_weights.prepare(weights, source, family, "detectron2", recipe["model"], out_dir)
-        cfg.MODEL.WEIGHTS = str(ready.file)
+        cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.OPTIONS = str(ready.file), write_options(ready.options)
     cfg.freeze()
     return cfg
 

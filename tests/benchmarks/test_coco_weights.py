@@ -7,9 +7,12 @@ import timm
 import torch
 import torchvision
 
+from benchmarks import coco, coco_weights
 from benchmarks.coco_weights import find_source
 from pretrain.backbones import build_backbone
+from pretrain.checkpoint import save_backbone
 from pretrain.errors import InputError
+from tests.benchmarks.coco_sets import write_set
 
 
 def test_random_is_explicit_and_seeded(tmp_path):
@@ -61,3 +64,49 @@ def test_without_a_network_one_line_says_what_to_do(arch, tmp_path, monkeypatch)
     with pytest.raises(InputError, match="no ImageNet weights for .* can be reached .*as --weights") as error:
         find_source("SUPERVISED", arch, 0, tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.rglob("*.safetensors"))
+
+
+CAFFE = {"mean": [0.406, 0.456, 0.485], "std": [1 / 255] * 3, "color_order": "BGR", "size": 224}
+BY_HAND = {"mmdet": ("model.data_preprocessor.bgr_to_rgb", "True"), "detectron2": ("INPUT.FORMAT", "RGB")}
+
+
+@pytest.mark.parametrize("framework", ["mmdet", "detectron2"])
+def test_images_are_fed_as_the_backbone_was_trained(framework, tmp_path):
+    pytest.importorskip(framework)
+    save_backbone(tmp_path / "r18.safetensors", build_backbone("resnet18").state_dict(), arch="resnet18",
+                  method="unknown", preprocess=CAFFE)
+    place = write_set(tmp_path / "set")
+    for words, order in (((), "BGR"), (BY_HAND[framework], "RGB")):
+        setup = coco.configure(["--framework", framework, "--task", "det", "--weights",
+                                str(tmp_path / "r18.safetensors"), "DATA.PATH_TO_DATA_DIR", str(place), "OUTPUT_DIR",
+                                str(tmp_path / "out"), *words])
+        recipe = coco.feed(setup, setup.source.preprocess)
+        assert recipe["color_order"] == order
+        expected = [103.53, 116.28, 123.675] if order == "BGR" else [123.675, 116.28, 103.53]
+        assert recipe["mean"] == pytest.approx(expected)
+        assert setup.framework.recipe_of(setup.recipe_cfg)["std"] == pytest.approx(
+            [1.0] * 3 if order == "BGR" else [58.395, 57.12, 57.375])
+
+
+def test_told_heads_reach_detectron2(tmp_path):
+    pytest.importorskip("detectron2", reason="detectron2 is not on the package index")
+    from detectron2.layers import ShapeSpec
+
+    from convert.detectron2_backbones import build_vitdet_backbone
+    torch.save(build_backbone("vit_tiny", num_heads=12).state_dict(), tmp_path / "vit.pth")
+    place = write_set(tmp_path / "set")
+    setup = coco.configure(["--framework", "detectron2", "--task", "det", "--weights", str(tmp_path / "vit.pth"),
+                            "--set", "num_heads=12", "DATA.PATH_TO_DATA_DIR", str(place), "OUTPUT_DIR",
+                            str(tmp_path / "out")])
+    weights = coco_weights.prepare("vit.pth", setup.source, "timm", "detectron2", "vitdet", tmp_path)
+    setup.framework.adapt(setup.recipe_cfg, setup.settings, setup.data, weights, 1, 0, tmp_path)
+    net = build_vitdet_backbone(setup.recipe_cfg, ShapeSpec(channels=3)).net
+    assert net.blocks[0].attn.num_heads == 12 and weights.checkpoint["options"] == {"num_heads": 12}
+    assert "num_heads" not in setup.source.assumed
+
+
+def test_options_make_another_random_network(tmp_path):
+    source, _ = find_source("random", "vit_tiny", 0, tmp_path, "num_heads=12")
+    plain, _ = find_source("random", "vit_tiny", 0, tmp_path)
+    assert source.options == {"num_heads": 12} and plain.options == {}
+    assert torch.equal(source.state["pos_embed"], plain.state["pos_embed"])

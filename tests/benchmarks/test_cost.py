@@ -6,8 +6,10 @@ import json
 import math
 
 import pytest
+import torch
 
 from benchmarks import cost, report_cost
+from pretrain.backbones import build_backbone
 from pretrain.errors import InputError
 
 
@@ -54,6 +56,21 @@ def test_a_measurement_of_an_earlier_version_is_made_again(tmp_path):
     file.write_text(file.read_text().replace(cost.SCHEMA, "sslight-cost-1"))
     cost.main(call)
     assert cost.read_cost(file)["schema"] == cost.SCHEMA
+
+
+def test_a_network_is_measured_with_its_build_options(tmp_path, capsys):
+    """Patches of 8 pixels are four times as many as of 16; a checkpoint's own options count, too."""
+    torch.save(build_backbone("vit_tiny", patch_size=8, img_size=64).state_dict(), tmp_path / "vit.pth")
+    call = ["-o", str(tmp_path), "--size", "64", "--batch-size", "2", "--seconds", "0.01"]
+    assert cost.main(["vit_tiny", "--set", "patch_size=8", *call]) == 0
+    found = json.loads((tmp_path / "vit_tiny_patch16_224_patch_size=8" / "cost.json").read_text())
+    assert found["parameters"] == sum(value.numel() for value in build_backbone("vit_tiny", patch_size=8).parameters())
+    assert cost.main([str(tmp_path / "vit.pth"), *call]) == 0 and "measured before" in capsys.readouterr().out
+    assert found["options"] == {"patch_size": 8} and cost.main(["vit_tiny", *call]) == 0
+    plain = json.loads((tmp_path / "vit_tiny_patch16_224" / "cost.json").read_text())
+    assert found["flops"] > 2 * plain["flops"] and "options" not in plain
+    with pytest.raises(InputError, match="no build option 'patch'"):
+        cost.main(["resnet18", "--set", "patch=8", *call])
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -132,7 +132,7 @@ def test_a_wrong_rule_of_a_target_is_caught_by_features(files, monkeypatch, tmp_
     wrong = _swapped(layouts.MOBILENET_OPENMMLAB, "blocks.{s:1-6}.{j}.bn1.{norm}", "blocks.{s:1-6}.{j}.bn2.{norm}")
     monkeypatch.setattr(layouts, "MOBILENET_OPENMMLAB", wrong)
     out = tmp_path / "out.pth"
-    with pytest.raises(InputError, match=r"other features than the source network: blocks\.1 "):
+    with pytest.raises(InputError, match=r"other features than [^:]+: blocks\.1 "):
         convert(files["mobilenetv2_100"], "mmdet", out)
     assert not list(tmp_path.iterdir())
 
@@ -144,7 +144,7 @@ def test_a_wrong_rule_of_a_source_is_caught_by_features(monkeypatch, tmp_path):
     monkeypatch.setattr("convert.reader.LAYOUTS", tuple(
         type(layout)(layout.name, layout.kind, layout.sign, wrong) if other is layout else other for other in LAYOUTS))
     out = tmp_path / "out.safetensors"
-    with pytest.raises(InputError, match=r"other features than the source network: blocks\.2 "):
+    with pytest.raises(InputError, match=r"other features than [^:]+: blocks\.2 "):
         convert(path, "timm", out)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -156,7 +156,7 @@ def test_a_wrong_rule_for_detectron2_is_caught_by_features(files, monkeypatch, t
              Rule("res{s+1}.{b}.conv2.norm.{norm}", "layer{s:1-4}.{b}.bn1.{norm}"))
     monkeypatch.setattr(layouts, "RESNET_DETECTRON2", kept + wrong)
     for model in ("fpn", "c4"):
-        with pytest.raises(InputError, match=r"other features than the source network: layer1 .*layer4 "):
+        with pytest.raises(InputError, match=r"other features than [^:]+: layer1 .*layer4 "):
             convert(files["resnet18"], "detectron2", tmp_path / "out.pth", model=model)
     assert not list(tmp_path.iterdir())
 
