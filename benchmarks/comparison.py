@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,12 @@ NAMES = ("NAME", "settings.NAME")  # of the network; a framework's own keys of t
 WEIGHT_SUFFIXES = (".pth", ".pkl", ".safetensors")
 COMBINED = "the two intervals combined"
 HEADLINES = {"coco": ("box_AP", "mask_AP")}  # of the other benchmarks: the first metric
+
+
+def network_of(described: Mapping) -> str:
+    """A network as words of `bench cost`: the `arch` and `options` of a result's checkpoint, or of a cost file."""
+    options = {key: value for key, value in (described.get("options") or {}).items() if key != "img_size"}
+    return " ".join([described["arch"], *(f"--set {key}={options[key]}" for key in sorted(options))])
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,11 @@ class Entry:
     @property
     def arch(self) -> str:
         return self.result["checkpoint"]["arch"]
+
+    @property
+    def network(self) -> str:
+        """What decides its cost beside the image size: the architecture and its build options (see `network_of`)."""
+        return network_of(self.result["checkpoint"])
 
     @property
     def image_size(self) -> int | None:

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks import published
-from benchmarks.comparison import Entry, Row, load, rows
+from benchmarks.comparison import Entry, Row, load, network_of, rows
 from benchmarks.cost import read_cost
 from pretrain.config import CONFIGS, find_config
 from pretrain.errors import InputError, Parser, run_command
@@ -155,15 +155,17 @@ def departing(entry: Entry | None) -> str:
 def without_cost(rows: Sequence[Row], costs: Sequence[dict]) -> list[tuple[str, str]]:
     """Which results have no place on the plots of accuracy against cost, and the command that measures what they lack.
 
-    A cost belongs to a result of the same architecture at the same image size.
+    A cost belongs to a result of the same network at the same image size.
     """
-    measured = {(cost["arch"], cost["image_size"]) for cost in costs}
-    lacking: dict[int, dict[str, None]] = {}
+    measured = {(network_of(cost), cost["image_size"]) for cost in costs}
+    lacking: dict[tuple[int, str], dict[str, None]] = {}
     for row in rows:
-        if row.entry.image_size and (row.entry.arch, row.entry.image_size) not in measured:
-            lacking.setdefault(row.entry.image_size, {})[row.entry.arch] = None
-    found = [(f"No accuracy against cost for {', '.join(archs)} at {size} px, where no cost was measured; measure it:",
-              f"sslight bench cost {' '.join(archs)} --size {size} -o DIR") for size, archs in lacking.items()]
+        if row.entry.image_size and (row.entry.network, row.entry.image_size) not in measured:
+            options = row.entry.network.removeprefix(row.entry.arch)  # a command has one set of them
+            lacking.setdefault((row.entry.image_size, options), {})[row.entry.arch] = None
+    found = [(f"No accuracy against cost for {', '.join(archs)}{options} at {size} px, where no cost was measured; "
+              "measure it:", f"sslight bench cost {' '.join(archs)}{options} --size {size} -o DIR")
+             for (size, options), archs in lacking.items()]
     if costs and any(row.entry.benchmark == "coco" for row in rows):
         found.append(("No accuracy against cost for detection: its images vary in size, a cost is of one size.", ""))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.comparison import Row
+from benchmarks.comparison import Row, network_of
 from benchmarks.report_drawing import OURS, RANDOM, Picture, new_axes, plot, short
 
 AXES = (("parameters", 1e6, "parameters, M"), ("flops", 1e9, "FLOPs, G"), ("latency_ms", 1, "latency at batch 1, ms"))
@@ -16,15 +16,15 @@ def pareto(rows: Sequence[Row], costs: Sequence[dict]) -> Iterator[list[Picture]
     machines: dict[tuple, dict[str, dict]] = {}
     for cost in costs:
         key = cost["machine"], cost["threads"], cost["image_size"]
-        machines.setdefault(key, {})[cost["arch"]] = cost
+        machines.setdefault(key, {})[network_of(cost)] = cost
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         if row.headline:
             groups.setdefault(_measurement(row), []).append(row)
     for group in groups.values():
         for (machine, threads, size), known in machines.items():
-            measured = [row for row in group if row.entry.image_size == size and row.entry.arch in known]
-            if len({row.entry.arch for row in measured if not row.entry.random}) > 1:
+            measured = [row for row in group if row.entry.image_size == size and row.entry.network in known]
+            if len({row.entry.network for row in measured if not row.entry.random}) > 1:
                 yield [_panels(measured, known, f"{short(machine)}, {threads} threads, {size} px")]
 
 
@@ -47,7 +47,7 @@ def _measurement(row: Row) -> tuple:
 def _panels(rows: Sequence[Row], known: dict[str, dict], machine: str) -> Picture:
     figure, panels = new_axes(2.3 * len(AXES), len(AXES))
     for axes, (key, unit, label) in zip(panels, AXES, strict=True):
-        points = [(known[row.entry.arch][key] / unit, row.value) for row in rows]
+        points = [(known[row.entry.network][key] / unit, row.value) for row in rows]
         best = front(points)
         axes.step(*zip(*best, strict=True), where="post", color=OURS, alpha=0.4, linewidth=1)
         for row, (cost, value) in zip(rows, points, strict=True):

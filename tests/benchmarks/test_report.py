@@ -230,6 +230,15 @@ def test_accuracy_stands_against_cost_at_one_image_size(tmp_path):
     assert alike.without_cost == []
 
 
+def test_a_cost_is_of_the_network_with_its_build_options(tmp_path):
+    """Twelve heads are another network than timm's three: no point, and the command that measures it."""
+    result(tmp_path / "heads", config={"DATA": {"SIZE": 224}}, checkpoint={
+        "arch": "vit_tiny_patch16_224", "options": {"num_heads": 12, "img_size": 224}})
+    write_cost(tmp_path / "cost" / "plain", "vit_tiny_patch16_224", 224)
+    assert [command for _, command in report.gather([tmp_path], report.PUBLISHED, None).without_cost] == [
+        "sslight bench cost vit_tiny_patch16_224 --set num_heads=12 --size 224 -o DIR"]
+
+
 def test_networks_measured_by_unlike_settings_are_not_on_one_front(tmp_path):
     """Two architectures, one k-NN by its protocol and one with another temperature."""
     found = at_sizes(tmp_path, [("resnet18", 224)], [("resnet18", 224), ("resnet34", 224)])
