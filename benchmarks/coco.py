@@ -18,14 +18,14 @@ from types import ModuleType
 from fvcore.common.config import CfgNode
 
 from benchmarks import coco_data, coco_launch, coco_preflight, coco_result, coco_weights
-from benchmarks.coco_options import DEFAULTS, parser
+from benchmarks.coco_options import DEFAULTS, MOST, POSITIVE, parser
 from benchmarks.coco_recipes import choose_recipe, framework_module, resolve_schedule
 from benchmarks.comparison import FREE as PLACED
 from convert.reader import Checkpoint
 from convert.recorded import spelled
 from pretrain import devices, distributed
 from pretrain.backbones import canonical_arch, check_options, read_options
-from pretrain.config import CONFIGS, find_config, flatten, load_config, to_dict
+from pretrain.config import CONFIGS, check_numbers, find_config, flatten, load_config, to_dict
 from pretrain.errors import InputError, run_command
 from pretrain.rundir import StopSignal, open_run
 
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
             weights = coco_weights.prepare(args.weights, source, family, args.framework, setup.recipe.get("model"),
                                            out_dir)
-            data = coco_preflight.written(data, out_dir)
+            data = coco_data.written(data, out_dir)
         runs = []
         for trial in range(0 if prepare_only else args.trials):
             work_dir = out_dir if args.trials == 1 else out_dir / f"seed_{settings.SEED + trial}"
@@ -118,6 +118,7 @@ def configure(argv: list[str] | None = None, find_data: Callable = coco_data.fin
     args.overrides += ["TRAIN.AMP", "True"] * args.amp
     args.overrides += ["MODEL.OPTIONS", " ".join(args.options)] if args.options else []
     settings, framework_options = _split_overrides(args.overrides, args.framework)
+    _check_numbers(settings)
     if not plan:
         devices.prepare(settings.DEVICE)  # before the framework asks for a GPU
     framework = framework_module(args.framework)
@@ -182,14 +183,23 @@ def _split_overrides(pairs: list[str], framework: str) -> tuple[CfgNode, list[st
     return load_config(DEFAULTS, None, ours), theirs
 
 
+def _check_numbers(settings: CfgNode) -> None:
+    plain = settings.clone()
+    plain.defrost()
+    for section, key in (("DATA", "WORKERS"), ("SOLVER", "WARMUP_ITERS")):
+        if plain[section][key] == -1:  # the recipe's
+            plain[section][key] = 0
+    check_numbers(plain, POSITIVE, MOST, {})
+
+
 def _check_recipe(recipe: dict, arch: str, task: str, file: Path) -> None:
     if recipe["arch"] != arch:
         raise InputError(f"{file} builds a {recipe['arch']}, but the weights are a {arch}: choose the recipe or the "
                          "checkpoint of the same architecture")
     if recipe["mask"] != (task == "seg"):
-        kind, fitting = ("Mask", "seg") if recipe["mask"] else ("Faster", "det")
-        raise InputError(f"{file} is {kind} R-CNN, so its task is {fitting}, not {task}: box AP is Faster R-CNN's, "
-                         "mask AP Mask R-CNN's")
+        predicts, fitting = ("masks", "seg") if recipe["mask"] else ("boxes only", "det")
+        raise InputError(f"{file} predicts {predicts}, so its task is {fitting}, not {task}: det is a detector without "
+                         "masks and its box AP, seg one with masks and its mask AP")
 
 
 if __name__ == "__main__":

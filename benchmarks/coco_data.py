@@ -1,26 +1,40 @@
-"""A detection data set in COCO's format: where it lies, its classes, and the faults that must stop a run at once."""
+"""A detection data set in COCO's format: where it lies, its classes, and the faults that must stop a run at once.
+
+Annotation files are read here alone. The frameworks get the file itself where they can read it as it is, otherwise a
+copy of what was understood of it: `written`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from pycocotools import mask as rle
 
 from benchmarks.coco_faults import fault
 from pretrain.errors import InputError
+from pretrain.files import write_atomically
 
 SPLITS = ("train", "val")
+# What a copy for the frameworks holds of every entry.
+KEPT = {"images": ("id", "file_name", "width", "height"), "categories": ("id", "name"),
+        "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")}
 
 
 @dataclass(frozen=True)
 class Split:
-    """One annotation file, the folder of its images and its content."""
+    """One annotation file, the folder of its images and its content.
+
+    ready: a file of that content which the frameworks can read; None until `written` has made one.
+    """
 
     json: Path
     images: Path
     content: dict
+    ready: Path | None = None
 
     @property
     def image_count(self) -> int:
@@ -57,6 +71,9 @@ def find(cfg) -> CocoData:
         root = Path(cfg.DATA.PATH_TO_DATA_DIR)
         splits[name] = read_split(Path(files) if files else root / "annotations" / f"instances_{name}2017.json",
                                   Path(images) if images else root / f"{name}2017")
+    for annotation in splits["train"].content["annotations"]:
+        if annotation.get("ignore"):  # mmdet leaves it out, detectron2 refuses it: both leave crowds out
+            annotation["iscrowd"] = 1
     categories = [[(c["id"], c["name"]) for c in splits[name].content["categories"]] for name in SPLITS]
     if categories[0] != categories[1]:
         odd = next(iter(set(categories[0]) ^ set(categories[1])), None)
@@ -71,13 +88,7 @@ def read_split(file: Path, images: Path) -> Split:
     if not file.is_file():
         raise InputError(f"COCO annotation file not found: {file}; DATA.PATH_TO_DATA_DIR needs annotations/"
                          "instances_train2017.json and instances_val2017.json (or set DATA.*_JSON)")
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
-        raise InputError(f"not a COCO annotation file: {file} is not JSON ({error})") from None
-    what = fault(content)
-    if what:
-        raise InputError(f"not a COCO annotation file: {file} {what}")
+    content, plain = read_annotations(file)
     if not images.is_dir():
         raise InputError(f"image folder not found: {images} (for {file})")
     present = _files_below(images)
@@ -86,7 +97,92 @@ def read_split(file: Path, images: Path) -> Split:
     if absent:
         raise InputError(f"{len(absent)} of {len(content['images'])} images listed in {file} are absent from {images}, "
                          f"first {absent[0]}: complete the folder or remove them from the file")
-    return Split(file, images, content)
+    return Split(file, images, content, file if plain else None)
+
+
+def read_annotations(file: Path) -> tuple[dict, bool]:
+    """An annotation file's content, and whether the frameworks can read the file itself.
+
+    The file may be UTF-8 with a byte order mark, UTF-16 or UTF-32. In the content, annotation ids are distinct and
+    above 0, every object has the area that `object_area` gives, and a crowd without a mask has its box as outline.
+    Raises InputError for anything that is no COCO annotation file.
+    """
+    try:
+        raw = file.read_bytes()
+        content = json.loads(raw)
+    except UnicodeDecodeError:
+        raise InputError(f"not a COCO annotation file: {file} is no Unicode text: save it as UTF-8") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise InputError(f"not a COCO annotation file: {file} is not JSON ({error})") from None
+    what = fault(content)
+    if what:
+        raise InputError(f"not a COCO annotation file: {file} {what}")
+    plain = json.detect_encoding(raw) == "utf-8"
+    annotations = content["annotations"]
+    ids = {annotation["id"] for annotation in annotations}
+    renumber = len(ids) < len(annotations) or min(ids) < 1
+    for number, annotation in enumerate(annotations, 1):
+        changes: dict = {"id": number} if renumber else {}
+        if annotation.get("area") != (area := object_area(annotation)):
+            changes["area"] = area
+        if annotation.get("iscrowd") and not annotation.get("segmentation"):
+            changes["segmentation"] = [corners(annotation["bbox"])]
+        annotation.update(changes)
+        plain = plain and not changes and not annotation.get("ignore")
+    return content, plain
+
+
+def object_area(annotation: dict) -> float:
+    """An object's area in pixels: the recorded one, by which COCO tells small objects from large, if it can be true.
+
+    Where it is absent, below a pixel or larger than the box, the area within its polygons (COCO's own definition) or
+    run lengths; the box's where there is no mask or an empty one.
+    """
+    width, height = annotation["bbox"][2:]
+    most, recorded = (width + 1) * (height + 1), annotation.get("area")  # a box of whole pixels may end a pixel early
+    if type(recorded) in (int, float) and 1 <= recorded <= most:
+        return recorded
+    area = _mask_area(annotation.get("segmentation"))
+    return area if 0 < area <= most else width * height
+
+
+def _mask_area(segmentation: list | dict | None) -> float:
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        return sum(counts[1::2]) if isinstance(counts, list) else int(rle.area(segmentation))
+    return sum(map(_polygon_area, outlines(segmentation or ())))
+
+
+def _polygon_area(polygon: list[float]) -> float:
+    """By the shoelace formula."""
+    x, y = polygon[::2], polygon[1::2]
+    return abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2
+
+
+def outlines(polygons: list[list[float]]) -> list[list[float]]:
+    """The polygons that have an inside: 3 points or more, each of two coordinates."""
+    return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+
+
+def corners(box: list[float]) -> list[float]:
+    """A box [x, y, width, height] as polygon."""
+    x, y, w, h = box
+    return [x, y, x + w, y, x + w, y + h, x, y + h]
+
+
+def written(data: CocoData, out_dir: Path) -> CocoData:
+    """The same data with a file for the frameworks in `out_dir` for each split that has none yet."""
+    splits = {}
+    for name in SPLITS:
+        split = getattr(data, name)
+        if split.ready is None:
+            ready = out_dir.resolve() / f"annotations_{name}.json"
+            text = json.dumps({part: [{key: entry[key] for key in keys if key in entry}
+                                      for entry in split.content[part]] for part, keys in KEPT.items()})
+            write_atomically(ready, lambda temporary, text=text: temporary.write_text(text))
+            split = replace(split, ready=ready)
+        splits[name] = split
+    return replace(data, **splits)
 
 
 def _files_below(folder: Path) -> set[str]:

@@ -18,7 +18,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from benchmarks.coco_data import CocoData
-from benchmarks.coco_detectron2_parts import Trainer, register
+from benchmarks.coco_detectron2_parts import Trainer, left_out, register
 from benchmarks.coco_proof import prove
 from benchmarks.coco_weights import Weights
 from convert.detectron2_backbones import add_config
@@ -31,7 +31,9 @@ from pretrain.loader import check_shared_memory
 from pretrain.rundir import StopSignal
 
 MODELS = {"build_resnet_fpn_backbone": "fpn", "build_timm_fpn_backbone": "fpn",
-          "build_mobilenetv2_p4p6_backbone": "fpn", "build_resnet_backbone": "c4", "build_vitdet_backbone": "vitdet"}
+          "build_mobilenetv2_p4p6_backbone": "fpn", "build_retinanet_resnet_fpn_backbone": "fpn",
+          "build_resnet_backbone": "c4", "build_vitdet_backbone": "vitdet"}
+DETECTORS = ("GeneralizedRCNN", "RetinaNet")  # those whose number of classes is set here
 BACKBONES = {"fpn": ("backbone.bottom_up.",), "c4": ("backbone.", "roi_heads.res5."), "vitdet": ("backbone.net.",)}
 PREPROCESS = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT")
 ADDED = ("roi_heads.res5.norm.", ".rel_pos_")  # what a detector adds to the pre-trained network
@@ -60,13 +62,15 @@ def recipe_of(cfg: CfgNode) -> dict:
     name, solver = cfg.MODEL.BACKBONE.NAME, cfg.SOLVER
     if name not in MODELS:
         raise InputError(f"MODEL.BACKBONE.NAME '{name}' is none of {', '.join(MODELS)}")
+    if cfg.MODEL.META_ARCHITECTURE not in DETECTORS:
+        raise InputError(f"MODEL.META_ARCHITECTURE '{cfg.MODEL.META_ARCHITECTURE}' is none of {', '.join(DETECTORS)}")
     resnet = "resnet" in name
     return {"arch": f"resnet{cfg.MODEL.RESNETS.DEPTH}" if resnet else canonical_arch(cfg.MODEL.TIMM.ARCH),
             "model": MODELS[name], "mask": cfg.MODEL.MASK_ON, "batch": solver.IMS_PER_BATCH, "lr": solver.BASE_LR,
             "max_iter": solver.MAX_ITER, "steps": list(solver.STEPS), "warmup": solver.WARMUP_ITERS,
             "norm": cfg.MODEL.RESNETS.NORM if resnet else "LN" if MODELS[name] == "vitdet" else cfg.MODEL.TIMM.NORM,
             "mean": list(cfg.MODEL.PIXEL_MEAN), "std": list(cfg.MODEL.PIXEL_STD), "color_order": cfg.INPUT.FORMAT,
-            "side": cfg.INPUT.MIN_SIZE_TEST, "checkpoint_period": solver.CHECKPOINT_PERIOD}
+            "side": cfg.INPUT.MIN_SIZE_TEST, "checkpoint_period": solver.CHECKPOINT_PERIOD, "left_out": left_out}
 
 
 def set_schedule(cfg: CfgNode, *, batch: int, lr: float, max_iter: int, steps: list[int], warmup: int) -> None:
@@ -123,7 +127,7 @@ def set_data(cfg: CfgNode, data: CocoData) -> None:
     """Train and test on `data`, with as many classes as it has."""
     cfg.DATASETS.TRAIN = (register("train", data.train),)
     cfg.DATASETS.TEST = (register("val", data.val),)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.classes)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(data.classes)
     if any(isinstance(a.get("segmentation"), dict) and not a.get("iscrowd") for a in data.train.content["annotations"]):
         cfg.INPUT.MASK_FORMAT = "bitmask"  # run-length codes, which its polygon format refuses
 

@@ -14,8 +14,11 @@ from pathlib import Path
 import torch
 from detectron2.data import (
     DatasetCatalog,
+    DatasetMapper,
     MetadataCatalog,
+    build_detection_test_loader,
     build_detection_train_loader,
+    detection_utils,
     get_detection_dataset_dicts,
 )
 from detectron2.data.datasets import register_coco_instances
@@ -28,13 +31,17 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from benchmarks.coco_data import Split
+from benchmarks.coco_data import Split, outlines
 from benchmarks.coco_eval import evaluate
+from benchmarks.coco_faults import CROWD, FEW_POINTS, OUTSIDE, visible
+from benchmarks.coco_images import other_size, unreadable
 from benchmarks.coco_launch import any_rank
 from pretrain import devices
 from pretrain.errors import Stopped
 from pretrain.files import write_atomically
 from pretrain.rundir import StopSignal
+
+LEAST_BOX = 1e-5  # pixels
 
 
 class ResumedSampler(TrainingSampler):
@@ -60,6 +67,32 @@ class ResumedSampler(TrainingSampler):
                 done += 1
         yield from waiting[True] + waiting[False]
         yield from stream
+
+
+def left_out(annotation: dict, image: dict) -> str:
+    """Why detectron2 does not train on an object (`load_coco_json`, `DatasetMapper`); an empty string if it does."""
+    if annotation.get("iscrowd"):
+        return CROWD
+    polygons = annotation.get("segmentation")
+    if polygons and isinstance(polygons, list) and not outlines(polygons):
+        return FEW_POINTS  # also where it learns boxes only
+    return "" if min(visible(annotation["bbox"], image)) > LEAST_BOX else OUTSIDE
+
+
+class Mapper(DatasetMapper):
+    """detectron2's reading of one image; what cannot be read is said with its name."""
+
+    def __call__(self, entry: dict) -> dict:
+        try:
+            return super().__call__(entry)
+        except Exception as error:
+            try:
+                image = detection_utils.read_image(entry["file_name"], self.image_format)
+            except Exception as cause:  # noqa: BLE001  decoders raise whatever they stumble over
+                raise unreadable(entry["file_name"], cause) from None
+            if isinstance(error, detection_utils.SizeMismatchError):
+                raise other_size(entry["file_name"], image.shape[1::-1], (entry["width"], entry["height"])) from None
+            raise
 
 
 class Classes:
@@ -130,7 +163,7 @@ class DetectionWriter(COCOEvaluator):
         found = super().evaluate(img_ids) or OrderedDict()
         if self.numbers and comm.is_main_process():
             entries = json.loads((Path(self._output_dir) / "coco_instances_results.json").read_text())
-            truth = json.loads(Path(MetadataCatalog.get(self.dataset_name).json_file).read_text())
+            truth = json.loads(Path(MetadataCatalog.get(self.dataset_name).json_file).read_bytes())
             kinds = {"bbox": "box", **({"segm": "mask"} if entries and "segmentation" in entries[0] else {})}
             for task, kind in kinds.items():
                 found[task] = evaluate(truth, entries, kind, keep_matches=False).numbers
@@ -158,6 +191,14 @@ class Trainer(DefaultTrainer):
         return [*others, StopHook(self.signal), writer]
 
     @classmethod
+    def build_train_loader(cls, cfg, **how):
+        return build_detection_train_loader(cfg, mapper=Mapper(cfg, is_train=True), **how)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name: str):
+        return build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))
+
+    @classmethod
     def build_evaluator(cls, cfg, dataset_name: str):
         if MetadataCatalog.get(dataset_name).evaluator_type == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
@@ -183,7 +224,7 @@ class Trainer(DefaultTrainer):
             sampler = ResumedSampler([image["width"] > image["height"] for image in images],
                                      self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), self.start_iter,
                                      self.cfg.SEED)
-            self._trainer.data_loader = build_detection_train_loader(self.cfg, dataset=images, sampler=sampler)
+            self._trainer.data_loader = self.build_train_loader(self.cfg, dataset=images, sampler=sampler)
             self._trainer._data_loader_iter_obj = None
         elif self.start_iter and not (Path(self.cfg.OUTPUT_DIR) / "model_final.pth").exists():
             # Killed between the two checkpoints of its last iteration: there is no step left to save the second after.
@@ -203,10 +244,10 @@ def _ddp_on_own_device() -> Iterator[None]:
 
 def register(role: str, split: Split) -> str:
     """Register a COCO-format set under a name made of its files, unless that was done; returns the name."""
-    digest = hashlib.sha256(f"{split.json.resolve()}\n{split.images.resolve()}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{split.ready.resolve()}\n{split.images.resolve()}".encode()).hexdigest()[:12]
     name = f"sslight_{role}_{digest}"
     if name not in DatasetCatalog.list():
-        register_coco_instances(name, {}, str(split.json), str(split.images))
+        register_coco_instances(name, {}, str(split.ready), str(split.images))
     categories = sorted(split.content["categories"], key=lambda category: category["id"])
     MetadataCatalog.get(name).thing_classes = [category["name"] for category in categories]  # as its reading will
     return name

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from benchmarks.coco_data import corners, object_area, outlines
 from benchmarks.coco_matches import Matches, average_precision, match_images
 from pretrain.errors import InputError
 
@@ -47,7 +48,7 @@ def evaluate(truth: dict, detections: Sequence[dict], kind: str, backend: str = 
     if backend not in BACKENDS:
         raise InputError(f"EVAL.BACKEND '{backend}' is none of {', '.join(BACKENDS)}")
     _check(truth, detections)
-    truth = with_sane_polygons(truth)
+    truth, detections = _renumbered(with_sane_polygons(truth), detections)
     entries = [_as_result(entry, kind) for entry in detections]
     if not entries:  # neither library reads an empty list; nothing found is precision 0 wherever there is something
         return _nothing_found(truth, kind, keep_matches)
@@ -92,20 +93,33 @@ def with_sane_polygons(truth: dict) -> dict:
     sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
     annotations = []
     for annotation in truth["annotations"]:
-        annotation = {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3], **annotation}
+        annotation = {"iscrowd": 0, **annotation, "area": object_area(annotation)}
         polygons = annotation.get("segmentation")
         if isinstance(polygons, list):
             width, height = sizes[annotation["image_id"]]
             # of fewer than 3 points the libraries make something else or fail; the box stands for what has no outline
-            polygons = [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0] or [_corners(annotation["bbox"])]
+            polygons = outlines(polygons) or [corners(annotation["bbox"])]
             annotation["segmentation"] = [_pulled_in(polygon, width, height) for polygon in polygons]
         annotations.append(annotation)
     return {**truth, "annotations": annotations}
 
 
-def _corners(box: list[float]) -> list[float]:
-    x, y, w, h = box
-    return [x, y, x + w, y, x + w, y + h, x, y + h]
+def _renumbered(truth: dict, detections: Sequence[dict]) -> tuple[dict, list[dict]]:
+    """The same with images and categories numbered from 1 in the order of their ids, objects in that of the file.
+
+    The libraries note a match by the object's id, with 0 for none, and keep the other ids as floats: whole numbers
+    beyond 2^53 run together.
+    """
+    images, categories = ({old: new for new, old in enumerate(sorted(entry["id"] for entry in truth[part]), 1)}
+                          for part in ("images", "categories"))
+
+    def of(entry: dict) -> dict:
+        return {**entry, "image_id": images[entry["image_id"]], "category_id": categories[entry["category_id"]]}
+
+    return {"images": [{**image, "id": images[image["id"]]} for image in truth["images"]],
+            "categories": [{**category, "id": categories[category["id"]]} for category in truth["categories"]],
+            "annotations": [{**of(entry), "id": number} for number, entry in enumerate(truth["annotations"], 1)],
+            }, [of(entry) for entry in detections]
 
 
 def _pulled_in(polygon: list[float], width: int, height: int) -> list[float]:

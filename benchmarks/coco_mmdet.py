@@ -6,6 +6,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
 from benchmarks.coco_data import CocoData
-from benchmarks.coco_mmdet_parts import StopHook, newest_checkpoint, readable_checkpoints
+from benchmarks.coco_mmdet_parts import StopHook, left_out, newest_checkpoint, readable_checkpoints
 from benchmarks.coco_weights import Weights
 from pretrain import devices, distributed
 from pretrain.config import find_config
@@ -61,21 +62,61 @@ def _check_known(cfg: Config, key: str, file: str) -> None:
 
 
 def recipe_of(cfg: Config) -> dict:
-    """What preflight and results need to know of a config, under framework-independent names."""
+    """What preflight and results need to know of a config, under framework-independent names.
+
+    Raises InputError for a config that is not built like those of configs/mmdet.
+    """
+    try:
+        return _recipe_of(cfg)
+    except (AttributeError, KeyError, TypeError, StopIteration) as error:
+        why = " ".join(str(error).split()) or "its test has no Resize"
+        raise InputError(f"{cfg.filename} is no recipe for this: {why}; begin it with _base_ = configs/mmdet/_base_/"
+                         "recipe.py, which trains by iterations") from None
+
+
+def _recipe_of(cfg: Config) -> dict:
+    if "max_iters" not in cfg.train_cfg:
+        raise TypeError("train_cfg has no max_iters")
+    other = {s.type for s in cfg.param_scheduler} - {"LinearLR", "MultiStepLR"}
+    if other:
+        raise TypeError(f"its schedule {', '.join(sorted(other))} is neither LinearLR nor MultiStepLR")
+    if not list(class_counts(cfg.model)):
+        raise TypeError("no head of its model has num_classes")
     warmup = [s for s in cfg.param_scheduler if s.type == "LinearLR"]
     steps = [s for s in cfg.param_scheduler if s.type == "MultiStepLR"]
     backbone, preprocessor = cfg.model.backbone, cfg.model.data_preprocessor
     if backbone.type not in ARCHITECTURES:
         raise InputError(f"backbone type '{backbone.type}' of the mmdet config is none of {', '.join(ARCHITECTURES)}")
     return {"arch": ARCHITECTURES[backbone.type](backbone),
-            "mask": cfg.model.roi_head.get("mask_head") is not None,
+            "mask": has_masks(cfg),
             "batch": cfg.auto_scale_lr.base_batch_size, "lr": cfg.optim_wrapper.optimizer.lr,
             "max_iter": cfg.train_cfg.max_iters, "steps": list(steps[0].milestones) if steps else [],
             "warmup": warmup[0].end if warmup else 0,
             "norm": backbone.get("norm_cfg", {}).get("type", "BN"), "mean": list(preprocessor.mean),
             "std": list(preprocessor.std), "color_order": "RGB" if preprocessor.bgr_to_rgb else "BGR",
             "side": min(next(step.scale for step in cfg.test_dataloader.dataset.pipeline if step.type == "Resize")),
-            "checkpoint_period": cfg.default_hooks.checkpoint.interval}
+            "checkpoint_period": cfg.default_hooks.checkpoint.interval,
+            "left_out": partial(left_out, masks=has_masks(cfg), min_size=(
+                cfg.train_dataloader.dataset.get("filter_cfg") or {}).get("min_size", 0))}
+
+
+def has_masks(cfg: Config) -> bool:
+    """Whether a detector predicts masks: of one stage, whether they are evaluated."""
+    roi_head, metrics = cfg.model.get("roi_head"), cfg.test_evaluator.metric
+    return roi_head.get("mask_head") is not None if roi_head else "segm" in metrics
+
+
+def class_counts(part: object) -> Iterator[dict]:
+    """The parts of a model, its heads and their losses, that are told the number of classes."""
+    if isinstance(part, list | tuple):
+        for item in part:
+            yield from class_counts(item)
+    elif isinstance(part, dict):
+        if "num_classes" in part:
+            yield part
+        for key, value in part.items():
+            if key not in ("backbone", "neck", "rpn_head"):  # an RPN knows objects and background only
+                yield from class_counts(value)
 
 
 def set_schedule(cfg: Config, *, batch: int, lr: float, max_iter: int, steps: list[int], warmup: int) -> None:
@@ -138,12 +179,11 @@ def check_workers(cfg: Config, key: str = "DATA.WORKERS") -> None:
 def set_data(cfg: Config, data: CocoData, work_dir: Path) -> None:
     """Train and test on `data`, with as many classes as it has; detections go into `work_dir`."""
     for loader, split in ((cfg.train_dataloader, data.train), (cfg.test_dataloader, data.val)):
-        loader.dataset.update(data_root="", ann_file=str(split.json), data_prefix=dict(img=f"{split.images}/"),
+        loader.dataset.update(data_root="", ann_file=str(split.ready), data_prefix=dict(img=f"{split.images}/"),
                               metainfo=dict(classes=data.classes))
-    cfg.test_evaluator.update(ann_file=str(data.val.json), outfile_prefix=str(work_dir / "detections"))
-    cfg.model.roi_head.bbox_head.num_classes = len(data.classes)
-    if cfg.model.roi_head.get("mask_head"):
-        cfg.model.roi_head.mask_head.num_classes = len(data.classes)
+    cfg.test_evaluator.update(ann_file=str(data.val.ready), outfile_prefix=str(work_dir / "detections"))
+    for part in class_counts(cfg.model):
+        part["num_classes"] = len(data.classes)
 
 
 def set_backbone(cfg: Config, weights: Weights) -> None:

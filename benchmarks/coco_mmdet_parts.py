@@ -18,18 +18,23 @@ from convert.mmcv_ops import install
 
 install()
 
+from mmcv.transforms import LoadImageFromFile  # noqa: E402
 from mmdet.datasets.samplers import AspectRatioBatchSampler  # noqa: E402
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead  # noqa: E402
-from mmdet.registry import DATA_SAMPLERS, HOOKS, MODELS  # noqa: E402
+from mmdet.registry import DATA_SAMPLERS, HOOKS, MODELS, TRANSFORMS  # noqa: E402
 from mmengine.fileio import LocalBackend, register_backend  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.logging import HistoryBuffer  # noqa: E402
 from mmengine.model import is_model_wrapper  # noqa: E402
 from mmengine.runner.loops import _InfiniteDataloaderIterator  # noqa: E402
 
+from benchmarks.coco_data import outlines  # noqa: E402
+from benchmarks.coco_faults import CROWD, FEW_POINTS, OUTSIDE, SMALL_IMAGE, TINY, visible  # noqa: E402
+from benchmarks.coco_images import other_size, unreadable, whole  # noqa: E402
 from benchmarks.coco_launch import any_rank  # noqa: E402
 from benchmarks.coco_proof import prove  # noqa: E402
 from pretrain.checkpoint import check_archive  # noqa: E402
+from pretrain.decode import decode_reference  # noqa: E402
 from pretrain.errors import InputError, Stopped  # noqa: E402
 from pretrain.files import write_atomically  # noqa: E402
 from pretrain.rundir import StopSignal  # noqa: E402
@@ -51,6 +56,43 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
     if found:
         check_archive(found[-1])
     return str(found[-1]) if found else None
+
+
+@TRANSFORMS.register_module(name="LoadImageFromFile")
+class NamedImage(LoadImageFromFile):
+    """mmcv's reading of an image under its name, so in every recipe; what cannot be read is said with its name.
+
+    OpenCV fills up with grey what a file lacks: one that does not end as its format does is decoded by PIL as well.
+    """
+
+    def transform(self, results: dict) -> dict | None:
+        path = results["img_path"]
+        try:
+            results = super().transform(results)
+            with open(path, "rb") as file:
+                if not whole(file):
+                    file.seek(0)
+                    decode_reference(file.read())
+        except Exception as cause:  # noqa: BLE001  decoders raise whatever they stumble over
+            raise unreadable(path, cause) from None
+        size, wanted = results["ori_shape"][::-1], (results.get("width"), results.get("height"))
+        if None not in wanted and size != wanted:
+            raise other_size(path, size, wanted)
+        return results
+
+
+def left_out(annotation: dict, image: dict, *, masks: bool, min_size: int) -> str:
+    """Why mmdet does not train on an object (`CocoDataset`, `LoadAnnotations`); an empty string if it does."""
+    if annotation.get("iscrowd"):
+        return CROWD
+    if min(image["width"], image["height"]) < min_size:
+        return SMALL_IMAGE
+    if not min(visible(annotation["bbox"], image)):
+        return OUTSIDE
+    if min(annotation["bbox"][2:]) < 1:
+        return TINY
+    polygons = annotation.get("segmentation")
+    return FEW_POINTS if masks and isinstance(polygons, list) and not outlines(polygons) else ""
 
 
 @DATA_SAMPLERS.register_module()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
+
 from benchmarks.coco_recipes import FRAMEWORKS
 from pretrain.errors import Parser
 
@@ -43,6 +46,29 @@ DEFAULTS = {
     },
 }
 
+# What `check_numbers` asks of them.
+POSITIVE = {"LOG_PERIOD"}
+MOST = {"SEED": 2**31, "DATA.WORKERS": 1024, "EVAL.BOOTSTRAP": 100_000}
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that takes whole numbers from `least` on."""
+    def number(text: str) -> int:
+        if not (text.isdecimal() and int(text) >= least):
+            raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least {least}")
+        return int(text)
+    return number
+
+
+def fraction(text: str) -> float:
+    """The type of an option that takes what lies between 0 and 1."""
+    try:
+        if 0 < (value := float(text)) < 1:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text}' is not a fraction between 0 and 1")
+
 
 def parser() -> Parser:
     parser = Parser(
@@ -65,16 +91,17 @@ def parser() -> Parser:
     parser.add_argument("--neck", choices=("fpn", "p4p6", "c4", "vitdet"),
                         help="default: fpn for ResNets, the published p4p6 for MobileNetV2, vitdet for ViTs")
     parser.add_argument("--config", help="a recipe of the framework instead of the chosen one")
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N",
+    parser.add_argument("--num-gpus", type=at_least(1), default=1, metavar="N",
                         help="processes on this machine, one per GPU (without GPUs they share the CPU)")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none",
                         help="what started this process as one of many, on one or more machines")
     parser.add_argument("--amp", action="store_true", help="automatic mixed precision: TRAIN.AMP True")
     parser.add_argument("--scale-lr", action="store_true", help="scale the learning rate with the batch, linearly")
-    parser.add_argument("--proxy", type=float, metavar="FRACTION", default=0.0,
+    parser.add_argument("--proxy", type=fraction, metavar="FRACTION", default=0.0,
                         help="train on this fraction of the images with the schedule shortened to match")
-    parser.add_argument("--trials", type=int, default=1, help="repeat with this many seeds, SEED and up")
-    parser.add_argument("--show", type=int, metavar="N", default=0, help="pictures of predictions beside the truth")
+    parser.add_argument("--trials", type=at_least(1), default=1, help="repeat with this many seeds, SEED and up")
+    parser.add_argument("--show", type=at_least(0), metavar="N", default=0,
+                        help="pictures of predictions beside the truth")
     parser.add_argument("--check", action="store_true", help="only the checks that every run begins with")
     parser.add_overrides(DEFAULTS)
     return parser

@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from benchmarks import coco_images
 from benchmarks.coco_data import CocoData, Split
-from pretrain.decode import CorruptImage, decode_reference
 from pretrain.errors import InputError
-from pretrain.files import write_json
 
-SAMPLE = 32  # images of each split whose size is read and compared
 BYTES_PER_CHECKPOINT = 600e6  # a Mask R-CNN R50-FPN with its momentum is about 350 MB
 KEPT = 3  # checkpoints on the disk at once, at most
+FEW = 0.5  # of a file's objects: if fewer train, something may be wrong with the rest
+RELATIVE = 1.01  # the largest coordinate in relative units, with some rounding
+LEAST_SIDE = 4  # pixels: on images as small as this, boxes may be so, too
 
 
 def check(data: CocoData, recipe: dict, schedule: dict, preprocess: dict | None, out_dir: Path, processes: int, *,
-          quiet: bool = False) -> list[str]:
+          quiet: bool = False, remember: bool = True) -> list[str]:
     """Run every check, print what was seen and doubted unless `quiet`; returns the doubts. Faults raise InputError.
 
-    preprocess: the checkpoint's; None where it is not known.
+    preprocess: the checkpoint's; None where it is not known. remember: note in `out_dir` what need not be read again.
     """
-    for split in (data.train, data.val):
-        sample_images(split)
-    if recipe["mask"]:
-        for split in (data.train, data.val):
+    splits = data.train, data.val
+    for split in splits:
+        if recipe["mask"]:
             masks_present(split)
-    doubts = [*(preprocessing(recipe, preprocess) if preprocess else ()), *solver(recipe, schedule, processes),
-              *(line for split in (data.train, data.val) for line in shapes(split)), *disk(schedule, recipe, out_dir)]
+        absolute(split, recipe["mask"])
+    objects, few = trainable(data.train, recipe["left_out"], schedule["batch"])
+    countable(data.val)
+    coco_images.check(splits, out_dir if remember else None)
+    doubts = [*few, *(preprocessing(recipe, preprocess) if preprocess else ()), *solver(recipe, schedule, processes),
+              *(line for split in splits for line in shapes(split)), *disk(schedule, recipe, out_dir)]
     if quiet:
         return doubts
     images = data.train.image_count
-    print(f"data: {images} train and {data.val.image_count} val images, {len(data.classes)} classes")
+    print(f"data: {images} train and {data.val.image_count} val images, {len(data.classes)} classes; "
+          f"trained on: {objects}")
     print(f"images: {recipe['color_order']}, mean {[round(value, 3) for value in recipe['mean']]}, "
           f"std {[round(value, 3) for value in recipe['std']]}")
     print(f"schedule: {schedule['max_iter']} iterations of {schedule['batch']} images "
@@ -58,27 +63,57 @@ def amp_possible(wanted: bool) -> None:
                          "none: leave it out")
 
 
-def sample_images(split: Split) -> None:
-    """Decode a sample of the images and compare their sizes with the annotation file."""
-    images = split.content["images"]
-    for image in random.Random(0).sample(images, min(SAMPLE, len(images))):
-        path = split.images / image["file_name"]
-        try:
-            width, height = decode_reference(path.read_bytes()).size  # upright, as in both frameworks
-        except (CorruptImage, OSError) as error:
-            raise InputError(f"image cannot be read: {path} ({error}); replace it or remove it from "
-                             f"{split.json}") from None
-        if (width, height) != (image["width"], image["height"]):
-            raise InputError(f"{path} is {width}x{height} pixels, but {split.json} says "
-                             f"{image['width']}x{image['height']}: images and annotations do not belong together")
-
-
 def masks_present(split: Split) -> None:
     """Instance segmentation needs a segmentation in every annotation."""
     without = [a["id"] for a in split.content["annotations"] if not a.get("segmentation") and not a.get("iscrowd")]
     if without:
         raise InputError(f"{len(without)} annotations of {split.json} have no segmentation (first: id {without[0]}): "
                          "use --task det, or add the polygons")
+
+
+def absolute(split: Split, masks: bool) -> None:
+    """Coordinates are pixels. Raises InputError where none of any box (or polygon, with `masks`) is above 1."""
+    annotations = split.content["annotations"]
+    width, height = (max(image[side] for image in split.content["images"]) for side in ("width", "height"))
+    boxes = max(max(x + w, y + h) for x, y, w, h in (annotation["bbox"] for annotation in annotations))
+    polygons = max((max(polygon) for a in annotations if masks and isinstance(a.get("segmentation"), list)
+                    for polygon in a["segmentation"] if polygon), default=math.inf)
+    for what, largest in (("boxes", boxes), ("polygons", polygons)):
+        if largest <= RELATIVE and max(width, height) > LEAST_SIDE:
+            raise InputError(f"the {what} of {split.json} are in relative units (no coordinate is above 1, on images "
+                             f"of up to {width}x{height} pixels): multiply them by the width and height of their image")
+
+
+def trainable(split: Split, left_out: Callable[[dict, dict], str], batch: int) -> tuple[str, list[str]]:
+    """How many objects the framework trains on, in words, and a doubt where they are few.
+
+    left_out: why the framework leaves an object (annotation, image) out; an empty string where it does not.
+    Raises InputError where none remains.
+    """
+    images = {image["id"]: image for image in split.content["images"]}
+    reasons: Counter[str] = Counter()
+    used = set()
+    for annotation in split.content["annotations"]:
+        reason = left_out(annotation, images[annotation["image_id"]])
+        reasons[reason] += 1
+        if not reason:
+            used.add(annotation["image_id"])
+    count, remain = len(split.content["annotations"]), reasons.pop("", 0)
+    why = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+    words = f"{remain} of {count} objects" + (f" ({why})" if why else "")
+    if not remain:
+        raise InputError(f"no object of {split.json} would be trained on: of {count}, {why}; repair or complete the "
+                         "annotations")
+    few = remain < FEW * count or len(used) < batch
+    return words, [f"only {words} of {split.json} are trained on, in {len(used)} images for batches of {batch}: see "
+                   "that this is meant"] if few else []
+
+
+def countable(split: Split) -> None:
+    """Average precision needs an object that is no crowd."""
+    if all(annotation.get("iscrowd") for annotation in split.content["annotations"]):
+        raise InputError(f"all {len(split.content['annotations'])} objects of {split.json} are crowds (iscrowd 1): "
+                         "there is nothing to evaluate on")
 
 
 def shapes(split: Split) -> Iterator[str]:
@@ -159,7 +194,7 @@ def proxy(data: CocoData, schedule: dict, fraction: float, settings) -> tuple[Co
     shorter = {**schedule, "max_iter": max(1, round(fraction * schedule["max_iter"])),
                "steps": [max(1, round(fraction * step)) for step in schedule["steps"]]}
     shorter["warmup"] = min(schedule["warmup"], max(1, shorter["max_iter"] // 10))
-    return replace(data, train=replace(data.train, content=part)), shorter
+    return replace(data, train=replace(data.train, content=part, ready=None)), shorter
 
 
 def stratified(content: dict, count: int, seed: int = 0) -> set[int]:
@@ -191,12 +226,3 @@ def stratified(content: dict, count: int, seed: int = 0) -> set[int]:
             have[other] += 1
     chosen.update([image for image in order if image not in chosen][:count - len(chosen)])  # images without objects
     return chosen
-
-
-def written(data: CocoData, out_dir: Path) -> CocoData:
-    """The same data with a changed training list written where the framework can read it."""
-    if json.loads(data.train.json.read_bytes()) == data.train.content:
-        return data
-    file = out_dir / "train_part.json"
-    write_json(file, data.train.content)
-    return replace(data, train=replace(data.train, json=file.resolve()))

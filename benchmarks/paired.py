@@ -119,12 +119,14 @@ def coco_pairs(entry: Entry, other: Entry, draws: int = COCO_DRAWS, seed: int = 
 
 def _truth(entry: Entry) -> dict | None:
     """The val annotations that the result names, if the file is still there."""
+    from benchmarks.coco_data import read_annotations
+
     data = entry.result["config"].get("settings", {}).get("DATA", {})
     folder = Path(data.get("PATH_TO_DATA_DIR") or ".")
     file = Path(data.get("VAL_JSON") or folder / "annotations" / "instances_val2017.json")
     try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        return read_annotations(file)[0]
+    except InputError:
         return None
 
 

@@ -97,7 +97,8 @@ def _detection(part: Part, here: bool, data: dict) -> Step:
         devices.check(setup.settings.DEVICE, setup.processes)
         preprocess = setup.source.preprocess if setup.source else IMAGENET
         coco_preflight.amp_possible(setup.settings.TRAIN.AMP)
-        coco_preflight.check(setup.data, setup.recipe, setup.schedule, preprocess, Path(), setup.processes, quiet=True)
+        coco_preflight.check(setup.data, setup.recipe, setup.schedule, preprocess, Path(), setup.processes,
+                             quiet=True, remember=False)
     check_same_run(part.folder, setup.identity, coco.FREE)
     done = is_done(part.folder, setup.source.sha256 if setup.source else "", setup.data.fingerprint(),
                    deciding(to_dict(setup.settings), coco.PLACES), setup.args.trials)

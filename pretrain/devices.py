@@ -104,7 +104,8 @@ def _fault() -> str:
         reason = "torch finds none"
     except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
         reason = str(error).splitlines()[0].split(". Please ")[0]
-    absent = reason.startswith(("Found no NVIDIA driver", "No CUDA GPUs", "Torch not compiled", "torch finds none"))
+    absent = reason.startswith(("Found no NVIDIA driver", "No CUDA GPUs", "Torch not compiled", "torch finds none",
+                                "Cannot re-initialize CUDA in forked"))  # the last says nothing about GPUs
     return "" if absent and not there else reason
 
 

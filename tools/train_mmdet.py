@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
     if args.data:
         data = coco_data.find(load_config(DEFAULTS, None, ["DATA.PATH_TO_DATA_DIR", args.data]))
+        with coco_launch.main_first():
+            data = coco_data.written(data, work_dir)
         coco_mmdet.set_data(cfg, data, work_dir)
     if args.weights:
         recipe = coco_mmdet.recipe_of(cfg)
@@ -67,8 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     with StopSignal() as stop:
         coco_mmdet.run(cfg, stop, args.launcher)
     if args.data and distributed.is_main():
-        mask = cfg.model.roi_head.get("mask_head") is not None
-        for kind, file in coco_mmdet.detections(work_dir, mask).items():
+        for kind, file in coco_mmdet.detections(work_dir, coco_mmdet.has_masks(cfg)).items():
             numbers = evaluate(data.val.content, read_detections(file), kind, keep_matches=False).numbers
             print(f"{kind}: " + ", ".join(f"{name} {value:.2f}" for name, value in numbers.items()))
     return 0

@@ -67,6 +67,7 @@ def prepare(args, quiet: bool = False):
     devices.prepare("cpu" if cfg.MODEL.DEVICE == "cpu" else "auto", args.num_gpus)
     if folder:
         data = coco_data.find(load_config(DEFAULTS, None, [DATA_KEY, folder]))
+        data = coco_data.written(data, Path(cfg.OUTPUT_DIR))
         coco_detectron2.set_data(cfg, data)
     else:
         sets_present(cfg, evaluated_only=args.eval_only)

@@ -60,3 +60,42 @@ def tiny_detectron2(name: str, folder: Path, iterations: int = 8) -> Path:
     file.write_text(TINY_DETECTRON2.format(base=ROOT / "configs" / "detectron2" / f"{name}.yaml", step=iterations - 2,
                                            lr=1e-4 if "vit" in name else 0.002, iterations=iterations))
     return file
+
+
+RETINANET_MMDET = """
+_base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', '{root}/configs/mmdet/_base_/recipe.py']
+model = dict(
+    backbone=dict(depth=18, frozen_stages=-1, norm_eval=False, init_cfg=None),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=32),
+    bbox_head=dict(in_channels=32, feat_channels=32, stacked_convs=1))
+train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
+train_pipeline[1].update(with_mask=False)
+train_pipeline[2].update(scales=[(64, 64)])
+test_pipeline[1].update(scale=(64, 64))
+train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
+test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
+test_evaluator = dict(metric=['bbox'])
+auto_scale_lr = dict(base_batch_size=2)
+optim_wrapper = dict(optimizer=dict(lr=0.001))
+"""
+RETINANET_DETECTRON2 = """
+_BASE_: "{root}/configs/detectron2/_base_/recipe.yaml"
+MODEL:
+  META_ARCHITECTURE: RetinaNet
+  BACKBONE: {{NAME: build_retinanet_resnet_fpn_backbone}}
+  RESNETS: {{DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res3, res4, res5]}}
+  FPN: {{IN_FEATURES: [res3, res4, res5], OUT_CHANNELS: 32}}
+  ANCHOR_GENERATOR: {{SIZES: [[32], [64], [128], [256], [512]]}}
+  RETINANET: {{NUM_CONVS: 1}}
+INPUT: {{MIN_SIZE_TRAIN: [64], MAX_SIZE_TRAIN: 64, MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 64}}
+SOLVER: {{IMS_PER_BATCH: 2, BASE_LR: 0.001}}
+DATALOADER: {{NUM_WORKERS: 0}}
+"""
+
+
+def tiny_retinanet(framework: str, folder: Path) -> Path:
+    """A recipe of a user's own for a one-stage detector, written to `folder`."""
+    text, suffix = (RETINANET_MMDET, ".py") if framework == "mmdet" else (RETINANET_DETECTRON2, ".yaml")
+    file = folder / f"retinanet{suffix}"
+    file.write_text(text.format(root=ROOT))
+    return file

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import coco_images
 from benchmarks.coco import configure, main
 from benchmarks.coco_recipes import framework_module
 from benchmarks.result import read_result
@@ -19,7 +20,7 @@ from pretrain.backbones import build_backbone
 from pretrain.checkpoint import save_backbone
 from pretrain.errors import InputError
 from tests.benchmarks.coco_sets import write_set
-from tests.benchmarks.coco_tiny import ROOT, tiny_detectron2, tiny_mmdet
+from tests.benchmarks.coco_tiny import ROOT, tiny_detectron2, tiny_mmdet, tiny_retinanet
 
 pytest.importorskip("mmdet", reason="comes with the mmdet extra")
 PREPROCESS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB", "size": 224}
@@ -265,6 +266,10 @@ FAULTS = {
     "same name": lambda content: content["categories"].append({"id": 99, "name": "disc"}),
     "which it does not list": lambda content: content["annotations"][0].update(category_id=5),
     "have no segmentation": lambda content: content["annotations"][0].pop("segmentation") and None,
+    "no object of .* would be trained on": lambda content: [entry.update(iscrowd=1) for entry in content["annotations"]]
+    and None,
+    "in relative units": lambda content: [entry.update(bbox=[0.1, 0.1, 0.5, 0.5]) for entry in content["annotations"]]
+    and None,
 }
 
 
@@ -273,6 +278,93 @@ def test_faults_of_the_data_stop_the_run_in_one_line(word, coco, tmp_path):
     with pytest.raises(InputError, match=word) as error:
         main(arguments_for(spoiled(coco, tmp_path / "data", FAULTS[word]), tmp_path))
     assert "\n" not in str(error.value)
+
+
+NUMBERS = {"--trials 0": "--trials", "--trials -1": "--trials", "--proxy 0": "--proxy", "--proxy 1.5": "--proxy",
+           "--show -1": "--show", "--num-gpus 0": "--num-gpus", "LOG_PERIOD 0": "LOG_PERIOD", "SEED -1": "SEED",
+           "SOLVER.MAX_ITER -5": "SOLVER.MAX_ITER", "SOLVER.BASE_LR -0.1": "SOLVER.BASE_LR",
+           "SOLVER.STEPS [-3]": "SOLVER.STEPS", "SOLVER.WARMUP_ITERS -2": "SOLVER.WARMUP_ITERS",
+           "DATA.WORKERS -2": "DATA.WORKERS", "DATA.WORKERS 5000": "DATA.WORKERS",
+           "EVAL.BOOTSTRAP -1": "EVAL.BOOTSTRAP"}
+
+
+@pytest.mark.parametrize("words", NUMBERS)
+def test_numbers_that_cannot_work_are_refused(words, coco, tmp_path):
+    with pytest.raises(InputError, match=NUMBERS[words]):
+        main([*arguments_for(coco, tmp_path), *words.split()])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("framework", ["mmdet", pytest.param("detectron2", marks=DETECTRON2)])
+def test_a_one_stage_detector_by_config(framework, tmp_path):
+    file, coco = tiny_retinanet(framework, tmp_path), write_set(tmp_path / "set", counts=(4, 2))
+    arguments = ["--framework", framework, "--config", str(file), "--weights", "random", "--arch", "resnet18",
+                 "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.MAX_ITER", "2",
+                 "SOLVER.STEPS", "[1]", "SOLVER.WARMUP_ITERS", "0", "EVAL.BOOTSTRAP", "0"]
+    assert main(["--task", "det", *arguments]) == 0
+    result = read_result(tmp_path / "out")
+    assert "box_AP" in result["metrics"] and result["protocol"] == "retinanet"
+    config = result["config"]["framework_config"]
+    assert (config["model"]["bbox_head"]["num_classes"] if framework == "mmdet"
+            else config["MODEL"]["RETINANET"]["NUM_CLASSES"]) == 3
+    with pytest.raises(InputError, match="predicts boxes only, so its task is det"):
+        main(["--task", "seg", *arguments])
+
+
+@pytest.mark.parametrize("text, words", [
+    ("train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=12)", "train_cfg has no max_iters"),
+    ("param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=False, T_max=9)]", "CosineAnnealingLR is neither"),
+    ("model = dict(bbox_head=dict(_delete_=True, type='MyHead'))", "no head of its model has num_classes")])
+def test_a_recipe_that_is_built_otherwise_is_refused_in_one_line(text, words, coco, tmp_path):
+    file = tmp_path / "other.py"
+    file.write_text(f"_base_ = '{tiny_retinanet('mmdet', tmp_path)}'\n{text}\n")
+    with pytest.raises(InputError, match=f"other.py is no recipe for this: .*{words}.*; begin it with") as error:
+        main(arguments_for(coco, tmp_path, config=file, task="det"))
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("framework, tiny", [("mmdet", tiny_mmdet),
+                                             pytest.param("detectron2", tiny_detectron2, marks=DETECTRON2)])
+def test_an_untidy_annotation_file_trains_and_counts_as_a_tidy_one(framework, tiny, tmp_path):
+    """UTF-16, object ids that repeat and reach 0, image ids beyond 2^53, no areas: the same detections, the same AP."""
+    def untidy(content):
+        for image in content["images"]:
+            image["id"] += 2**53
+        for number, entry in enumerate(content["annotations"]):
+            entry.update(id=number // 2, image_id=entry["image_id"] + 2**53)
+            del entry["area"]
+
+    coco = write_set(tmp_path / "set", counts=(6, 4))
+    odd = spoiled(coco, tmp_path / "odd", untidy, split="")
+    for file in (odd / "annotations").iterdir():
+        file.write_bytes(file.read_text().encode("utf-16"))
+    config, results, found = tiny("faster_rcnn_r18_fpn_1x", tmp_path, iterations=4), [], []
+    for name, data in (("tidy", coco), ("untidy", odd)):
+        assert main(["--framework", framework, "--task", "det", "--config", str(config), "--weights", "random",
+                     "--arch", "resnet18", "DATA.PATH_TO_DATA_DIR", str(data), "OUTPUT_DIR", str(tmp_path / name),
+                     "EVAL.BOOTSTRAP", "10"]) == 0
+        results.append(read_result(tmp_path / name))
+        found.append(json.loads((tmp_path / name / results[-1]["detections"][0]["box"]).read_text()))
+    assert found[1] == [{**entry, "image_id": entry["image_id"] + 2**53} for entry in found[0]]
+    assert {name for name in results[0]["metrics"] if name[-1] not in "sml"} <= set(results[1]["metrics"])
+    for name, metric in results[0]["metrics"].items():
+        assert results[1]["metrics"][name]["value"] == pytest.approx(metric["value"], abs=1e-9), name
+    assert len(found[0]) > 10
+
+
+@pytest.mark.parametrize("framework, tiny, part", [
+    ("mmdet", tiny_mmdet, "train2017"),
+    pytest.param("detectron2", tiny_detectron2, "val2017", marks=DETECTRON2)])
+def test_an_image_that_breaks_within_a_run_is_named(framework, tiny, part, tmp_path, monkeypatch):
+    data = write_set(tmp_path / "set", counts=(6, 3))
+    file = data / part / "000000000002.jpg"
+    file.write_bytes(file.read_bytes()[:-300])
+    monkeypatch.setattr(coco_images, "check", lambda splits, out_dir: None)  # it was whole when the run began
+    config = tiny("faster_rcnn_r18_fpn_1x", tmp_path, iterations=4)
+    with pytest.raises(InputError) as error:
+        main(["--framework", framework, "--task", "det", "--config", str(config), "--weights", "random", "--arch",
+              "resnet18", "DATA.PATH_TO_DATA_DIR", str(data), "OUTPUT_DIR", str(tmp_path / "out"), "DATA.WORKERS", "1"])
+    assert str(error.value).startswith(f"image cannot be read: {file} (") and "\n" not in str(error.value)
 
 
 def test_faults_of_the_weights_stop_the_run_in_one_line(coco, tmp_path):

@@ -69,6 +69,113 @@ def test_a_weighted_image_counts_like_its_copies():
     assert 100 * by_weight.mean() == pytest.approx(expected["AP"], abs=0.2)
 
 
+def slow_average_precision(truth, detections):
+    """Box AP in percent by COCO's definition, one object at a time; knows ids only by whether they are equal."""
+    values = []
+    for category in truth["categories"]:
+        found, objects = [], 0  # found: score, and for every threshold whether it is right, or None if it is ignored
+        for image in sorted(truth["images"], key=lambda image: image["id"]):
+            def there(entries, image=image, category=category):
+                return [e for e in entries if (e["image_id"], e["category_id"]) == (image["id"], category["id"])]
+
+            real = sorted(there(truth["annotations"]), key=lambda a: a["iscrowd"])
+            objects += sum(not a["iscrowd"] for a in real)
+            ranked = sorted(there(detections), key=lambda d: -d["score"])[:100]
+            outcomes = [[] for _ in ranked]
+            for threshold in np.linspace(0.5, 0.95, 10):
+                taken = set()
+                for detection, outcome in zip(ranked, outcomes, strict=True):
+                    best, match = threshold, None
+                    for place, a in enumerate(real):
+                        if place in taken or (match is not None and a["iscrowd"] and not real[match]["iscrowd"]):
+                            continue
+                        overlap = box_overlap(detection["bbox"], a["bbox"], a["iscrowd"])
+                        if overlap >= best:
+                            best, match = overlap, place
+                    crowd = match is not None and real[match]["iscrowd"]
+                    if match is not None and not crowd:
+                        taken.add(match)
+                    outcome.append(None if crowd else match is not None)
+            found += [(d["score"], o) for d, o in zip(ranked, outcomes, strict=True)]
+        if not objects:
+            continue
+        found.sort(key=lambda pair: -pair[0])
+        for t in range(10):
+            right = [o[t] for _, o in found if o[t] is not None]
+            hits = np.cumsum(right)
+            points = [(hits[k] / objects, hits[k] / (k + 1)) for k in range(len(right))]
+            values.append(np.mean([max((p for r, p in points if r >= recall), default=0)
+                                   for recall in np.linspace(0, 1, 101)]))
+    return 100 * np.mean(values)
+
+
+def box_overlap(found, real, crowd):
+    """Intersection over union; over the detection's own area for a crowd."""
+    (x, y, w, h), (u, v, s, t) = found, real
+    shared = max(0, min(x + w, u + s) - max(x, u)) * max(0, min(y + h, v + t) - max(y, v))
+    return shared / (w * h if crowd else w * h + s * t - shared)
+
+
+def with_ids(truth, detections, annotation=None, image=None, category=None):
+    """The same with other ids. annotation maps an object's place, the others an id."""
+    same = lambda old: old  # noqa: E731
+    image, category = image or same, category or same
+
+    def of(entry):
+        return {**entry, "image_id": image(entry["image_id"]), "category_id": category(entry["category_id"])}
+
+    return {"images": [{**entry, "id": image(entry["id"])} for entry in truth["images"]],
+            "categories": [{**entry, "id": category(entry["id"])} for entry in truth["categories"]],
+            "annotations": [{**of(entry), "id": annotation(k) if annotation else entry["id"]}
+                            for k, entry in enumerate(truth["annotations"])]}, [of(entry) for entry in detections]
+
+
+IDS = {
+    "from 0": {"annotation": lambda k: k},
+    "negative": {"annotation": lambda k: -k},
+    "all 0": {"annotation": lambda k: 0},
+    "repeated": {"annotation": lambda k: k // 3 + 1},
+    "objects beyond 2^53": {"annotation": lambda k: 2**60 + k},
+    "images beyond 2^53": {"image": lambda old: 2**53 + old},
+    "images beyond 2^64": {"image": lambda old: 10**22 + old},
+    "images as text": {"image": lambda old: str(10**22 + old)},
+    "images negative": {"image": lambda old: old - 10**6},
+    "categories beyond 2^53": {"category": lambda old: 2**53 + old},
+    "categories from 0": {"category": lambda old: old - 2}}
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+@pytest.mark.parametrize("ids", IDS)
+def test_ids_do_not_matter(ids, backend, kind):
+    truth = some_truth(seed=5)
+    found = with_masks(near_detections(truth, seed=6))
+    whole = evaluate(truth, found, kind, backend)
+    other = evaluate(*with_ids(truth, found, **IDS[ids]), kind, backend)
+    assert other.numbers == pytest.approx(whole.numbers, abs=1e-12)
+    assert other.per_category == pytest.approx(whole.per_category, abs=1e-12)
+    assert bootstrap([other], 5) == bootstrap([whole], 5)
+
+
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+@pytest.mark.parametrize("seed", range(3))
+def test_ap_is_that_of_a_slow_reference(seed, backend):
+    truth = some_truth(images=12, seed=seed)
+    found = near_detections(truth, seed=seed + 20)
+    assert evaluate(truth, found, "box", backend).numbers["AP"] == pytest.approx(slow_average_precision(truth, found),
+                                                                                abs=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+@pytest.mark.parametrize("number", [0, -1, 1, 2**60])
+def test_one_perfect_detection_is_ap_100(number, backend):
+    truth = {"images": [{"id": 2**53 + 1, "file_name": "1.jpg", "width": 50, "height": 40}],
+             "annotations": [{"id": number, "image_id": 2**53 + 1, "category_id": 1, "bbox": [5, 5, 20, 20]}],
+             "categories": [{"id": 1, "name": "one"}]}
+    perfect = [{"image_id": 2**53 + 1, "category_id": 1, "bbox": [5.0, 5.0, 20.0, 20.0], "score": 0.9}]
+    assert evaluate(truth, perfect, "box", backend).numbers["AP"] == pytest.approx(100)
+
+
 def test_perfect_and_absent_detections():
     truth = some_truth(seed=4)
     perfect = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}

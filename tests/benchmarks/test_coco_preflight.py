@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from benchmarks import coco_preflight
 from benchmarks.coco_proof import prove
@@ -64,15 +63,43 @@ def test_degenerate_shapes_are_counted():
     assert len(lines) == 4 and "(b)" in lines[3]
 
 
-def test_sizes_are_those_of_the_image_as_its_exif_data_turns_it(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turned by 90 degrees, as both frameworks read it
-    Image.new("RGB", (60, 40)).save(tmp_path / "turned.jpg", exif=exif)
-    entry = {"file_name": "turned.jpg", "width": 40, "height": 60}
-    coco_preflight.sample_images(SimpleNamespace(json="x.json", images=tmp_path, content={"images": [entry]}))
-    entry.update(width=60, height=40)
-    with pytest.raises(InputError, match="turned.jpg is 40x60 pixels, but x.json says 60x40"):
-        coco_preflight.sample_images(SimpleNamespace(json="x.json", images=tmp_path, content={"images": [entry]}))
+BOX = {"category_id": 1, "bbox": [5.0, 5.0, 9.0, 9.0], "iscrowd": 0}
+
+
+def split_of(*objects, side=60, images=4):
+    """A split with objects that differ from a good one in what is given, shared out over its images."""
+    return SimpleNamespace(json="x.json", content={
+        "images": [{"id": k, "width": side, "height": side} for k in range(images)],
+        "annotations": [{"id": k + 1, "image_id": k % images, **BOX, **entry} for k, entry in enumerate(objects)]})
+
+
+def crowds(annotation, image):
+    return "crowds" if annotation["iscrowd"] else ""
+
+
+def test_what_remains_to_train_on_is_counted():
+    crowd = {"iscrowd": 1}
+    assert coco_preflight.trainable(split_of({}, {}, {}, crowd), crowds, 2) == ("3 of 4 objects (1 crowds)", [])
+    words, doubts = coco_preflight.trainable(split_of({}, {}, crowd, crowd, crowd), crowds, 2)
+    assert words == "2 of 5 objects (3 crowds)" and "only 2 of 5 objects (3 crowds) of x.json" in doubts[0]
+    assert "in 2 images for batches of 4" in coco_preflight.trainable(split_of({}, {}), crowds, 4)[1][0]
+    with pytest.raises(InputError, match="no object of x.json would be trained on: of 2, 2 crowds"):
+        coco_preflight.trainable(split_of(crowd, crowd), crowds, 2)
+    coco_preflight.countable(split_of({}, crowd))
+    with pytest.raises(InputError, match="all 2 objects of x.json are crowds"):
+        coco_preflight.countable(split_of(crowd, crowd))
+
+
+def test_relative_units_are_recognised():
+    small = {"bbox": [0.1, 0.2, 0.5, 0.8]}
+    with pytest.raises(InputError, match="boxes of x.json are in relative units .* of up to 60x60 pixels.: multiply"):
+        coco_preflight.absolute(split_of(small, {"bbox": [0.0, 0.0, 1.0, 1.0]}), masks=False)
+    coco_preflight.absolute(split_of(small, {}), masks=False)
+    coco_preflight.absolute(split_of(small, side=2), masks=False)
+    relative = {"segmentation": [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]]}
+    coco_preflight.absolute(split_of(relative), masks=False)
+    with pytest.raises(InputError, match="polygons of x.json are in relative units"):
+        coco_preflight.absolute(split_of(relative), masks=True)
 
 
 def test_a_proxy_part_keeps_every_categorys_share():

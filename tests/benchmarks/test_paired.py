@@ -134,7 +134,7 @@ def coco(folder, truth_file, truth, seen):
 def test_detections_are_paired_over_images(tmp_path, capsys):
     """A copy of a detector differs by nothing; one 2 px off, within less than the intervals combined."""
     rng = np.random.default_rng(0)
-    truth = {"images": [{"id": i, "width": 100, "height": 100} for i in range(30)],
+    truth = {"images": [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in range(30)],
              "categories": [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}],
              "annotations": [{"id": i + 1, "image_id": i % 30, "category_id": 1 + i % 2, "iscrowd": 0, "area": 1600,
                               "bbox": [*map(int, rng.integers(5, 50, 2)), 40, 40]} for i in range(90)]}

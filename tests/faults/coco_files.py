@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import coco_data, coco_eval, coco_preflight
+from benchmarks import coco_data, coco_eval, coco_images, coco_preflight
 from benchmarks.coco_options import DEFAULTS
 from convert.mmcv_ops import install
 from pretrain.config import load_config
@@ -77,7 +77,7 @@ def use(settings, number: int) -> str:
     """Check a data set and evaluate on it; returns how it ended. AssertionError where a number is out of its range."""
     try:
         data = coco_data.find(settings)
-        coco_preflight.sample_images(data.train)
+        coco_images.check([data.train], None)
         coco_preflight.masks_present(data.train)
         list(coco_preflight.shapes(data.train))
     except InputError as error:

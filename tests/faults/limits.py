@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from benchmarks import coco_data, coco_eval, coco_preflight
+from benchmarks import coco_data, coco_eval, coco_images, coco_preflight
 from benchmarks.coco_options import DEFAULTS
 from benchmarks.subsets import balanced, holdout
 from pretrain.config import load_config
@@ -126,7 +126,7 @@ def many_annotations(count: int, place: Path) -> Row:
     def work() -> str:
         started = time.process_time()
         found = coco_data.find(settings)
-        coco_preflight.sample_images(found.train)
+        coco_images.check([found.train], None)
         coco_preflight.masks_present(found.train)
         assert not list(coco_preflight.shapes(found.train))
         checked = time.process_time() - started

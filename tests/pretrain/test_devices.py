@@ -168,3 +168,17 @@ def test_fp32_is_never_rounded_to_tf32(how, gpus, tmp_path):
     else:
         suite_cost.seconds_per_image("resnet18", 31, 0.01)
     assert torch.backends.cuda.matmul.allow_tf32 is False and torch.backends.cudnn.allow_tf32 is False
+
+
+def test_a_forked_process_of_a_machine_without_gpus_takes_the_cpu(run):
+    """torch refuses to look again in a process that was forked after a look."""
+    run("-c", """
+import os, sys
+from pretrain import devices
+devices.check()
+child = os.fork()
+if not child:
+    devices.check()
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+""", CUDA_VISIBLE_DEVICES="0")
