@@ -42,7 +42,8 @@ DIFFERENT = {
 # TRAIN.JOINT_LINEAR_PROBE is off by default and on in every published run, on the command line as in the comments.
 
 # Ours alone, with the value that leaves the published recipe as it is.
-NEW = {"DEVICE": "auto", 
+NEW = {
+    "DEVICE": "auto",
     "DATA.PIPELINE": "fast", "DATA.COLOR_ON_DEVICE": False, "DATA.MAX_CORRUPT": 0.001, "DATA.MAX_VALUE": 0.0,
     "TRAIN.ACCUMULATE": 1,
     "TRAIN.CHANNELS_LAST": True, "TRAIN.COMPILE": False, "TRAIN.AUTO_RESUME": True, "TRAIN.SAVE_SECONDS": 600.0,
