@@ -94,7 +94,7 @@ def use(settings, number: int) -> str:
         values = np.array(list(result.numbers.values()))
         assert ((0 <= values[~np.isnan(values)]) & (values[~np.isnan(values)] <= 100)).all(), result.numbers
         coco_eval.bootstrap([result], 2)
-    frameworks(data)
+    frameworks(coco_data.written(data, data.train.json.parent))
     return "right"
 
 
@@ -110,13 +110,13 @@ def frameworks(data: coco_data.CocoData) -> None:
         install()
         from mmdet.datasets import CocoDataset
 
-        read = CocoDataset(ann_file=str(split.json), data_prefix={"img": f"{split.images}/"}, pipeline=[],
+        read = CocoDataset(ann_file=str(split.ready), data_prefix={"img": f"{split.images}/"}, pipeline=[],
                            metainfo={"classes": data.classes})
         assert len(read) == split.image_count
     if all(map(importlib.util.find_spec, ("detectron2", "omegaconf"))):
         from detectron2.data.datasets import load_coco_json
 
-        assert len(load_coco_json(str(split.json), str(split.images))) == split.image_count
+        assert len(load_coco_json(str(split.ready), str(split.images))) == split.image_count
 
 
 def change(content: dict, chance: random.Random) -> None:
