@@ -58,7 +58,8 @@ def entry_facts(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, fl
     return {"weights": subject.about["sha256"], "arch": subject.about["arch"], "network": subject.about["network"],
             "data": split.source.fingerprint(), "images": len(split), "feature": choice,
             "transform": {"resize": cfg.DATA.RESIZE, "size": cfg.DATA.SIZE, "flip": flip, **subject.preprocess,
-                          **({"max_value": cfg.DATA.MAX_VALUE} if cfg.DATA.MAX_VALUE else {})},
+                          **({"max_value": cfg.DATA.MAX_VALUE} if cfg.DATA.MAX_VALUE else {}),
+                          **{key: subject.about[key] for key in ("pos_resize",) if key in subject.about}},
             "amp": cfg.FEATURES.AMP, "dtype": cfg.FEATURES.DTYPE, **options}
 
 

@@ -20,6 +20,7 @@ COMMON = {
         "OPTIONS": "",  # build options of the network that a checkpoint does not tell, such as num_heads=12
         "NETWORK": "",  # which of a checkpoint's networks (student, teacher, ...); by default the published choice
         "INIT_SEED": 0,  # of random weights
+        "POS_RESIZE": "",  # a ViT's positions at another image size: published or timm; empty: as trained, else timm
     },
     "OUTPUT_DIR": "",
     "DEVICE": "auto",  # auto: a GPU of its own for every process where there are GPUs; cpu

@@ -1,7 +1,8 @@
 """The one training loop of the supervised benchmarks: epochs over labelled images, exact resume, best and last epoch.
 
 The order of the images is a function of (seed, epoch), their crops one of (seed, epoch, image), and the ranks share
-every global batch; a run that is stopped anywhere continues to the same numbers.
+every global batch evenly. The last one of an epoch is smaller and weighs as much as the others, as published. A run
+that is stopped anywhere continues to the same numbers.
 """
 
 from __future__ import annotations
@@ -85,25 +86,26 @@ def _fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Ru
     state = State(folder=job.folder)
     state.load(model, optimizer)
     batch = global_batch(cfg, model, len(job.subset))
-    steps = len(job.subset) // batch
+    steps = math.ceil(len(job.subset) / batch)
     total = cfg.SOLVER.TOTAL_EPOCHS
     metrics = MetricsLog(job.folder, state.epoch * steps + state.step, measured=state.step == 0)
     peak = scaled_learning_rate(cfg.SOLVER.BASE_LR, cfg.TRAIN.BATCH_SIZE * world)
     bar = Bar(total * steps, f"train (seed {job.seed})", "step", initial=state.epoch * steps + state.step)
     saved_at = time.monotonic()
     while state.epoch < total:
-        order = job.subset[epoch_order(len(job.subset), job.seed, state.epoch)]
-        mine = [np.array_split(order[i * batch:(i + 1) * batch], world)[distributed.rank()]
-                for i in range(state.step, steps)]
+        order = even_out(job.subset[epoch_order(len(job.subset), job.seed, state.epoch)], batch, least(model))
+        mine = order[state.step * batch + distributed.rank()::world]
+        transform = random_resized_crop(cfg.DATA.SIZE, job.seed, state.epoch)
         model.train()
         loss = None
-        for images, used in eval_requests(cfg, job, mine, state.epoch):
+        for images, used in eval_batches(job.train.source, mine, transform, batch_size=cfg.TRAIN.BATCH_SIZE,
+                                         workers=cfg.DATA.WORKERS):
             at = state.epoch + state.step / steps if cfg.SOLVER.PER_STEP else state.epoch
             rate = learning_rate(cfg, at, peak)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_factor"]
             labels = torch.as_tensor(job.train.labels[used.numpy()], device=device)
-            loss = one_step(cfg, runner, optimizer, prepare(images, job.preprocess, device), labels, batch, device)
+            loss = one_step(cfg, runner, optimizer, prepare(images, job.preprocess, device), labels, device)
             state.step += 1
             bar.update()
             done = state.epoch * steps + state.step
@@ -139,43 +141,46 @@ def _fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Ru
 
 
 def global_batch(cfg: CfgNode, model: nn.Module, images: int) -> int:
-    """Images of a step over all processes: all there are, if they are fewer than asked for.
+    """Images of a full step over all processes.
 
-    Raises InputError if that leaves a process without an image, or with a single one where batch norm trains.
+    Raises InputError if there are too few for one step: an image a process, or two where batch norm trains.
     """
-    world = distributed.world_size()
-    batch = min(cfg.TRAIN.BATCH_SIZE * world, images)
-    normed = any(isinstance(module, _BatchNorm) and module.training for module in model.train().modules())
-    least = 2 if normed else 1
-    if batch < least * world:
-        raise InputError(f"a global batch of {batch} training image(s) over {world} process(es): each needs at least "
-                         f"{least}{' (batch norm)' if normed else ''}; raise TRAIN.BATCH_SIZE, label more images or "
-                         "start fewer processes")
+    world, needed = distributed.world_size(), least(model)
+    batch = cfg.TRAIN.BATCH_SIZE * world
+    if min(batch, images) < needed * world:
+        raise InputError(f"a global batch of {min(batch, images)} training image(s) over {world} process(es): each "
+                         f"needs at least {needed}{' (batch norm)' if needed > 1 else ''}; raise TRAIN.BATCH_SIZE, "
+                         "label more images or start fewer processes")
     return batch
 
 
-def eval_requests(cfg: CfgNode, job: Job, batches: list[np.ndarray], epoch: int):
-    """The training crops of this rank's batches, each exactly as asked for."""
-    transform = random_resized_crop(cfg.DATA.SIZE, job.seed, epoch)
-    size = max(map(len, batches), default=1)
-    if all(len(batch) == size for batch in batches):
-        yield from eval_batches(job.train.source, np.concatenate(batches) if batches else [], transform,
-                                batch_size=size, workers=cfg.DATA.WORKERS)
-    else:  # a global batch that the ranks do not share evenly
-        for batch in batches:
-            yield from eval_batches(job.train.source, batch, transform, batch_size=size, workers=cfg.DATA.WORKERS)
+def least(model: nn.Module) -> int:
+    """Images that a process needs for a step: two where batch norm trains, else one."""
+    return 2 if any(isinstance(module, _BatchNorm) and module.training for module in model.train().modules()) else 1
+
+
+def even_out(order: np.ndarray, batch: int, needed: int) -> np.ndarray:
+    """An epoch's images, whose last batch (of `batch`) every process shares evenly and has `needed` images of.
+
+    What lacks are the epoch's first images once more: fewer than there are processes, as torch's DistributedSampler
+    does it for the published program, or as many as batch norm needs, without which that program stops.
+    """
+    world = distributed.world_size()
+    last = len(order) % batch
+    missing = max(-last % world, needed * world - last) if last else 0
+    return np.concatenate([order, order[:missing]])
 
 
 def one_step(cfg: CfgNode, runner: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor,
-             batch: int, device: torch.device) -> Tensor:
-    """One optimizer step on this rank's part of a global batch of `batch` images; returns the mean loss per head.
+             device: torch.device) -> Tensor:
+    """One optimizer step on this rank's even share of a global batch; returns the mean loss per head.
 
-    Heads do not share parameters, so the sum of their losses trains each as if it were alone.
+    Heads do not share parameters, so the sum of their losses trains each as if it were alone. A loss is the mean over
+    the batch's own images, however few: DDP averages over the ranks, whose shares are equal.
     """
     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.TRAIN.AMP == "bf16"), sound_batch_norm(device):
         logits = runner(images)
-    share = distributed.world_size() / batch  # DDP averages over the ranks; images count equally
-    losses = [F.cross_entropy(value.float(), labels, reduction="sum") * share for value in logits.values()]
+    losses = [F.cross_entropy(value.float(), labels) for value in logits.values()]
     optimizer.zero_grad(set_to_none=True)
     torch.stack(losses).sum().backward()
     optimizer.step()

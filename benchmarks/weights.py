@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convert.reader import load_network
 from convert.recorded import spelled
 from pretrain import distributed
-from pretrain.backbones import build_backbone, check_options, read_options
+from pretrain.backbones import build_backbone, check_options, read_options, set_pos_resize
 from pretrain.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -63,6 +63,10 @@ def load_subject(cfg: CfgNode) -> Subject:
         preprocess, head = read.preprocess, read.head
     if cfg.NAME:
         about["name"] = cfg.NAME
+    if cfg.MODEL.POS_RESIZE:
+        set_pos_resize(backbone, cfg.MODEL.POS_RESIZE)
+    if hasattr(backbone, "pos_resize"):
+        about["pos_resize"] = backbone.pos_resize
     bgr = preprocess.get("color_order") == "BGR"
     mean, std = (list(given)[::-1 if bgr else 1] for given in (cfg.DATA.MEAN, cfg.DATA.STD))  # given as of RGB
     return Subject(backbone, about, mean or list(preprocess.get("mean", IMAGENET_MEAN)),

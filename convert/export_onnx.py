@@ -46,7 +46,8 @@ def export(path: Path, checkpoint: Checkpoint, *, stages: bool = False, picture:
         import onnxscript  # noqa: F401 - the exporter needs it
     except ImportError as error:
         raise InputError(f"--to onnx needs the package '{error.name}': pip install -e '.[onnx]'") from None
-    options = {"dynamic_img_size": True} if kind_of(checkpoint.arch) == "vit" else {}
+    # A graph for any image size cannot leave the positions of one size alone, as the published resizing does.
+    options = {"dynamic_img_size": True, "pos_resize": "timm"} if kind_of(checkpoint.arch) == "vit" else {}
     network = network_of(checkpoint, **options).eval()
     outputs = _Outputs(network, stages).eval()
     example = image_for(checkpoint.arch, checkpoint.preprocess, picture)
@@ -76,6 +77,9 @@ def export(path: Path, checkpoint: Checkpoint, *, stages: bool = False, picture:
             raise InputError(f"the ONNX file gives other features than torch at {shape}: {wrong}")
         verified.differences[f"onnxruntime at {shape}"] = seen
         verified.steps.append(f"run by onnxruntime on {shape}: largest relative difference {max(seen.values()):.2g}")
+    if checkpoint.preprocess.get("pos_resize", "timm") != "timm":
+        verified.steps.append(f"positions for other sizes than {checkpoint.preprocess['size']} px are resized with "
+                              "timm's antialiasing, not as in training (features differ by about 1%)")
     count = sum(parameter.numel() for parameter in deployed.network.parameters())
     return verified, {"form": deployed.form, "exported_parameters": count, "gflops": round(flops / 1e9, 4),
                       "inputs": ["images [N, 3, H, W]"], "outputs": names}

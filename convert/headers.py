@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from pretrain.backbones import check_options
+from pretrain.backbones import POS_RESIZE, check_options
 from pretrain.errors import InputError
 
 
@@ -16,14 +16,17 @@ def brief(found: object) -> str:
 
 
 def checked_preprocess(found: object, path: Path | str) -> dict:
-    """How images are fed: mean, std (of the channels in color_order, of images in [0, 1]), color_order, size.
+    """How images are fed: mean, std (of the channels in color_order, of images in [0, 1]), color_order, size; of some
+    ViTs pos_resize, too (see pretrain/backbones.py).
 
     Raises InputError unless it is all there and makes sense.
     """
     given = found if isinstance(found, dict) else {}
     mean, std, size, order = (given.get(key) for key in ("mean", "std", "size", "color_order"))
-    if _three(mean) and _three(std) and min(std) > 0 and isinstance(size, int) and size > 0 and order in ("RGB", "BGR"):
-        return {"mean": list(mean), "std": list(std), "color_order": order, "size": size}
+    positions = {"pos_resize": given["pos_resize"]} if "pos_resize" in given else {}
+    if (_three(mean) and _three(std) and min(std) > 0 and isinstance(size, int) and size > 0
+            and order in ("RGB", "BGR") and all(value in tuple(POS_RESIZE) for value in positions.values())):
+        return {"mean": list(mean), "std": list(std), "color_order": order, "size": size, **positions}
     raise InputError(f"{path}: its 'preprocess' is damaged: {brief(found)}")
 
 

@@ -73,7 +73,8 @@ def load_network(path: Path | str, *, family: str | None = None, arch: str | Non
 
 def network_of(checkpoint: Checkpoint, **build_options) -> nn.Module:
     """The timm network holding a checkpoint's tensors."""
-    module = build_backbone(checkpoint.arch, **{**checkpoint.options, **build_options})
+    recorded = {"pos_resize": checkpoint.preprocess.get("pos_resize", "timm"), **checkpoint.options}
+    module = build_backbone(checkpoint.arch, **{**recorded, **build_options})
     module.load_state_dict(checkpoint.state, strict=True)
     return module
 

@@ -11,10 +11,13 @@ import functools
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping
+from types import MethodType
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import is_model, list_models, model_entrypoint
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from pretrain.errors import InputError, nearest
@@ -36,6 +39,12 @@ _OPTIONS = {
 _NOT_OPTIONS = {"num_classes", "in_chans", "device", "dtype"}  # fixed here: three channels in, features out
 _MOST = 16384  # of a whole number among the options: none is larger in any network, and a million blocks take hours
 
+# How a ViT's positions are resized for images of another size than its own.
+POS_RESIZE = {
+    "published": "bicubic without antialiasing, scale (n + 0.1) / own n, as DINO and SSLight train",
+    "timm": "timm's antialiased bicubic",
+}
+
 
 def canonical_arch(name: str) -> str:
     """timm's name for `name`, an alias or a timm name. Raises InputError naming the nearest known one."""
@@ -47,23 +56,27 @@ def canonical_arch(name: str) -> str:
     return arch
 
 
-def build_backbone(arch: str, drop_path_rate: float = 0.0, **options) -> nn.Module:
+def build_backbone(arch: str, drop_path_rate: float = 0.0, pos_resize: str = "timm", **options) -> nn.Module:
     """A randomly initialised network without classifier: images [N, 3, H, W] -> pooled features [N, feature_dim].
 
     Parameters
     ----------
     arch: an alias or a timm name.
     drop_path_rate: stochastic depth, rising linearly over the blocks (ViT).
+    pos_resize: one of POS_RESIZE (ViT).
     options: further arguments of the timm network.
 
     Raises InputError for an unknown name, as `check_options` does, or for a network that has no pooled feature. The
-    result carries `arch` (timm's name) and `feature_dim` (int).
+    result carries `arch` (timm's name), `feature_dim` (int) and, for a ViT, `pos_resize`.
     """
     arch = canonical_arch(arch)
     check_options(arch, options)
     model = _create(arch, **(options | {"drop_path_rate": drop_path_rate} if drop_path_rate else options))
     if arch.startswith("mobilenetv2"):
         _init_mobilenet_v2(model)
+    if isinstance(model, VisionTransformer) and model.cls_token is not None:
+        nn.init.normal_(model.cls_token, std=0.02)  # as the positions; timm's starts with 1e-6
+    set_pos_resize(model, pos_resize)
     model.arch = arch
     model.feature_dim = _pooled_width(model, arch)
     return model
@@ -164,6 +177,38 @@ def _init_mobilenet_v2(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def set_pos_resize(model: nn.Module, how: str) -> None:
+    """Choose how a ViT of timm resizes its positions, one of POS_RESIZE; other networks have nothing to choose.
+
+    Raises InputError for another name.
+    """
+    if how not in POS_RESIZE:
+        raise InputError(f"MODEL.POS_RESIZE '{how}'{nearest(how, POS_RESIZE)}: use "
+                         + " or ".join(f"{name} ({text})" for name, text in POS_RESIZE.items()))
+    if isinstance(model, VisionTransformer) and model.pos_embed is not None and model.dynamic_img_size:
+        model.pos_resize = how
+        model.__dict__.pop("_pos_embed", None)
+        if how == "published":
+            model._pos_embed = MethodType(_add_published_positions, model)
+
+
+def _add_published_positions(model: nn.Module, patches: Tensor) -> Tensor:
+    """timm's `VisionTransformer._pos_embed` with positions resized as published: [N, h, w, C] -> tokens [N, L, C]."""
+    positions, grid, own = model.pos_embed, patches.shape[1:3], model.patch_embed.grid_size
+    if tuple(grid) != tuple(own):
+        kept = 0 if model.no_embed_class else model.num_prefix_tokens
+        maps = positions[:, kept:].unflatten(1, tuple(own)).permute(0, 3, 1, 2)
+        # the 0.1 is DINO's, against rounding down; it shifts the sampling a little
+        maps = F.interpolate(maps, scale_factor=[(n + 0.1) / m for n, m in zip(grid, own, strict=True)], mode="bicubic")
+        positions = torch.cat([positions[:, :kept], maps.permute(0, 2, 3, 1).flatten(1, 2)], 1)
+    tokens = [model.cls_token, model.reg_token, getattr(model, "dist_token", None)]
+    prefix = [token.expand(len(patches), -1, -1) for token in tokens if token is not None]
+    patches = patches.flatten(1, 2)
+    if model.no_embed_class:
+        return model.pos_drop(torch.cat([*prefix, patches + positions], 1))
+    return model.pos_drop(torch.cat([*prefix, patches], 1) + positions)
 
 
 @torch.no_grad()

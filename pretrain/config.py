@@ -26,6 +26,7 @@ DEFAULTS = {
     "MODEL": {
         "BACKBONE_ARCH": "mobilenet_v2",  # an alias of pretrain.backbones or a timm name
         "DROP_PATH_RATE": 0.0,  # of the trained network; rises linearly over depth
+        "POS_RESIZE": "published",  # how a ViT's positions follow the views' size: published, or timm (antialiased)
     },
     "DATA": {
         "PATH_TO_DATA_DIR": "",
@@ -99,7 +100,7 @@ DEFAULTS = {
         "WEIGHT_DECAY": 1e-6,
         "WEIGHT_DECAY_END": 1e-6,
         "MOMENTUM": 0.9,  # LARS
-        "CLIP_GRAD": 0.0,  # total norm; 0: no clipping
+        "CLIP_GRAD": 0.0,  # largest norm of each tensor's gradient, not the joint probe's; 0: no clipping
     },
     "TRAIN": {
         "BATCH_SIZE": 128,  # images per process and forward

@@ -29,7 +29,7 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=-1)
 
 
-def _init_linear(module: nn.Module, std: float) -> None:
+def init_linear(module: nn.Module, std: float) -> None:
     """Normal weights, zero biases.
 
     DINO's and MoCo's published "truncated normal" cuts at 2, a hundred standard deviations away; torch's sampler of it
@@ -61,7 +61,7 @@ class DINOHead(nn.Module):
                  learn_scale: bool):
         super().__init__()
         self.mlp = mlp(in_dim, hidden, bottleneck, layers, norm=norm, activation=nn.GELU)
-        _init_linear(self, std=0.02)
+        init_linear(self, std=0.02)
         self.last_layer = WeightNormLinear(bottleneck, out_dim, learn_scale)
 
     def project(self, features: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Projection(nn.Module):
     def __init__(self, in_dim: int, hidden: int, out_dim: int, layers: int, *, norm: bool):
         super().__init__()
         self.mlp = mlp(in_dim, hidden, out_dim, layers, norm=norm, activation=nn.ReLU)
-        _init_linear(self, std=0.02)
+        init_linear(self, std=0.02)
 
     def project(self, features: Tensor) -> Tensor:
         return unit(self.mlp(features))
@@ -90,7 +90,7 @@ class SwAVHead(nn.Module):
         super().__init__()
         self.projection = Projection(in_dim, hidden, out_dim, layers, norm=norm)
         self.prototypes = nn.Linear(out_dim, prototypes, bias=False)
-        _init_linear(self, std=0.01)
+        init_linear(self, std=0.01)
 
     def project(self, features: Tensor) -> Tensor:
         return self.projection.project(features)

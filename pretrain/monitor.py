@@ -26,8 +26,7 @@ class Objective(nn.Module):
         self.method = method
         self.classifier = nn.Linear(method.backbone.feature_dim, classes) if classes else None
         if classes:
-            nn.init.normal_(self.classifier.weight, std=0.01)
-            nn.init.zeros_(self.classifier.bias)
+            method.init_probe(self.classifier)
 
     def forward(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> dict[str, Tensor]:
         """Returns the method's dict, with `probe_loss` and `probe_top1` (fraction) if there is a probe."""

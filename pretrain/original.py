@@ -129,6 +129,9 @@ def translate(settings: Mapping[str, object], whole_file: bool = False) -> dict[
             result["TRAIN.AMP"] = "fp16" if value else "none"
         elif key in MEANINGLESS or key.startswith(MEANINGLESS_SECTION):
             meaningless.append(key)
+        elif key == "SOLVER.CLIP_GRAD" and value and str(settings.get("SSL_METHOD", "")).upper() == "SWAV":
+            raise InputError(f"config key '{key}' of the original system: its SwAV never clips: set it to 0, or write "
+                             "METHOD swav to clip all the same")
         elif key != f"{V}NMB_CROPS":
             result[key] = value
     if f"{V}NMB_CROPS" in settings:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.checkpoint import FORMAT, load_checkpoint, save_checkpoint
@@ -55,7 +55,7 @@ def save(cfg: CfgNode, state: State, out_dir: Path, steps_per_epoch: int, keep: 
     checkpoint = {
         "format": FORMAT, "method": cfg.METHOD, "arch": method.backbone.arch, "epoch": epoch, "step": state.step,
         "model": model, "optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict(), "rng": rng,
-        "config": to_dict(cfg), "preprocess": preprocess(cfg), "networks": dict(method.networks),
+        "config": to_dict(cfg), "preprocess": preprocess(cfg, method.backbone), "networks": dict(method.networks),
         "global_batch": global_batch(cfg), "epoch_open": state.epoch_open,
     }
     last = last_checkpoint(out_dir)
@@ -76,9 +76,14 @@ def gather_rng() -> list[dict[str, Tensor]]:
     return gathered
 
 
-def preprocess(cfg: CfgNode) -> dict:
-    """How images must be fed to the network: part of every file that carries its weights."""
-    return {"mean": list(cfg.DATA.MEAN), "std": list(cfg.DATA.STD), "color_order": "RGB", "size": cfg.VIEWS.GLOBAL_SIZE}
+def preprocess(cfg: CfgNode, backbone: nn.Module) -> dict:
+    """How images must be fed to the network, and how a ViT was trained to see those of another size.
+
+    Part of every file that carries its weights.
+    """
+    positions = {"pos_resize": backbone.pos_resize} if hasattr(backbone, "pos_resize") else {}
+    return {"mean": list(cfg.DATA.MEAN), "std": list(cfg.DATA.STD), "color_order": "RGB",
+            "size": cfg.VIEWS.GLOBAL_SIZE, **positions}
 
 
 def resume(cfg: CfgNode, state: State, out_dir: Path, log: RunLog, free: Collection[str], consent: str) -> None:

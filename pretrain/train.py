@@ -237,7 +237,8 @@ def one_step(cfg: CfgNode, state: State, model: nn.Module, batches: Iterator[Bat
     method.after_backward(progress)
     if cfg.SOLVER.CLIP_GRAD:
         state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_([p for p in state.objective.parameters() if p.grad is not None], cfg.SOLVER.CLIP_GRAD)
+        for parameter in method.parameters():  # each by itself, as published
+            nn.utils.clip_grad_norm_(parameter, cfg.SOLVER.CLIP_GRAD)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

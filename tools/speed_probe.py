@@ -87,7 +87,7 @@ def steps(cfg, args: argparse.Namespace, rates: list[float],
 
     def call() -> None:
         for _ in range(2):
-            one_step(cfg, model, optimizer, images, labels, args.batch, torch.device("cpu"))
+            one_step(cfg, model, optimizer, images, labels, torch.device("cpu"))
 
     return call
 
@@ -104,8 +104,7 @@ def epoch(cfg, args: argparse.Namespace, train: Labelled) -> None:
     for images, used in eval_batches(train.source, np.arange(len(train)), random_resized_crop(args.size, 0, 0),
                                      batch_size=args.batch, workers=0):
         ready = prepare(images, subject.preprocess, torch.device("cpu"))
-        one_step(cfg, model, optimizer, ready, torch.as_tensor(train.labels[used.numpy()]), len(used),
-                 torch.device("cpu"))
+        one_step(cfg, model, optimizer, ready, torch.as_tensor(train.labels[used.numpy()]), torch.device("cpu"))
 
 
 def extraction(cfg, train: Labelled) -> np.ndarray:

@@ -42,6 +42,9 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def init_probe(self, classifier: nn.Linear) -> None:
+        """Initialise the joint linear probe's weights, where the method's original starts them otherwise than torch."""
+
     def after_backward(self, progress: Progress) -> None:
         """Called when the step's gradients are complete, before the optimizer."""
 

@@ -33,7 +33,7 @@ class DINO(Method):
 
     @staticmethod
     def _network(cfg, drop_path_rate: float) -> Network:
-        backbone, dino = build_backbone(cfg.MODEL.BACKBONE_ARCH, drop_path_rate), cfg.DINO
+        backbone, dino = build_backbone(cfg.MODEL.BACKBONE_ARCH, drop_path_rate, cfg.MODEL.POS_RESIZE), cfg.DINO
         return Network(backbone, DINOHead(backbone.feature_dim, dino.HIDDEN_SIZE, dino.BOTTLENECK_DIM, dino.OUTPUT_DIM,
                                           dino.NUM_LAYERS, norm=dino.HEAD_BN, learn_scale=not dino.NORM_LAST_LAYER))
 

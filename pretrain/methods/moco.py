@@ -53,7 +53,7 @@ class MoCo(Method):
 
     @staticmethod
     def _network(cfg, drop_path_rate: float) -> Network:
-        backbone, moco = build_backbone(cfg.MODEL.BACKBONE_ARCH, drop_path_rate), cfg.MOCO
+        backbone, moco = build_backbone(cfg.MODEL.BACKBONE_ARCH, drop_path_rate, cfg.MODEL.POS_RESIZE), cfg.MOCO
         return Network(backbone, Projection(backbone.feature_dim, moco.HIDDEN_SIZE, moco.OUTPUT_DIM, moco.NUM_LAYERS,
                                             norm=moco.HEAD_BN))
 

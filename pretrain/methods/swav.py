@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.backbones import build_backbone
-from pretrain.heads import SwAVHead, unit
+from pretrain.heads import SwAVHead, init_linear, unit
 from pretrain.methods.base import Method, Progress
 from pretrain.methods.multicrop import Network, multicrop_cross_entropy, spread
 
@@ -40,7 +40,8 @@ class SwAV(Method):
     def __init__(self, cfg):
         super().__init__()
         self.settings, self.weights = cfg.SWAV, cfg.LOSS.WEIGHTS
-        backbone, swav = build_backbone(cfg.MODEL.BACKBONE_ARCH, cfg.MODEL.DROP_PATH_RATE), cfg.SWAV
+        model, swav = cfg.MODEL, cfg.SWAV
+        backbone = build_backbone(model.BACKBONE_ARCH, model.DROP_PATH_RATE, model.POS_RESIZE)
         self.network = Network(backbone, SwAVHead(backbone.feature_dim, swav.HIDDEN_SIZE, swav.OUTPUT_DIM,
                                                   swav.PROTOTYPES, swav.NUM_LAYERS, norm=swav.HEAD_BN))
         global_batch = cfg.TRAIN.BATCH_SIZE * distributed.world_size() * cfg.TRAIN.ACCUMULATE
@@ -80,6 +81,9 @@ class SwAV(Method):
             self._enqueue(embedding.detach().view(views, -1, embedding.shape[-1])[:2])
         used = targets.mean((0, 1))
         return {"loss": loss, "used_prototypes": torch.special.entr(used).sum().exp()}
+
+    def init_probe(self, classifier: nn.Linear) -> None:
+        init_linear(classifier, std=0.01)
 
     def after_backward(self, progress: Progress) -> None:
         if progress.epoch < self.settings.FREEZE_PROTOTYPES_EPOCHS:

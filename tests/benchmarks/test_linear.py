@@ -80,7 +80,7 @@ def test_a_step_is_the_papers_update():
         weight = weight - 0.02 * momentum
         for group in optimizer.param_groups:
             group["lr"] = 0.02 * group["lr_factor"]
-        training.one_step(cfg, model, optimizer, images, labels, 6, torch.device("cpu"))
+        training.one_step(cfg, model, optimizer, images, labels, torch.device("cpu"))
         torch.testing.assert_close(model.heads[0].weight.detach(), weight, atol=1e-5, rtol=1e-4)
 
 
@@ -99,9 +99,10 @@ def test_cached_features_say_that_they_are_another_protocol(image_folder, tmp_pa
     assert len(list((tmp_path / "features").iterdir())) == 3  # train, train mirrored, val
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 6])
-def test_a_stopped_run_continues_to_the_same_numbers(image_folder, tmp_path, monkeypatch, stop_after):
-    linear.main(arguments(PUBLISHED, image_folder, tmp_path / "whole"))
+@pytest.mark.parametrize("batch, stop_after", [(24, 1), (24, 4), (24, 6), (40, 2), (40, 3)])  # 40 + 40 + 16 images
+def test_a_stopped_run_continues_to_the_same_numbers(image_folder, tmp_path, monkeypatch, batch, stop_after):
+    extra = {"TRAIN.BATCH_SIZE": batch}
+    linear.main(arguments(PUBLISHED, image_folder, tmp_path / "whole", **extra))
     steps = []
     original = training.StopSignal.requested
 
@@ -111,8 +112,8 @@ def test_a_stopped_run_continues_to_the_same_numbers(image_folder, tmp_path, mon
 
     monkeypatch.setattr(training.StopSignal, "requested", requested)
     with pytest.raises(Stopped, match="start the same command again"):
-        linear.main(arguments(PUBLISHED, image_folder, tmp_path / "parts"))
-    linear.main(arguments(PUBLISHED, image_folder, tmp_path / "parts"))
+        linear.main(arguments(PUBLISHED, image_folder, tmp_path / "parts", **extra))
+    linear.main(arguments(PUBLISHED, image_folder, tmp_path / "parts", **extra))
     same_outcome(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -1,4 +1,4 @@
-"""The in-training k-NN accuracy against a plain loop over features computed without its code."""
+"""The joint probe's start; in-training k-NN against a plain loop over features computed without its code."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,24 @@ from torchvision import transforms
 
 from pretrain.backbones import build_backbone
 from pretrain.config import DEFAULTS, load_config
-from pretrain.monitor import knn_top1
+from pretrain.methods import METHODS, build_method
+from pretrain.monitor import Objective, knn_top1
 from pretrain.sources import open_source
+from tests.pretrain.tiny import config
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_joint_probe_starts_as_published(name):
+    """torch's default for DINO and MoCo, uniform within 1 / sqrt(width); N(0, 0.01) and zero biases for SwAV."""
+    torch.manual_seed(0)
+    probe = Objective(build_method(config(name)), 200).classifier
+    width = probe.in_features
+    if name == "swav":
+        assert probe.weight.std().item() == pytest.approx(0.01, rel=0.05) and not probe.bias.any()
+    else:
+        assert 0.99 < probe.weight.abs().max().item() * width ** 0.5 <= 1
+        assert probe.weight.std().item() == pytest.approx((3 * width) ** -0.5, rel=0.05)
+        assert 0.9 < probe.bias.abs().max().item() * width ** 0.5 <= 1
 
 
 @pytest.mark.parametrize("mode, k", [("loo", 5), ("loo", 100), ("train", 20)])

@@ -95,6 +95,13 @@ def test_a_value_without_counterpart_is_refused_by_name(key, value):
         load_config(DEFAULTS, None, [key, value], translate)
 
 
+def test_its_swav_clips_nothing(tmp_path):
+    """DINO's and MoCo's clip each tensor, as SOLVER.CLIP_GRAD does here (tests/pretrain/test_trajectories.py)."""
+    assert load(tmp_path, {"SSL_METHOD": "MOCO", "SOLVER": {"CLIP_GRAD": 0.3}})["SOLVER.CLIP_GRAD"] == 0.3
+    with pytest.raises(InputError, match=r"'SOLVER\.CLIP_GRAD'.*its SwAV never clips"):
+        load(tmp_path, {"SSL_METHOD": "SWAV", "SOLVER": {"CLIP_GRAD": 0.3}})
+
+
 def test_crop_numbers_must_agree():
     v = "MULTI_VIEWS_TRANSFORMS."
     with pytest.raises(InputError, match="disagrees"):

@@ -1,0 +1,108 @@
+"""How a ViT starts and resizes its positions, and which way a checkpoint is carried to an evaluation."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from benchmarks import knn
+from benchmarks.cache import entry_facts
+from benchmarks.labelled import open_splits
+from benchmarks.weights import load_subject
+from convert.convert_ckpt import convert
+from convert.reader import load_network
+from pretrain import train
+from pretrain.backbones import build_backbone, set_pos_resize
+from pretrain.config import load_config
+from pretrain.errors import InputError
+
+
+def test_the_class_token_starts_as_published():
+    """std 0.02 within 20% (192 draws: a standard error of 5%), not timm's 1e-6."""
+    torch.manual_seed(0)
+    assert build_backbone("vit_tiny").cls_token.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_the_two_ways_of_resizing_differ_only_at_other_sizes():
+    """At 128 and 96 px timm's antialiasing leaves 58% and 42% of the norm that the published way leaves."""
+    torch.manual_seed(0)
+    published = build_backbone("vit_tiny", pos_resize="published").eval()
+    antialiased = build_backbone("vit_tiny").eval()
+    antialiased.load_state_dict(published.state_dict())
+    for size, left in ((224, 1.0), (128, 0.58), (96, 0.42)):
+        images, empty = torch.randn(2, 3, size, size), torch.zeros(1, size // 16, size // 16, 192)
+        with torch.no_grad():
+            assert torch.equal(published(images), antialiased(images)) == (size == 224)
+            norms = [float(model._pos_embed(empty)[:, 1:].norm()) for model in (published, antialiased)]
+        assert norms[1] / norms[0] == pytest.approx(left, abs=0.02)
+
+
+@pytest.mark.parametrize("arch, options", [
+    ("vit_tiny_patch16_224", {}), ("deit_tiny_distilled_patch16_224", {}),
+    ("vit_tiny_patch16_224", {"reg_tokens": 2, "no_embed_class": True}), ("vit_tiny_patch16_224", {"reg_tokens": 2}),
+])
+def test_tokens_are_put_together_as_timm_does(arch, options, monkeypatch):
+    """timm's own code with nothing but its resampling replaced gives the same features, at its size and elsewhere."""
+    def resample(positions, new_size, old_size, num_prefix_tokens):
+        first, rest = positions[:, :num_prefix_tokens], positions[:, num_prefix_tokens:]
+        rest = F.interpolate(rest.transpose(1, 2).reshape(1, -1, *old_size), scale_factor=(
+            (new_size[0] + 0.1) / old_size[0], (new_size[1] + 0.1) / old_size[1]), mode="bicubic")
+        return torch.cat([first, rest.flatten(2).transpose(1, 2)], 1)
+
+    torch.manual_seed(0)
+    ours = build_backbone(arch, pos_resize="published", **options).eval()
+    theirs = build_backbone(arch, **options).eval()
+    theirs.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        assert torch.equal(ours(torch.ones(1, 3, 224, 224)), theirs(torch.ones(1, 3, 224, 224)))
+        for module in ("vision_transformer", "deit"):
+            monkeypatch.setattr(getattr(timm.models, module), "resample_abs_pos_embed", resample)
+        images = torch.randn(2, 3, 96, 128)
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-6, atol=1e-6)
+
+
+def test_a_copy_and_a_compiled_graph_resize_the_same_way():
+    torch.manual_seed(0)
+    model, images = build_backbone("test_vit", pos_resize="published").eval(), torch.randn(2, 3, 96, 96)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        expected = model(images)
+        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(images), expected)
+        twin.pos_embed.mul_(2.0)
+        assert twin._pos_embed.__self__ is twin and not torch.allclose(twin(images), expected)
+        assert torch.equal(model(images), expected)
+        set_pos_resize(model, "timm")
+        assert not torch.allclose(model(images), expected)
+    with pytest.raises(InputError, match="did you mean 'published'"):
+        build_backbone("test_vit", pos_resize="publish")
+
+
+def test_a_checkpoint_says_how_it_was_trained_and_is_evaluated_so(image_folder, tmp_path):
+    """By default as trained; a file that says nothing, timm's way; MODEL.POS_RESIZE names another."""
+    files = {}
+    for how in ("published", "timm"):
+        out = tmp_path / how
+        train.main([str(word) for word in [
+            "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", out, "MODEL.BACKBONE_ARCH", "test_vit",
+            "VIEWS.GLOBAL_SIZE", 160, "VIEWS.LOCAL_SIZE", 32, "VIEWS.LOCAL_NUMBER", 1, "TRAIN.BATCH_SIZE", 48,
+            "SOLVER.TOTAL_EPOCHS", 1, "SOLVER.WARMUP_EPOCHS", 0, "DINO.OUTPUT_DIM", 16, "DINO.HIDDEN_SIZE", 16,
+            "DATA.WORKERS", 0, "KNN.PERIOD", 0, *(["MODEL.POS_RESIZE", how] if how == "timm" else [])]])
+        files[how] = out / "checkpoints" / "last.pth"
+        convert(files[how], "timm", out / "converted.safetensors")
+        for file in (files[how], out / "backbone.safetensors", out / "converted.safetensors"):
+            network, read = load_network(file)
+            assert network.pos_resize == read.preprocess["pos_resize"] == how
+    model = build_backbone("test_vit")
+    torch.save(model.state_dict(), tmp_path / "other.pth")
+    for weights, asked, expected in ((files["published"], "", "published"), (files["published"], "timm", "timm"),
+                                     (files["timm"], "", "timm"), (tmp_path / "other.pth", "", "timm"),
+                                     (tmp_path / "other.pth", "published", "published")):
+        cfg = load_config(knn.DEFAULTS, None, ["WEIGHTS", str(weights), "MODEL.POS_RESIZE", asked,
+                                               "MODEL.BACKBONE_ARCH", "test_vit", "DATA.PATH_TO_DATA_DIR",
+                                               str(image_folder)])
+        subject = load_subject(cfg)
+        assert subject.backbone.pos_resize == subject.about["pos_resize"] == expected
+        facts = entry_facts(cfg, subject, open_splits(cfg)[1], "pooled", flip=False)
+        assert facts["transform"]["pos_resize"] == expected  # cached features are not taken for the other way's
