@@ -10,6 +10,8 @@ import numpy as np
 from pycocotools import mask as rle
 
 from benchmarks.coco_data import Split
+from benchmarks.coco_images import unreadable
+from pretrain.decode import CorruptImage, decode_reference
 
 LEAST_SCORE = 0.3
 MOST = 30  # objects drawn a picture
@@ -30,7 +32,7 @@ def write(folder: Path, split: Split, detections: list[dict], count: int) -> lis
     names = {category["id"]: category["name"] for category in split.content["categories"]}
     paths = []
     for image in chosen:
-        picture = cv2.imread(str(split.images / image["file_name"]), cv2.IMREAD_COLOR)
+        picture = _read(split.images / image["file_name"])
         truth = [a for a in split.content["annotations"] if a["image_id"] == image["id"]]
         found = [d for d in detections if d["image_id"] == image["id"] and d["score"] >= LEAST_SCORE]
         found = sorted(found, key=lambda entry: -entry["score"])[:MOST]
@@ -40,6 +42,14 @@ def write(folder: Path, split: Split, detections: list[dict], count: int) -> lis
         path.write_bytes(cv2.imencode(".jpg", np.concatenate([halves[0], gap, halves[1]], 1))[1].tobytes())
         paths.append(path)
     return paths
+
+
+def _read(path: Path) -> np.ndarray:
+    """The picture [H, W, 3], blue first, whatever its format."""
+    try:
+        return np.asarray(decode_reference(path.read_bytes()))[:, :, ::-1].copy()
+    except (CorruptImage, OSError) as error:
+        raise unreadable(path, error) from None
 
 
 def _drawn(picture: np.ndarray, entries: Iterable[dict], names: dict[int, str]) -> np.ndarray:

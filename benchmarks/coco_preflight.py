@@ -1,4 +1,4 @@
-"""Checks before the first step, in seconds: faults stop the run, doubts warn, each one line saying what to change."""
+"""Checks before the first step: faults stop the run, doubts warn, each one line saying what to change."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ IDS = {
     "all 0": {"annotation": lambda k: 0},
     "repeated": {"annotation": lambda k: k // 3 + 1},
     "objects beyond 2^53": {"annotation": lambda k: 2**60 + k},
-    "images beyond 2^53": {"image": lambda old: 2**53 + old},
+    "images beyond 2^53": {"image": lambda old: 2**53 + old // 3},  # consecutive
     "images beyond 2^64": {"image": lambda old: 10**22 + old},
     "images as text": {"image": lambda old: str(10**22 + old)},
     "images negative": {"image": lambda old: old - 10**6},

@@ -94,7 +94,7 @@ def use(settings, number: int) -> str:
         values = np.array(list(result.numbers.values()))
         assert ((0 <= values[~np.isnan(values)]) & (values[~np.isnan(values)] <= 100)).all(), result.numbers
         coco_eval.bootstrap([result], 2)
-    frameworks(coco_data.written(data, data.train.json.parent))
+    frameworks(data)
     return "right"
 
 
@@ -105,7 +105,7 @@ def _size(truth: dict, entry: dict) -> tuple[int, int]:
 
 def frameworks(data: coco_data.CocoData) -> None:
     """Let each installed framework read the training list as it does for a run."""
-    split = data.train
+    split = coco_data.written(data, data.train.json.parent).train
     if importlib.util.find_spec("mmdet"):
         install()
         from mmdet.datasets import CocoDataset
