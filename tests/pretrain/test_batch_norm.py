@@ -163,7 +163,7 @@ def test_gradient_of_a_supervised_step():
     images = prepare(uint8_images(8, 224, torch.Generator().manual_seed(1)), IMAGENET, CPU)
     labels = torch.as_tensor(np.arange(8))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    training.one_step(cfg, model, optimizer, images, labels, 8, CPU)
+    training.one_step(cfg, model, optimizer, images, labels, CPU)
     F.cross_entropy(reference(images.double().contiguous())["classifier"], labels).backward()
     ours, expected = (torch.cat([value.grad.flatten() for value in network.parameters()]) for network in
                       (model, reference))
