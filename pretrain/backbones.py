@@ -20,6 +20,7 @@ from timm.models import is_model, list_models, model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from pretrain.config import literal
 from pretrain.errors import InputError, nearest
 
 # The published system's names, and short ones for the ViT family.
@@ -117,10 +118,7 @@ def read_options(words: Iterable[str]) -> dict[str, object]:
         key, equals, value = word.partition("=")
         if not (key.isidentifier() and equals and value) or key in options:
             raise InputError(f"'{word}' is no build option: write each once as KEY=VALUE, e.g. num_heads=12")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            options[key] = value
+        options[key] = literal(value)
     return options
 
 
