@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Fixtures and tests draw the same numbers alone and in any order; SSLIGHT_TEST_SEED chooses others."""
+    seed = int(os.environ.get("SSLIGHT_TEST_SEED", 0))
+    for draw_from in (random.seed, np.random.seed, torch.manual_seed):
+        draw_from(seed)
+
+
+pytest_runtest_call = pytest_runtest_setup  # whether or not a shared fixture was made for this test
 
 
 @pytest.fixture(scope="session")
