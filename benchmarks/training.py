@@ -93,7 +93,7 @@ def _fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Ru
     bar = Bar(total * steps, f"train (seed {job.seed})", "step", initial=state.epoch * steps + state.step)
     saved_at = time.monotonic()
     while state.epoch < total:
-        order = even_out(job.subset[epoch_order(len(job.subset), job.seed, state.epoch)], batch, least(model))
+        order = fill_up(job.subset[epoch_order(len(job.subset), job.seed, state.epoch)], batch, least(model))
         mine = order[state.step * batch + distributed.rank()::world]
         transform = random_resized_crop(cfg.DATA.SIZE, job.seed, state.epoch)
         model.train()
@@ -105,7 +105,8 @@ def _fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Ru
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_factor"]
             labels = torch.as_tensor(job.train.labels[used.numpy()], device=device)
-            loss = one_step(cfg, runner, optimizer, prepare(images, job.preprocess, device), labels, device)
+            share = len(used) * world / min(batch, len(order) - state.step * batch)
+            loss = one_step(cfg, runner, optimizer, prepare(images, job.preprocess, device), labels, device, share)
             state.step += 1
             bar.update()
             done = state.epoch * steps + state.step
@@ -159,30 +160,29 @@ def least(model: nn.Module) -> int:
     return 2 if any(isinstance(module, _BatchNorm) and module.training for module in model.train().modules()) else 1
 
 
-def even_out(order: np.ndarray, batch: int, needed: int) -> np.ndarray:
-    """An epoch's images, whose last batch (of `batch`) every process shares evenly and has `needed` images of.
+def fill_up(order: np.ndarray, batch: int, needed: int) -> np.ndarray:
+    """An epoch's images, of whose last batch (of `batch`) every process has at least `needed`.
 
-    What lacks are the epoch's first images once more: fewer than there are processes, as torch's DistributedSampler
-    does it for the published program, or as many as batch norm needs, without which that program stops.
+    Where that batch has too few of them, the epoch's first images come once more: the published program would stop.
     """
-    world = distributed.world_size()
     last = len(order) % batch
-    missing = max(-last % world, needed * world - last) if last else 0
+    missing = max(needed * distributed.world_size() - last, 0) if last else 0
     return np.concatenate([order, order[:missing]])
 
 
 def one_step(cfg: CfgNode, runner: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor,
-             device: torch.device) -> Tensor:
-    """One optimizer step on this rank's even share of a global batch; returns the mean loss per head.
+             device: torch.device, share: float = 1.0) -> Tensor:
+    """One optimizer step on this rank's part of a global batch; returns the mean loss per head.
 
     Heads do not share parameters, so the sum of their losses trains each as if it were alone. A loss is the mean over
-    the batch's own images, however few: DDP averages over the ranks, whose shares are equal.
+    the global batch's own images, however few: DDP averages over the ranks, and `share`, this rank's images by those of
+    a rank on average, makes up for parts of unlike size. (The published program's sampler repeats images instead.)
     """
     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.TRAIN.AMP == "bf16"), sound_batch_norm(device):
         logits = runner(images)
     losses = [F.cross_entropy(value.float(), labels) for value in logits.values()]
     optimizer.zero_grad(set_to_none=True)
-    torch.stack(losses).sum().backward()
+    (share * torch.stack(losses).sum()).backward()
     optimizer.step()
     return torch.stack([loss.detach() for loss in losses]).mean()
 
