@@ -14,10 +14,13 @@ setup(
     description="Pre-train small vision backbones without labels, and measure what they are worth downstream",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["pretrain*", "convert*", "benchmarks*", "configs"]),
-    py_modules=["sslight"],
-    package_data={"benchmarks": ["data/*", "templates/*"], "convert": ["data/*"],
-                  "configs": ["**/*.yaml", "**/*.py"]},
+    packages=find_packages(include=["sslight*", "pretrain*", "convert*", "benchmarks*", "configs"]),
+    package_data={
+        "benchmarks.classification": ["data/*"],
+        "benchmarks.report": ["templates/*"],
+        "convert": ["data/*"],
+        "configs": ["**/*.yaml", "**/*.py"],
+    },
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -43,5 +46,5 @@ setup(
         "argcomplete>=3.5",
     ],
     extras_require={**EXTRAS, "all": sorted({name for extra in EXTRAS.values() for name in extra})},
-    entry_points={"console_scripts": ["sslight=sslight:main"]},
+    entry_points={"console_scripts": ["sslight=sslight.cli:main"]},
 )

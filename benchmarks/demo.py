@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.suite_run import Runner
-from pretrain.errors import EXIT_DONE, EXIT_STOPPED, Parser, Stopped
+from benchmarks.suite.run import Runner
+from sslight.core.arguments import Parser
+from sslight.core.errors import EXIT_DONE, EXIT_STOPPED, Stopped
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {"timm": "timm.safetensors", "torchvision": "torchvision.pth", "detectron2": "detectron2.pth",
@@ -28,7 +29,7 @@ def steps(out: Path) -> Iterator[tuple[str, list[str]]]:
                                        "-o", out / "converted" / name]
     frameworks = ["mmdet", *["detectron2"] * bool(importlib.util.find_spec("detectron2"))]
     yield "evaluate, beside a random network", [
-        "sslight.py", "bench", "all", "--suite", "demo", "--weights", f"pretrained={checkpoint}", "random",
+        "-m", "sslight", "bench", "all", "--suite", "demo", "--weights", f"pretrained={checkpoint}", "random",
         *(f"--framework={name}" for name in frameworks), "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out / "results"]
     yield "report", ["-m", "benchmarks.report", out / "results", out / "pretrain", "-o", out / "report.html"]
 
@@ -62,6 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from pretrain.errors import run_command
+    from sslight.core.processes import run_command
 
     run_command(main)

@@ -27,8 +27,10 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
-from pretrain.errors import InputError, Parser, run_command
-from pretrain.files import write_json
+from sslight.core.arguments import Parser
+from sslight.core.errors import InputError
+from sslight.core.files import write_json
+from sslight.core.processes import run_command
 
 VERSION = 1  # part of the fingerprint: raise it whenever the same settings give other pictures
 MARKER = "demo_data.json"

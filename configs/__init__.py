@@ -1,1 +1,1 @@
-"""One short file per experiment. A package so that an installed wheel has them: `pretrain.config.find_config`."""
+"""One short file per experiment. A package so that an installed wheel has them: `sslight.core.config.find_config`."""

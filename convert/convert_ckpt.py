@@ -14,7 +14,9 @@ if __name__ == "__main__":  # as a script, the project's root takes the place of
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from convert.support import FAMILIES, TARGETS, matrix_text
-from pretrain.errors import InputError, Parser, run_command
+from sslight.core.arguments import Parser
+from sslight.core.errors import InputError
+from sslight.core.processes import run_command
 
 
 def convert(src: Path | str, to: str, out: Path | str, *, family: str | None = None, arch: str | None = None,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pretrain.errors import InputError, nearest
+from sslight.core.errors import InputError, nearest
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a file records of its training that shapes do not show: attention heads, preprocessing, strides.
 
 The settings are looked up in plain data: mmengine's config text is parsed and its literals taken, never run; foreign
-objects are the inert stand-ins of `convert.inert`.
+objects are the inert stand-ins of `convert.safe_files`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from convert.families import Family
 from convert.flat import Flat
-from convert.inert import Inert
-from convert.layouts import Layout
-from pretrain.errors import InputError
+from convert.names import Layout
+from convert.safe_files import Inert
+from sslight.core.errors import InputError
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB"}
 AS_TIMM = 0  # for a number of heads: timm's of the same width

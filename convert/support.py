@@ -17,7 +17,7 @@ CLASSES = {
     "other timm network": r".+",
 }
 
-# The naming tables of `convert.layouts` that hold a class's names; other networks keep timm's.
+# The naming tables of `convert.names` that hold a class's names; other networks keep timm's.
 KINDS = {"ResNet18/34/50/101/152": "resnet", "MobileNetV2": "mobilenetv2", "MobileNetV2, deeper": "mobilenetv2",
          "ViT-B": "vit", "ViT-Ti/S": "vit"}
 

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from convert import architectures
-from convert.features import image_for, require_equal, timm_features
+from convert.features import TIMM, image_for, require_equal, source_features, timm_features, torchvision_network
 from convert.reader import Checkpoint, network_of
-from convert.reference import TIMM, source_features, torchvision_network
 from convert.safe_files import read_file
-from convert.targets import Outgoing, default_model
-from pretrain.errors import InputError
+from convert.targets.names import Outgoing, default_model
+from sslight.core.errors import InputError
 
 
 @dataclass
@@ -77,7 +76,7 @@ def expected_list(checkpoint: Checkpoint, to: str, model: str | None) -> tuple[d
         return _torchvision_shapes(arch), "torchvision"
     if not installed(to):
         return None, ""
-    return importlib.import_module(f"convert.in_{to}").expected_list(checkpoint, model), f"the installed {to}"
+    return importlib.import_module(f"convert.targets.in_{to}").expected_list(checkpoint, model), f"the installed {to}"
 
 
 @functools.cache
@@ -109,7 +108,7 @@ def verify_features(path: Path, checkpoint: Checkpoint, to: str, model: str | No
         result.steps.append(f"NOT verified: {to} is not installed, so it has not loaded the file; "
                             "its names were checked as said above")
         return result
-    load = importlib.import_module(f"convert.in_{to}").features
+    load = importlib.import_module(f"convert.targets.in_{to}").features
     found, how = load(path, checkpoint, images, model=model, prefix=prefix)
     if default_model(checkpoint.arch, model) == "vitdet" and to == "detectron2":
         reference, definition = vitdet_features(checkpoint, images), f"{TIMM}, without the class token"

@@ -1,6 +1,6 @@
 """`python -m pretrain`."""
 
-from pretrain.errors import run_command
+from sslight.core.processes import run_command
 
 
 def main() -> int:

@@ -20,8 +20,8 @@ from timm.models import is_model, list_models, model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pretrain.config import literal
-from pretrain.errors import InputError, nearest
+from sslight.core.config import literal
+from sslight.core.errors import InputError, nearest
 
 # The published system's names, and short ones for the ViT family.
 ALIASES = {

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from pretrain import distributed
-from pretrain.data import center_crop, eval_batches, normalize
+from pretrain.data.index import Source
+from pretrain.data.loading import center_crop, eval_batches, normalize
 from pretrain.methods.base import Method, Progress
 from pretrain.neighbours import nearest, vote
-from pretrain.sources import Source
+from sslight.core import distributed
 
 
 class Objective(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from pretrain.errors import InputError
+from sslight.core.errors import InputError
 
 
 def parameter_groups(model: nn.Module) -> list[dict]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from pretrain.config import literal
-from pretrain.errors import InputError
+from sslight.core.config import literal
+from sslight.core.errors import InputError
 
 V = "MULTI_VIEWS_TRANSFORMS."
 

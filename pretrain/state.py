@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,14 +12,15 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from pretrain import distributed
-from pretrain.checkpoint import FORMAT, load_checkpoint, save_checkpoint
-from pretrain.config import to_dict
-from pretrain.errors import InputError
-from pretrain.files import write_atomically
-from pretrain.logs import RunLog
+from pretrain.data.sources import open_source
 from pretrain.monitor import Objective
-from pretrain.rundir import check_same_recipe
+from sslight.core import distributed
+from sslight.core.checkpoint import FORMAT, backbone_state, load_checkpoint, save_backbone, save_checkpoint, sha256
+from sslight.core.config import to_dict
+from sslight.core.errors import InputError
+from sslight.core.files import write_atomically
+from sslight.core.logs import RunLog
+from sslight.core.rundir import check_same_recipe
 
 
 @dataclass
@@ -131,3 +133,30 @@ def resume(cfg: CfgNode, state: State, out_dir: Path, log: RunLog, free: Collect
     if path != last and distributed.is_main():  # the run owns what it stands on, also before it saves for itself
         write_atomically(last, lambda temporary: shutil.copyfile(path, temporary))
     log(f"continuing from {path} at step {state.step}")
+
+IN_MMDET = ("resnet18", "resnet34", "resnet50", "mobilenetv2_100")
+
+
+def export(out_dir: Path) -> str:
+    """Write `backbone.safetensors` from `last.pth`; returns what to say about it."""
+    last, target = last_checkpoint(out_dir), out_dir / "backbone.safetensors"
+    checkpoint = load_checkpoint(last)
+    save_backbone(target, backbone_state(checkpoint), arch=checkpoint["arch"], method=checkpoint["method"],
+                  preprocess=checkpoint["preprocess"], source_sha256=sha256(last), converted="exported by pretrain")
+    commands = next_commands(out_dir, checkpoint["arch"], checkpoint["config"]["DATA"]["PATH_TO_DATA_DIR"])
+    return f"done: {target}\nnext:\n" + "".join(f"  {shlex.join(words)}\n" for words in commands).rstrip()
+
+
+def next_commands(out_dir: Path, arch: str, data: str) -> list[list[str]]:
+    """Commands that work as they stand, one after the other: k-NN and the report only where the images have classes."""
+    last = str(last_checkpoint(out_dir))
+    target, name = ("mmdet", "mmdet.pth") if arch in IN_MMDET else ("timm", "timm.safetensors")
+    convert = ["sslight", "convert", last, "--to", target, "-o", str(out_dir / name)]
+    try:
+        for split in ("train", "val"):
+            open_source(data, split)
+    except InputError:
+        return [convert]
+    return [["sslight", "bench", "knn", "--cfg", "configs/classification/knn.yaml", "WEIGHTS", last,
+             "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", str(out_dir / "results" / "knn")],
+            convert, ["sslight", "report", str(out_dir), "-o", str(out_dir / "report.html")]]

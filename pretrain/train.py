@@ -13,24 +13,26 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain import command_line, distributed
+from pretrain import settings as command_line
 from pretrain.batch_norm import sound_batch_norm
-from pretrain.config import DEFAULTS, LENGTHS, MOST, POSITIVE, check_numbers, dump, load_config
-from pretrain.data import Batch, CorruptCounter, TrainLoader, batches_per_epoch, to_device
-from pretrain.errors import InputError, Stopped
-from pretrain.export import export
-from pretrain.logs import Bar, Meter, MetricsLog, RunLog
+from pretrain.data.index import Source
+from pretrain.data.loading import Batch, CorruptCounter, TrainLoader, batches_per_epoch, to_device
+from pretrain.data.pictures import first_views, save_picture, write_views
+from pretrain.data.sources import open_source
+from pretrain.data.views import view_set
 from pretrain.methods import build_method
 from pretrain.methods.base import Progress
 from pretrain.monitor import Objective, knn_top1
 from pretrain.optim import build_optimizer, set_hyperparameters
 from pretrain.original import translate
-from pretrain.pictures import first_views, save_picture, write_views
-from pretrain.rundir import StopSignal, open_run
 from pretrain.schedules import cosine, scaled_learning_rate, warmup_cosine
-from pretrain.sources import Source, open_source
-from pretrain.state import State, global_batch, last_checkpoint, resume, save
-from pretrain.views import view_set
+from pretrain.settings import DEFAULTS, LENGTHS, MOST, POSITIVE
+from pretrain.state import State, export, global_batch, last_checkpoint, resume, save
+from sslight.core import distributed
+from sslight.core.config import check_numbers, dump, load_config
+from sslight.core.errors import InputError, Stopped
+from sslight.core.logs import Bar, Meter, MetricsLog, RunLog
+from sslight.core.rundir import StopSignal, open_run
 
 CONSENT = "TRAIN.ALLOW_CHANGES"
 # Keys that may change between the starts of one run: where things lie, how often it reports, how fast it goes.
@@ -289,6 +291,6 @@ def describe(figures: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    from pretrain.errors import run_command
+    from sslight.core.processes import run_command
 
     run_command(main)

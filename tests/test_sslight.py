@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-import sslight
-from pretrain.errors import InputError
+from sslight import cli
+from sslight.core.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-ALL = {**{f"{name}": command for name, command in sslight.COMMANDS.items() if name != "bench"},
-       **{f"bench {name}": command for name, command in sslight.BENCHMARKS.items()}}
+ALL = {**{f"{name}": command for name, command in cli.COMMANDS.items() if name != "bench"},
+       **{f"bench {name}": command for name, command in cli.BENCHMARKS.items()}}
 
 
 def test_no_help_imports_torch(run):
     calls = [["--help"], ["bench", "--help"], *([*name.split(), "--help"] for name in ALL)]
     done = run("-c", f"import sys, sslight\nsys.modules['torch'] = None  # an import of it would fail\n"
-                     f"for call in {calls}: assert sslight.dispatch(call) == 0")
+                     f"for call in {calls}: assert cli.dispatch(call) == 0")
     for name in ("pretrain", "convert", "bench", "report", "pack", "demo"):
         assert f"  {name} " in done.stdout
     assert done.stdout.count("\nexample:\n") == len(calls)
@@ -29,7 +29,7 @@ def test_no_help_imports_torch(run):
 @pytest.mark.parametrize("name", ALL)
 def test_examples_of_a_help_parse_and_name_known_keys_and_files(name):
     """That they work is shown where they are run: tests/docs/test_commands.py finds each on a page."""
-    parser = sslight.parser_of(ALL[name])
+    parser = cli.parser_of(ALL[name])
     examples = parser.epilog.partition("example:\n")[2].partition("\n\n")[0].replace("\\\n", " ").splitlines()
     examples = [line.split() for line in examples if line.startswith(("  sslight ", "  torchrun "))]
     assert examples
@@ -57,7 +57,7 @@ def test_wrong_names_are_answered_with_the_nearest(arguments, expected, capsys):
     with pytest.raises(SystemExit) as ended:
         sys.argv, kept = ["sslight", *arguments], sys.argv
         try:
-            sslight.main()
+            cli.main()
         finally:
             sys.argv = kept
     said = capsys.readouterr().err
@@ -76,7 +76,7 @@ def test_wrong_names_are_answered_with_the_nearest(arguments, expected, capsys):
 ])
 def test_completion_offers_commands_options_keys_and_files_without_torch(run, typed, offered, tmp_path):
     pytest.importorskip("argcomplete")
-    code = f"import os, sys, sslight; sys.modules['torch'] = None; os.chdir({str(ROOT)!r}); sslight.main()"
+    code = f"import os, sys; from sslight import cli; sys.modules['torch'] = None; os.chdir({str(ROOT)!r}); cli.main()"
     run("-c", code, _ARGCOMPLETE="1", _ARGCOMPLETE_SUPPRESS_SPACE="1", _ARGCOMPLETE_IFS="\n", COMP_LINE=typed,
         COMP_POINT=str(len(typed)), COMP_TYPE="9", _ARGCOMPLETE_STDOUT_FILENAME=str(tmp_path / "out"))
     found = set((tmp_path / "out").read_text().split("\n"))
@@ -87,7 +87,7 @@ def test_bash_completes_by_itself(tmp_path):
     """The line of the README, in a real bash: the function that it registers fills COMPREPLY."""
     integration = pytest.importorskip("argcomplete.shell_integration")
     program = tmp_path / "sslight"
-    program.write_text(f"#!/bin/sh\nexec {sys.executable} {ROOT / 'sslight.py'} \"$@\"\n")
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -m sslight \"$@\"\n")
     program.chmod(0o755)
     (tmp_path / "script").write_text(integration.shellcode(["sslight"]) + """
 COMP_LINE='sslight ben' COMP_POINT=11 COMP_WORDS=(sslight ben) COMP_CWORD=1 COMP_TYPE=9
@@ -102,4 +102,4 @@ echo "offered: ${COMPREPLY[@]}"
 
 def test_an_option_without_its_value_is_one_line():
     with pytest.raises(InputError, match="argument --title: expected one argument; see sslight report --help"):
-        sslight.parser_of(sslight.COMMANDS["report"]).parse_args(["a", "--title"])
+        cli.parser_of(cli.COMMANDS["report"]).parse_args(["a", "--title"])

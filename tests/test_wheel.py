@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import CONFIGS, InputError, find_config, load_config
-from tests.benchmarks.report_sets import result
+from sslight.core.config import CONFIGS, find_config, load_config
+from sslight.core.errors import InputError
+from tests.benchmarks.report.report_sets import result
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pretrain", "convert", "benchmarks", "configs")
 # Several commands in one process, to import torch once; each is printed with its exit code.
 RUN = """
 import sys, configs, pretrain, sslight
-from pretrain.errors import run_command
+from sslight.core.processes import run_command
 assert "/elsewhere/" not in pretrain.__file__ and "/elsewhere/" in configs.__file__, (pretrain, configs)
 for line in sys.stdin.read().splitlines():
     try:
@@ -34,7 +35,7 @@ def wheel(tmp_path_factory) -> Path:
     source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "sslight.py"):
+    for name in ("setup.py", "pyproject.toml", "-m", "sslight"):
         shutil.copy(ROOT / name, source)
     subprocess.run([sys.executable, "-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation", "--no-index",
                     "--disable-pip-version-check", "--quiet", "--wheel-dir", made], check=True, timeout=120)
@@ -83,7 +84,7 @@ def test_recipes_of_the_frameworks_are_found_with_their_bases(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = """
 from benchmarks import coco_mmdet, coco_recipes
-from pretrain.config import read_settings
+from sslight.core.config import read_settings
 for framework in ("mmdet", "detectron2"):
     print(coco_recipes.choose_recipe(framework, "det", "resnet18", None, "1x"))
 print(coco_mmdet.recipe_of(coco_mmdet.load_config("configs/mmdet/mask_rcnn_r18_fpn_2x.py"))["max_iter"])

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from convert.convert_ckpt import convert
 from pretrain.backbones import build_backbone
-from pretrain.checkpoint import FORMAT, check_archive, save_checkpoint, sha256
+from sslight.core.checkpoint import FORMAT, check_archive, save_checkpoint, sha256
 
 PREFIX = "student.backbone."
 

@@ -15,16 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import linear
-from benchmarks.cache import extract
-from benchmarks.features import Features, choices_for, widths
-from benchmarks.heads import LinearProbes
-from benchmarks.labelled import Labelled, open_splits
-from benchmarks.logistic import Problem, Standard
-from benchmarks.training import build_optimizer, one_step
-from benchmarks.weights import freeze, load_subject
-from pretrain.config import load_config
-from pretrain.data import eval_batches, random_resized_crop
+from benchmarks.classification import linear
+from benchmarks.classification.features import Features, choices_for, extract, widths
+from benchmarks.classification.heads import LinearProbes
+from benchmarks.classification.labelled import Labelled, open_splits
+from benchmarks.classification.logistic import Problem, Standard
+from benchmarks.classification.training import build_optimizer, one_step
+from benchmarks.classification.weights import freeze, load_subject
+from pretrain.data.loading import eval_batches, random_resized_crop
+from sslight.core.config import load_config
 
 RATES = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1]
 
@@ -94,7 +93,7 @@ def steps(cfg, args: argparse.Namespace, rates: list[float],
 
 def epoch(cfg, args: argparse.Namespace, train: Labelled) -> None:
     """One epoch of the published protocol: crops, frozen forward in FP32, one head."""
-    from benchmarks.features import prepare
+    from benchmarks.classification.features import prepare
 
     subject = load_subject(cfg)
     features = Features(freeze(subject.backbone), ["pooled"])

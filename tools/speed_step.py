@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.batch_norm import sound_batch_norm
-from pretrain.config import DEFAULTS, load_config
 from pretrain.methods import Progress, build_method
 from pretrain.methods.dino import DINO
 from pretrain.optim import build_optimizer, ema_update, set_hyperparameters
+from pretrain.settings import DEFAULTS
+from sslight.core.config import load_config
 from tools.plain_methods import PlainLARS, dino_center, dino_targets, pairwise_cross_entropy, plain_ema
 
 PROGRESS = Progress(step=2000, steps_per_epoch=1000, total_epochs=200)

@@ -1,8 +1,9 @@
 """`tools/speed.py views`: what one worker core makes of JPEG photos, our data path against the PIL / torchvision one.
 
-Both sides make whole batches of `pretrain.data` with the same random draws. A round times every variant once on the
-same images; ratios are medians over rounds, so that what slows the machine slows both sides. Times are the thread's own
-CPU time, which other processes disturb least. "copy" is one pass of the finished views into the batch's memory.
+Both sides make whole batches of `pretrain.data.loading` with the same random draws. A round times every variant once on
+the same images; ratios are medians over rounds, so that what slows the machine slows both sides. Times are the
+thread's own CPU time, which other processes disturb least. "copy" is one pass of the finished views into the batch's
+memory.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from pretrain.config import DEFAULTS, load_config
-from pretrain.data import Request, TrainBatches
-from pretrain.fast_views import decode_fast
-from pretrain.loader import start_worker
-from pretrain.views import view_set
+from pretrain.data.fast_views import decode_fast
+from pretrain.data.loading import Request, TrainBatches, start_worker
+from pretrain.data.views import view_set
+from pretrain.settings import DEFAULTS
+from sslight.core.config import load_config
 
 PHOTO_SIZE = (500, 375)  # pixels, ImageNet's typical
 PHOTO_BYTES = 100_000

@@ -17,20 +17,35 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pretrain.errors import InputError, run_command  # noqa: E402
+from sslight.core.errors import InputError  # noqa: E402
+from sslight.core.processes import run_command  # noqa: E402
 
 LAUNCHERS = {"none": "none", "pytorch": "torchrun", "slurm": "slurm"}  # by mmdet's names
 
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    from benchmarks import coco_data, coco_launch, coco_preflight, coco_recipes, coco_weights
-    from benchmarks.coco_eval import evaluate
-    from benchmarks.coco_options import DEFAULTS
-    from benchmarks.coco_result import read_detections
-    from pretrain import devices, distributed
-    from pretrain.config import load_config
-    from pretrain.rundir import StopSignal
+    from benchmarks.detection import (
+        data as coco_data,
+    )
+    from benchmarks.detection import (
+        launch as coco_launch,
+    )
+    from benchmarks.detection import (
+        preflight as coco_preflight,
+    )
+    from benchmarks.detection import (
+        settings as coco_recipes,
+    )
+    from benchmarks.detection import (
+        weights as coco_weights,
+    )
+    from benchmarks.detection.evaluation import evaluate
+    from benchmarks.detection.result import read_detections
+    from benchmarks.detection.settings import DEFAULTS
+    from sslight.core import devices, distributed
+    from sslight.core.config import load_config
+    from sslight.core.rundir import StopSignal
 
     devices.prepare()
     coco_mmdet = coco_recipes.framework_module("mmdet")

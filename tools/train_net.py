@@ -16,11 +16,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.coco_launch import one_group  # noqa: E402
-from benchmarks.coco_recipes import framework_module  # noqa: E402
+from benchmarks.detection.launch import one_group  # noqa: E402
+from benchmarks.detection.settings import framework_module  # noqa: E402
 from convert.flat import flatten  # noqa: E402
 from convert.safe_files import read_file  # noqa: E402
-from pretrain.errors import InputError, run_command  # noqa: E402
+from sslight.core.errors import InputError  # noqa: E402
+from sslight.core.processes import run_command  # noqa: E402
 
 DATA_KEY = "DATA.PATH_TO_DATA_DIR"
 
@@ -51,11 +52,14 @@ def prepare(args, quiet: bool = False):
     """The resolved config: overrides, data set, converted backbone, all of it checked."""
     from detectron2.data import MetadataCatalog
 
-    from benchmarks import coco_data, coco_detectron2, coco_preflight, coco_weights
-    from benchmarks.coco_options import DEFAULTS
-    from pretrain import devices
+    from benchmarks.detection import data as coco_data
+    from benchmarks.detection import preflight as coco_preflight
+    from benchmarks.detection import weights as coco_weights
+    from benchmarks.detection.in_detectron2 import run as coco_detectron2
+    from benchmarks.detection.settings import DEFAULTS
     from pretrain.backbones import write_options
-    from pretrain.config import load_config
+    from sslight.core import devices
+    from sslight.core.config import load_config
 
     options = list(args.opts)
     folder, source, processes = "", None, args.num_machines * args.num_gpus
@@ -138,9 +142,9 @@ def train(args, cfg) -> None:
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.engine import default_setup
 
-    from benchmarks import coco_detectron2
-    from benchmarks.coco_detectron2_parts import Trainer
-    from pretrain.rundir import StopSignal
+    from benchmarks.detection.in_detectron2 import run as coco_detectron2
+    from benchmarks.detection.in_detectron2.parts import Trainer
+    from sslight.core.rundir import StopSignal
 
     default_setup(cfg, args)
     if args.eval_only:

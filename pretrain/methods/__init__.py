@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from pretrain.errors import InputError, nearest
 from pretrain.methods.base import Method, Progress
 from pretrain.methods.dino import DINO
 from pretrain.methods.moco import MoCo
 from pretrain.methods.swav import SwAV
 from pretrain.methods.view_sizes import check_view_sizes
+from sslight.core.errors import InputError, nearest
 
 METHODS = {"dino": DINO, "swav": SwAV, "moco": MoCo}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain import distributed
 from pretrain.backbones import build_backbone
 from pretrain.heads import DINOHead
 from pretrain.methods.base import Method, Progress
 from pretrain.methods.multicrop import Network, multicrop_cross_entropy, spread
 from pretrain.optim import ema_update
 from pretrain.schedules import cosine, linear
+from sslight.core import distributed
 
 
 class DINO(Method):

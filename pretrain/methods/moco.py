@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain import distributed
 from pretrain.backbones import build_backbone
-from pretrain.errors import InputError
 from pretrain.heads import Projection
 from pretrain.methods.base import Method, Progress
 from pretrain.methods.multicrop import Network, spread
 from pretrain.optim import ema_update
+from sslight.core import distributed
+from sslight.core.errors import InputError
 
 
 def contrastive_loss(positive: Tensor, negative: Tensor, views: int, alpha: float, beta: float) -> Tensor:

@@ -7,11 +7,11 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from pretrain import distributed
 from pretrain.backbones import build_backbone
 from pretrain.heads import SwAVHead, init_linear, unit
 from pretrain.methods.base import Method, Progress
 from pretrain.methods.multicrop import Network, multicrop_cross_entropy, spread
+from sslight.core import distributed
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pretrain.errors import InputError
+from sslight.core.errors import InputError
 
 
 @torch.no_grad()

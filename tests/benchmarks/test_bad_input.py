@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-import sslight
 from pretrain.backbones import build_backbone
-from pretrain.checkpoint import save_backbone
-from pretrain.errors import run_command
+from sslight import cli
+from sslight.core.checkpoint import save_backbone
+from sslight.core.processes import run_command
 
 BENCHMARKS = {"knn": ("knn", "knn"), "linear": ("linear", "linear_cnn"), "cached": ("linear", "linear_cached"),
               "semisup": ("semisup", "semi_10percent")}
@@ -38,7 +38,7 @@ def bench(name, data, weights, out, **extra):
     command, cfg = BENCHMARKS[name]
     words = (str(word) for pair in (pairs | extra).items() for word in pair)
     with pytest.raises(SystemExit) as ended:
-        run_command(lambda: sslight.dispatch(["bench", command, "--cfg", f"configs/classification/{cfg}.yaml", *words]))
+        run_command(lambda: cli.dispatch(["bench", command, "--cfg", f"configs/classification/{cfg}.yaml", *words]))
     return ended.value.code
 
 

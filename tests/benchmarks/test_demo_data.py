@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks import demo_data
-from pretrain.errors import InputError
+from sslight.core.errors import InputError
 
 SMALL = {"renderings": 1, "scenes": (40, 20)}
 

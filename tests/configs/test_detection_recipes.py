@@ -10,7 +10,7 @@ import torch
 from tests.configs.recipe_fields import of_detectron2, of_mmdet
 
 pytest.importorskip("mmdet", reason="comes with the mmdet extra")
-from benchmarks import coco_mmdet  # noqa: E402
+from benchmarks.detection.in_mmdet import run as coco_mmdet  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MMDET = sorted(path.stem for path in (CONFIGS / "mmdet").glob("*_rcnn_*x.py"))
@@ -70,7 +70,7 @@ def test_mmdet_recipes_are_the_published_one(name):
 @pytest.mark.parametrize("name", MMDET)
 def test_both_frameworks_resolve_to_the_same_recipe(name):
     pytest.importorskip("detectron2", reason="not on the package index")
-    from benchmarks import coco_detectron2
+    from benchmarks.detection.in_detectron2 import run as coco_detectron2
 
     ours = of_mmdet(coco_mmdet.load_config(CONFIGS / "mmdet" / f"{name}.py"))
     theirs = of_detectron2(coco_detectron2.load_config(CONFIGS / "detectron2" / f"{name}.yaml"))
@@ -132,8 +132,8 @@ def test_every_detectron2_config_takes_a_training_step(name):
     from detectron2.modeling import build_model
     from detectron2.structures import Boxes, Instances, PolygonMasks
 
-    from benchmarks import coco_detectron2
-    from benchmarks.coco_detectron2_parts import Trainer
+    from benchmarks.detection.in_detectron2 import run as coco_detectron2
+    from benchmarks.detection.in_detectron2.parts import Trainer
 
     cfg = coco_detectron2.load_config(CONFIGS / "detectron2" / f"{name}.yaml",
                                       ["MODEL.DEVICE", "cpu", "MODEL.VITDET.IMAGE_SIZE", "64"])

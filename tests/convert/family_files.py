@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint import FORMAT
+from sslight.core.checkpoint import FORMAT
 from tests.convert.own_networks import (
     Own,
     children_own,

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
+from convert.conversion import write
 from convert.reader import read_checkpoint
-from convert.write_files import write
-from pretrain.errors import InputError
+from sslight.core.errors import InputError
 from tests.convert.family_files import lightly, sslight
 from tests.convert.own_networks import timm_own
 

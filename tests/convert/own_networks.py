@@ -88,7 +88,7 @@ def timm_own(arch: str, size: int | None = None, **options) -> Own:
 
 def openmmlab_own(arch: str) -> Own:
     """mmdet's backbone, its last map pooled."""
-    from convert.in_mmdet import build
+    from convert.targets.in_mmdet import build
     module = randomised(build(arch))
 
     def pooled(images: Tensor) -> Tensor:

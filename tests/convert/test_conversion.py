@@ -13,7 +13,7 @@ from PIL import Image
 from convert import verify
 from convert.convert_ckpt import convert, main
 from convert.support import CLASSES, MATRIX, TARGETS, class_of, matrix_text
-from pretrain.errors import InputError
+from sslight.core.errors import InputError
 from tests.convert.family_files import sslight
 from tests.convert.own_networks import timm_own
 

@@ -16,7 +16,7 @@ from torchvision.models import get_model_weights
 from convert.convert_ckpt import convert
 from convert.deployment import deployed_form, multiply_adds
 from pretrain.backbones import build_backbone, stage_features
-from pretrain.checkpoint import save_backbone
+from sslight.core.checkpoint import save_backbone
 
 HEAVY = pytest.mark.skipif(os.environ.get("SSLIGHT_FULL") != "1", reason="heavy; SSLIGHT_FULL=1 tries all")
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "color_order": "RGB", "size": 64}

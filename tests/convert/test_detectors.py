@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from convert import in_mmdet
 from convert.convert_ckpt import convert
 from convert.reader import read_checkpoint
-from pretrain.errors import InputError
+from convert.targets import in_mmdet
+from sslight.core.errors import InputError
 from tests.convert.family_files import sslight
 from tests.convert.own_networks import randomised, timm_own
 
@@ -44,7 +44,7 @@ def test_the_mmdet_snippet_is_a_config_that_builds_and_loads(run_file, tmp_path)
     from mmdet.registry import MODELS
     from mmengine.config import Config
 
-    from convert.mmcv_ops import install
+    from convert.targets.mmcv_ops import install
     install()
     from mmdet.utils import register_all_modules
     register_all_modules(init_default_scope=True)
@@ -99,7 +99,7 @@ def test_stock_detectron2_models_take_file_and_snippet(run_file, arch, config, m
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
 
-    importlib.import_module("convert.detectron2_backbones")  # registers the C4 head of R18/34
+    importlib.import_module("convert.targets.detectron2_backbones")  # registers the C4 head of R18/34
     recipes = Path(detectron2.__file__).parents[1] / "configs"
     if not recipes.is_dir():
         pytest.skip("detectron2's configs are not beside its package")

@@ -16,14 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from convert.export_onnx import export
+from convert.conversion import write
 from convert.features import differences, fixed_image
 from convert.reader import Checkpoint, network_of, read_checkpoint, read_content
 from convert.support import FAMILIES, TARGETS, kind_of, refusal
-from convert.targets import rename
+from convert.targets.in_onnx import export
+from convert.targets.names import rename
 from convert.verify import verify_file, vitdet_features
-from convert.write_files import write
-from pretrain.errors import InputError
+from sslight.core.errors import InputError
 from tests.convert.family_files import CASES
 from tests.convert.own_networks import Own
 
@@ -124,7 +124,7 @@ def test_goes_to_every_target(case, to, tmp_path):
     out = tmp_path / ("out.safetensors" if to == "timm" else "out.pth")
     write(out, to, outgoing.tensors, checkpoint)
     verify_file(out, to, outgoing)
-    found, _ = importlib.import_module(f"convert.in_{to}").features(out, checkpoint, images)
+    found, _ = importlib.import_module(f"convert.targets.in_{to}").features(out, checkpoint, images)
     if "pooled" in found:
         assert _relative(found["pooled"], expected) < TOLERANCE
     elif kind_of(own.arch) == "vit":

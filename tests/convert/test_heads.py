@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from convert.convert_ckpt import convert, main
 from convert.features import fixed_image
 from convert.reader import load_network, network_of, read_checkpoint, read_content
-from pretrain.errors import InputError
+from sslight.core.errors import InputError
 from tests.convert import family_files
 from tests.convert.own_networks import Own, randomised, timm_own, vit_forward, vit_own
 
@@ -149,7 +149,7 @@ def test_told_heads_are_built_written_and_read_again(twelve, tmp_path, capsys):
 
 
 def test_files_converted_before_heads_were_recorded_are_not_trusted(twelve, tmp_path):
-    from pretrain.checkpoint import save_backbone
+    from sslight.core.checkpoint import save_backbone
     for converted, doubted in (("solo-learn (solo-learn: Lightning), network backbone", True),
                                ("dino (DINO: 'student'), network teacher", False), ("exported by pretrain", False)):
         path = tmp_path / "old.safetensors"
@@ -178,7 +178,7 @@ def test_vitdet_is_built_with_the_options(twelve, tmp_path):
     from detectron2.config import get_cfg
     from detectron2.layers import ShapeSpec
 
-    from convert.detectron2_backbones import add_config, build_vitdet_backbone
+    from convert.targets.detectron2_backbones import add_config, build_vitdet_backbone
     torch.save(twelve(192).state, tmp_path / "plain.pth")
     report = convert(tmp_path / "plain.pth", "detectron2", tmp_path / "vit.pth", options=["num_heads=12"])
     assert max(report["differences"]["detectron2 from the file"].values()) <= TOLERANCE

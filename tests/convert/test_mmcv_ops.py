@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from convert.mmcv_ops import install
+from convert.targets.mmcv_ops import install
 
 STAND_IN = install()
 pytest.importorskip("mmcv", reason="mmcv-lite comes with the mmdet extra")
@@ -183,10 +183,10 @@ def test_cuda_equals_cpu(dtype):
 
 TRAINING = """
 import json, sys
-from convert.mmcv_ops import install
+from convert.targets.mmcv_ops import install
 assert install(replace=sys.argv[2] == "stand-in") == (sys.argv[2] == "stand-in")
 import numpy as np, torch
-import benchmarks.coco_mmdet_parts, convert.mmdet_backbones
+import benchmarks.detection.in_mmdet.parts, convert.targets.mmdet_backbones
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -221,7 +221,7 @@ print("LOSSES", json.dumps(losses))
 
 @pytest.mark.skipif(STAND_IN, reason="mmcv's compiled operators are not installed")
 def test_a_training_has_the_losses_of_the_compiled_operators(run, tmp_path):
-    from tests.benchmarks.coco_tiny import tiny_mmdet
+    from tests.benchmarks.detection.coco_tiny import tiny_mmdet
 
     config = tiny_mmdet("mask_rcnn_r18_fpn_1x", tmp_path)
     printed = {which: run("-c", TRAINING, config, which).stdout for which in ("compiled", "stand-in")}

@@ -11,8 +11,8 @@ from fvcore.common.config import CfgNode
 
 from convert.convert_ckpt import convert
 from convert.reader import read_checkpoint, read_content
-from convert.targets import rename
-from pretrain.errors import InputError
+from convert.targets.names import rename
+from sslight.core.errors import InputError
 from tests.convert import family_files
 from tests.convert.own_networks import Own, timm_own
 

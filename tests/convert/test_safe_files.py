@@ -18,7 +18,7 @@ import torch
 from convert.convert_ckpt import convert, main
 from convert.reader import read_checkpoint
 from convert.safe_files import read_file
-from pretrain.errors import InputError
+from sslight.core.errors import InputError
 from tests.convert.family_files import sslight
 from tests.convert.mutations import try_mutations
 from tests.convert.own_networks import timm_own
@@ -69,7 +69,7 @@ def test_bad_files_give_one_line_and_no_output(name, run_file, tmp_path):
 
 def test_the_command_exits_2_with_one_line(tmp_path):
     bad = _bytes(tmp_path / "a.pth", b"<html>")
-    for command in ([sys.executable, "convert/convert_ckpt.py"], [sys.executable, "sslight.py", "convert"]):
+    for command in ([sys.executable, "convert/convert_ckpt.py"], [sys.executable, "-m", "sslight", "convert"]):
         done = subprocess.run([*command, str(bad), "--to", "timm", "-o", str(tmp_path / "o.safetensors")], cwd=ROOT,
                               capture_output=True, text=True)
         assert done.returncode == 2

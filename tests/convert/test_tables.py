@@ -9,13 +9,13 @@ import pytest
 import timm
 import torch
 
-from convert import layouts, verify
+from convert import names as layouts
+from convert import verify
 from convert.convert_ckpt import convert
-from convert.layouts import LAYOUTS
+from convert.names import LAYOUTS, Rule, apply_table
 from convert.reader import read_checkpoint, read_content
-from convert.rename import Rule, apply_table
-from convert.targets import rename
-from pretrain.errors import InputError
+from convert.targets.names import rename
+from sslight.core.errors import InputError
 from tests.convert.family_files import GOLDEN, sslight
 from tests.convert.own_networks import features_own, timm_own, torchvision_own
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from convert.convert_ckpt import convert
+from convert.flat import plain_tensors
 from convert.reader import read_checkpoint
-from convert.tensors import plain_tensors
-from pretrain.errors import InputError
+from sslight.core.errors import InputError
 from tests.convert.own_networks import timm_own
 
 ARCH = "mobilenetv2_035"

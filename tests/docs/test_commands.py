@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import sslight
-from benchmarks.result import write_result
-from tests.benchmarks.coco_sets import write_set
-from tests.benchmarks.coco_tiny import tiny_detectron2, tiny_mmdet
+from sslight import cli
+from sslight.core.result import write_result
+from tests.benchmarks.detection.coco_sets import write_set
+from tests.benchmarks.detection.coco_tiny import tiny_detectron2, tiny_mmdet
 from tests.convert.family_files import CASES
 from tests.convert.own_networks import random_like
 from tests.docs.pages import PAGES, ROOT, blocks, commands
@@ -105,7 +105,7 @@ def run_command(line: str, place) -> None:
         return
     words = shrink(words, place)
     if words[0] == "sslight":
-        assert sslight.dispatch(words[1:]) in (0, None), line
+        assert cli.dispatch(words[1:]) in (0, None), line
         return
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]  # on a port that no other test uses
     programs = {"python": [sys.executable], "torchrun": torchrun}
@@ -147,9 +147,9 @@ def test_every_python_block_runs(page, place, capsys):
 def test_every_example_of_a_help_stands_on_a_page():
     """So every example is run: by the test above."""
     pages = [shlex.split(command, comments=True) for page in PAGES for command in commands(page)]
-    for command in [*sslight.COMMANDS.values(), *sslight.BENCHMARKS.values()]:
-        if isinstance(command, sslight.Command):
-            text = sslight.parser_of(command).epilog.partition("example:\n")[2].replace("\\\n", " ")
+    for command in [*cli.COMMANDS.values(), *cli.BENCHMARKS.values()]:
+        if isinstance(command, cli.Command):
+            text = cli.parser_of(command).epilog.partition("example:\n")[2].replace("\\\n", " ")
             examples = re.findall(r"^  (\S.*)$", text.partition("\n\n")[0], re.MULTILINE)
             assert examples, command
             for example in examples:
@@ -187,11 +187,11 @@ def test_every_command_of_a_familys_page_converts_its_checkpoint(page, place):
             torch.save(small_file(page.stem), source)
             if page.stem == "detectron2":
                 raw = source.rename(place / "resnet18.pth")
-                assert sslight.dispatch(["convert", str(raw), "--to", "detectron2", "-o", str(source)]) in (0, None)
+                assert cli.dispatch(["convert", str(raw), "--to", "detectron2", "-o", str(source)]) in (0, None)
         report = place / "report.json"
         report.unlink(missing_ok=True)
         extra = [] if "--report" in words else ["--report", str(report)]
-        assert sslight.dispatch([*words[1:], *extra]) in (0, None), command
+        assert cli.dispatch([*words[1:], *extra]) in (0, None), command
         assert out.is_file()
         assert json.loads(report.read_text())["source"]["family"] == page.stem, command
 

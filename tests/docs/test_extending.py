@@ -16,7 +16,7 @@ from sklearn.neighbors import NearestCentroid
 from tests.convert.family_files import CASES, under
 from tests.docs.pages import ROOT, blocks
 
-FOLDERS = ("pretrain", "convert", "benchmarks", "configs", "tests")
+FOLDERS = ("sslight", "pretrain", "convert", "benchmarks", "configs", "tests")
 
 
 @pytest.fixture
@@ -27,7 +27,6 @@ def extended(tmp_path):
         tree = tmp_path / "tree"
         for name in FOLDERS:
             shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "sslight.py", tree)
         [diff] = blocks(ROOT / "docs" / "extending" / f"{page}.md", "diff")
         subprocess.run(["git", "apply", "-"], cwd=tree, input=diff, text=True, check=True)
         env = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}

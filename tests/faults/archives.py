@@ -17,9 +17,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pretrain.errors import InputError
-from pretrain.pack import main as pack
-from pretrain.sources import open_source
+from pretrain.data.pack import main as pack
+from pretrain.data.sources import open_source
+from sslight.core.errors import InputError
 from tests.convert.mutations import flipped, inserted, overwritten, swapped_blocks, truncated
 from tests.faults.sandbox import attempts, row_of
 from tests.faults.table import Row

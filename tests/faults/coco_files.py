@@ -12,12 +12,23 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import coco_data, coco_eval, coco_images, coco_preflight
-from benchmarks.coco_options import DEFAULTS
-from convert.mmcv_ops import install
-from pretrain.config import load_config
-from pretrain.errors import InputError
-from tests.benchmarks.coco_sets import near_detections, with_masks, write_set
+from benchmarks.detection import (
+    data as coco_data,
+)
+from benchmarks.detection import (
+    evaluation as coco_eval,
+)
+from benchmarks.detection import (
+    images as coco_images,
+)
+from benchmarks.detection import (
+    preflight as coco_preflight,
+)
+from benchmarks.detection.settings import DEFAULTS
+from convert.targets.mmcv_ops import install
+from sslight.core.config import load_config
+from sslight.core.errors import InputError
+from tests.benchmarks.detection.coco_sets import near_detections, with_masks, write_set
 from tests.convert.mutations import flipped, inserted, overwritten, swapped_blocks, truncated
 from tests.faults.sandbox import attempts, row_of
 from tests.faults.table import Row

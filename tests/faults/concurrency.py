@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretrain.errors import EXIT_STOPPED
+from sslight.core.errors import EXIT_STOPPED
 from tests.faults.processes import begin, wait_until
 from tests.faults.table import Row
 from tests.faults.tiny_runs import knn, pretrain, write_images

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretrain.errors import EXIT_BAD_INPUT
+from sslight.core.errors import EXIT_BAD_INPUT
 from tests.faults.kinds import DETECTION, NAMES, Kind, difference, kinds
 from tests.faults.processes import begin, kill_group, wait_until
 from tests.faults.table import Row, Unavailable

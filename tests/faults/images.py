@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pretrain.decode import FULL_RANGE, CorruptImage, decode_reference
-from pretrain.eval_data import center_crop
-from pretrain.fast_views import decode_fast
+from pretrain.data.decode import FULL_RANGE, CorruptImage, decode_reference
+from pretrain.data.fast_views import decode_fast
+from pretrain.data.loading import center_crop
 from tests.convert.mutations import flipped, inserted, overwritten, swapped_blocks, truncated
 from tests.faults.sandbox import attempts, row_of
 from tests.faults.table import Row
-from tests.pretrain.photos import photos
+from tests.pretrain.data.photos import photos
 
 BLIND = (flipped, truncated, swapped_blocks, overwritten, inserted)  # know no format
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS

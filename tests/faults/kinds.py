@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoint import check_archive, load_backbone, load_checkpoint
-from tests.benchmarks.coco_sets import write_set
-from tests.benchmarks.coco_tiny import tiny_detectron2, tiny_mmdet
+from sslight.core.checkpoint import check_archive, load_backbone, load_checkpoint
+from tests.benchmarks.detection.coco_sets import write_set
+from tests.benchmarks.detection.coco_tiny import tiny_detectron2, tiny_mmdet
 from tests.faults.tiny_runs import linear, pretrain, semisup, write_images
 
 TIMINGS = ("images_per_second", "data_wait")
@@ -114,7 +114,7 @@ def coco(framework: str, tiny: Callable[..., Path], place: Path, iterations: int
         write_set(data)
     config = tiny("mask_rcnn_r18_fpn_1x", place, iterations)
     return lambda out: [
-        "sslight.py", "bench", "coco", "--framework", framework, "--task", "seg", "--config", config, "--weights",
+        "-m", "sslight", "bench", "coco", "--framework", framework, "--task", "seg", "--config", config, "--weights",
         "random", "--arch", "resnet18", "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out,
         "SOLVER.CHECKPOINT_PERIOD", 2, "LOG_PERIOD", 1, "EVAL.BOOTSTRAP", 0, "DATA.WORKERS", 1]
 
@@ -125,7 +125,7 @@ def mmdet_checkpoints(out: Path) -> list[Path]:
 
 def mmdet_kept(out: Path) -> str:
     """Every checkpoint is whole and the newest is of the last full interval of two iterations."""
-    from benchmarks.coco_mmdet_parts import readable_checkpoints
+    from benchmarks.detection.in_mmdet.parts import readable_checkpoints
 
     for path in mmdet_checkpoints(out):
         check_archive(path)
@@ -142,7 +142,7 @@ def mmdet_kept(out: Path) -> str:
 
 def mmdet_end(out: Path) -> dict:
     """Iteration, schedule and the optimizer's settings and parts; no weights, as mmdet saves no random states."""
-    from benchmarks.coco_mmdet_parts import readable_checkpoints
+    from benchmarks.detection.in_mmdet.parts import readable_checkpoints
 
     with readable_checkpoints():
         saved = torch.load(mmdet_checkpoints(out)[-1], weights_only=True)

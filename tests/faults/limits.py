@@ -17,13 +17,24 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from benchmarks import coco_data, coco_eval, coco_images, coco_preflight
-from benchmarks.coco_options import DEFAULTS
-from benchmarks.subsets import balanced, holdout
-from pretrain.config import load_config
-from pretrain.data import epoch_order
-from pretrain.logs import Bar
-from pretrain.sources import open_source
+from benchmarks.classification.labelled import balanced, holdout
+from benchmarks.detection import (
+    data as coco_data,
+)
+from benchmarks.detection import (
+    evaluation as coco_eval,
+)
+from benchmarks.detection import (
+    images as coco_images,
+)
+from benchmarks.detection import (
+    preflight as coco_preflight,
+)
+from benchmarks.detection.settings import DEFAULTS
+from pretrain.data.loading import epoch_order
+from pretrain.data.sources import open_source
+from sslight.core.config import load_config
+from sslight.core.logs import Bar
 from tests.faults.processes import environment, start
 from tests.faults.sandbox import attempts
 from tests.faults.table import Row
@@ -217,12 +228,12 @@ def every_command(place: Path) -> Row:
         run, results = root / "lauf 1", root / "ergebnisse ☃"
         commands = [
             pretrain(images, run, **{"SOLVER.TOTAL_EPOCHS": 1}),
-            ["sslight.py", "convert", run / "checkpoints" / "last.pth", "--to", "timm", "-o", root / "☃.safetensors"],
+            ["-m", "sslight", "convert", run / "checkpoints" / "last.pth", "--to", "timm", "-o", root / "☃.safetensors"],
             knn(images, results / "knn", root / "cache ☃"),
             semisup(images, results / "semi", **{"SOLVER.TOTAL_EPOCHS": 1, "SEEDS": "[0]"}),
-            ["sslight.py", "report", results, "-o", root / "seite ☃.html"],
-            *(["sslight.py", "pack", images, root / to, "--to", to] for to in ("h5", "shards")),
-            *(["sslight.py", "pack", root / to, root / f"zurück {to}", "--to", "folder"] for to in ("h5", "shards")),
+            ["-m", "sslight", "report", results, "-o", root / "seite ☃.html"],
+            *(["-m", "sslight", "pack", images, root / to, "--to", to] for to in ("h5", "shards")),
+            *(["-m", "sslight", "pack", root / to, root / f"zurück {to}", "--to", "folder"] for to in ("h5", "shards")),
             knn(root / "h5", results / "knn h5", root / "cache ☃")]
         for command in commands:
             said = root / "said.txt"

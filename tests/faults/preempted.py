@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretrain.errors import EXIT_STOPPED, STOP_SIGNALS
+from sslight.core.errors import EXIT_STOPPED
+from sslight.core.processes import STOP_SIGNALS
 from tests.faults.kinds import NAMES, Kind, difference, kinds
 from tests.faults.processes import begin, kill_group, start, torchrun, wait_until, workers
 from tests.faults.table import Row

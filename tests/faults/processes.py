@@ -67,8 +67,8 @@ def _command(words: list[str], log: str) -> None:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     os.chdir(ROOT)
-    from pretrain.errors import run_command
-    from sslight import dispatch
+    from sslight.cli import dispatch
+    from sslight.core.processes import run_command
 
     run_command(lambda: dispatch(words))
 

@@ -1,5 +1,5 @@
 """The sbatch script of docs/cluster.md against SLURM's commands in miniature: told to stop, it saves, is queued again,
-and goes on. (What submitit's jobs do is in tests/benchmarks/test_suite_cluster.py.)"""
+and goes on. (What submitit's jobs do is in tests/benchmarks/suite/test_cluster.py.)"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.benchmarks.fake_slurm import Slurm
+from tests.benchmarks.suite.fake_slurm import Slurm
 from tests.docs.pages import ROOT, blocks
 from tests.faults.kinds import difference, pretrain_end, pretrain_kept
 from tests.faults.processes import environment, torchrun, wait_until

@@ -35,20 +35,20 @@ def pretrain(images: Path, out: Path, **settings: object) -> list[object]:
 
 def linear(images: Path, out: Path, **settings: object) -> list[object]:
     """The published linear evaluation of a random network: 3 epochs of 6 steps, 2 seeds."""
-    return ["sslight.py", "bench", "linear", "--cfg", "configs/classification/linear_cnn.yaml", *pairs({
+    return ["-m", "sslight", "bench", "linear", "--cfg", "configs/classification/linear_cnn.yaml", *pairs({
         **common(images, out), "SEEDS": "[0,1]", "SOLVER.TOTAL_EPOCHS": 3, "TRAIN.BATCH_SIZE": 16, **settings})]
 
 
 def semisup(images: Path, out: Path, **settings: object) -> list[object]:
     """Fine-tuning on half of the labels: 3 epochs of 6 steps, 2 seeds."""
-    return ["sslight.py", "bench", "semisup", "--cfg", "configs/classification/semi_10percent.yaml", *pairs({
+    return ["-m", "sslight", "bench", "semisup", "--cfg", "configs/classification/semi_10percent.yaml", *pairs({
         **common(images, out), "SEEDS": "[0,1]", "SOLVER.TOTAL_EPOCHS": 3, "TRAIN.BATCH_SIZE": 8,
         "LABELS.FRACTION": 0.5, "HEAD.HIDDEN_SIZE": 16, **settings})]
 
 
 def knn(images: Path, out: Path, cache: Path) -> list[object]:
     """k-NN over a feature cache."""
-    return ["sslight.py", "bench", "knn", "--cfg", "configs/classification/knn.yaml", *pairs({
+    return ["-m", "sslight", "bench", "knn", "--cfg", "configs/classification/knn.yaml", *pairs({
         **common(images, out), "FEATURES.CACHE_DIR": cache})]
 
 

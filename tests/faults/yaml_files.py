@@ -11,12 +11,13 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.published import beside_published
-from benchmarks.settings import KNN, LINEAR, SEMISUP
-from benchmarks.suite_file import read_suite
-from pretrain.config import DEFAULTS, dump, flatten, load_config, to_dict
-from pretrain.errors import InputError
+from benchmarks.classification.settings import KNN, LINEAR, SEMISUP
+from benchmarks.report.published import beside_published
+from benchmarks.suite.settings import read_suite
 from pretrain.original import translate
+from pretrain.settings import DEFAULTS
+from sslight.core.config import dump, flatten, load_config, to_dict
+from sslight.core.errors import InputError
 from tests.convert.mutations import flipped, inserted, overwritten, swapped_blocks, truncated
 from tests.faults.processes import ROOT
 from tests.faults.sandbox import attempts, row_of
@@ -78,7 +79,7 @@ def read(command: str, data: bytes, place: Path) -> str:
             read_suite(str(file), [])
             return "right"
         if command == "detectron2":
-            from benchmarks import coco_detectron2
+            from benchmarks.detection.in_detectron2 import run as coco_detectron2
 
             coco_detectron2.load_config(file)
             return "right"

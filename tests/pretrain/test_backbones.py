@@ -7,16 +7,16 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from benchmarks import knn
-from benchmarks.cache import entry_facts
-from benchmarks.labelled import open_splits
-from benchmarks.weights import load_subject
+from benchmarks.classification import knn
+from benchmarks.classification.features import entry_facts
+from benchmarks.classification.labelled import open_splits
+from benchmarks.classification.weights import load_subject
 from convert.convert_ckpt import convert
 from convert.reader import load_network
 from pretrain import train
 from pretrain.backbones import build_backbone, set_pos_resize
-from pretrain.config import load_config
-from pretrain.errors import InputError
+from sslight.core.config import load_config
+from sslight.core.errors import InputError
 
 
 def test_the_class_token_starts_as_published():

@@ -9,18 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import semisup, training
-from benchmarks.features import Features, prepare
-from benchmarks.heads import Classifier
+from benchmarks.classification import semisup, training
+from benchmarks.classification.features import Features, prepare
+from benchmarks.classification.heads import Classifier
 from pretrain import train
 from pretrain.backbones import build_backbone
 from pretrain.batch_norm import batch_norm, sound_batch_norm
-from pretrain.config import DEFAULTS, load_config
-from pretrain.data import Batch, to_device
+from pretrain.data.loading import Batch, to_device
 from pretrain.methods import Progress, build_method
 from pretrain.monitor import Objective
 from pretrain.optim import build_optimizer
+from pretrain.settings import DEFAULTS
 from pretrain.state import State
+from sslight.core.config import load_config
 
 CPU = torch.device("cpu")
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB"}

@@ -2,8 +2,9 @@
 
 import pytest
 
-from pretrain.config import DEFAULTS, flatten, load_config, to_dict
 from pretrain.original import translate
+from pretrain.settings import DEFAULTS
+from sslight.core.config import flatten, load_config, to_dict
 from tests.conftest import ROOT
 from tests.pretrain.test_original import original
 

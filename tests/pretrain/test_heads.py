@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.config import DEFAULTS, load_config
 from pretrain.heads import WeightNormLinear, unit
 from pretrain.methods import build_method
+from pretrain.settings import DEFAULTS
+from sslight.core.config import load_config
 from tests.conftest import ROOT
 from tests.pretrain.golden import DATA
 from tests.pretrain.tiny import config

@@ -7,10 +7,11 @@ from PIL import Image
 from torchvision import transforms
 
 from pretrain.backbones import build_backbone
-from pretrain.config import DEFAULTS, load_config
+from pretrain.data.sources import open_source
 from pretrain.methods import METHODS, build_method
 from pretrain.monitor import Objective, knn_top1
-from pretrain.sources import open_source
+from pretrain.settings import DEFAULTS
+from sslight.core.config import load_config
 from tests.pretrain.tiny import config
 
 

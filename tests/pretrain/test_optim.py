@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from pretrain.backbones import build_backbone
-from pretrain.errors import InputError
 from pretrain.methods import build_method
 from pretrain.optim import build_optimizer, ema_update, parameter_groups, set_hyperparameters
+from sslight.core.errors import InputError
 from tests.pretrain.golden import golden, relative_error
 from tests.pretrain.tiny import config
 from tools.plain_methods import PlainAdamW, PlainLARS, plain_ema

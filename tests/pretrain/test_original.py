@@ -6,9 +6,10 @@ from functools import cache
 import pytest
 import yaml
 
-from pretrain.config import DEFAULTS, flatten, load_config, to_dict
-from pretrain.errors import InputError
 from pretrain.original import ORIGINAL_DEFAULTS, translate
+from pretrain.settings import DEFAULTS
+from sslight.core.config import flatten, load_config, to_dict
+from sslight.core.errors import InputError
 from tests.pretrain.golden import DATA
 
 

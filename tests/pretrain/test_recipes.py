@@ -7,8 +7,8 @@ import timm
 import torch
 
 from pretrain import train
-from pretrain.errors import Stopped
-from pretrain.rundir import StopSignal
+from sslight.core.errors import Stopped
+from sslight.core.rundir import StopSignal
 from tests.conftest import ROOT
 
 # The 12 rows of the published table, baseline and SSLight.

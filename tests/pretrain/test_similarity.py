@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.similarity import Room, Rounded, above_by_bound
+from pretrain.neighbours import Room, Rounded, above_by_bound
 
 QUERIES, ROWS = 50, 5001  # no whole number of words
 

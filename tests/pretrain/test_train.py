@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from pretrain import train
-from pretrain.checkpoint import load_backbone
-from pretrain.errors import InputError
+from sslight.core.checkpoint import load_backbone
+from sslight.core.errors import InputError
 from tests.conftest import ROOT
 
 SMALL = ["METHOD", "swav", "MODEL.BACKBONE_ARCH", "resnet18", "VIEWS.GLOBAL_SIZE", 32, "VIEWS.LOCAL_SIZE", 16,
@@ -91,7 +91,7 @@ def test_a_stopped_run_continues_bit_for_bit(finished, image_folder, tmp_path, r
 SLOW_SAVE = """
 import sys, time
 from pretrain import train
-from pretrain.errors import run_command
+from sslight.core.processes import run_command
 
 def save(*arguments, **options):
     print("saving", flush=True)

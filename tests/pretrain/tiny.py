@@ -2,7 +2,8 @@
 
 import torch
 
-from pretrain.config import DEFAULTS, load_config
+from pretrain.settings import DEFAULTS
+from sslight.core.config import load_config
 
 TINY = {
     "MODEL.BACKBONE_ARCH": "test_vit", "TRAIN.BATCH_SIZE": 4, "SOLVER.TOTAL_EPOCHS": 3, "SOLVER.WARMUP_EPOCHS": 1,

@@ -7,9 +7,9 @@ import torch
 
 from convert.reader import read_checkpoint
 from pretrain.backbones import build_backbone
-from pretrain.errors import InputError
-from tests.benchmarks.coco_sets import write_set, write_voc
-from tests.benchmarks.coco_tiny import tiny_detectron2, tiny_mmdet
+from sslight.core.errors import InputError
+from tests.benchmarks.detection.coco_sets import write_set, write_voc
+from tests.benchmarks.detection.coco_tiny import tiny_detectron2, tiny_mmdet
 
 pytest.importorskip("mmdet", reason="comes with the mmdet extra")
 DETECTRON2 = pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed")

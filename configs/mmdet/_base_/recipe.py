@@ -1,6 +1,6 @@
 # Everything of the detection recipe but the model: the same settings as configs/detectron2/_base_/recipe.yaml.
 # Iterations, not epochs; 16 images a step in all (2 on each of 8 GPUs); evaluation follows the training.
-custom_imports = dict(imports=['convert.mmdet_backbones', 'benchmarks.coco_mmdet_parts'])
+custom_imports = dict(imports=['convert.targets.mmdet_backbones', 'benchmarks.detection.in_mmdet.parts'])
 default_scope = 'mmdet'
 
 data_root = 'data/coco/'

@@ -1,0 +1,1 @@
+"""k-NN, linear, semi-supervised: a checkpoint and labelled images in, a `result.json` out."""

@@ -1,0 +1,104 @@
+"""What a backbone costs on this machine: `sslight bench cost resnet18 last.pth ... -o results/cost`.
+
+One `cost.json` a network: parameters, FLOPs, latency at batch 1 and throughput. It depends on the architecture and the
+machine, not on the weights; what has been measured on this machine with these settings is kept. A network that a device
+runs in another form than the training's is measured in that form. Needs no torch to read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sslight.core.arguments import Parser
+from sslight.core.errors import InputError
+from sslight.core.files import write_json
+from sslight.core.processes import run_command
+
+SCHEMA = "sslight-cost-2"
+DEFAULT = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "vit_tiny")
+SAME = ("arch", "image_size", "batch_size", "machine", "threads", "torch")  # equal: the same measurement
+FORMS = {"single": "", "deployed": "deployed form", "training": "training form"}  # of convert.deployment.Deployed
+NUMBERS = ("parameters", "flops", "latency_ms", "images_per_second")
+
+
+def parser() -> Parser:
+    made = Parser("sslight bench cost", "Parameters, FLOPs, latency at batch 1 and throughput, on this machine.",
+                  "sslight bench cost my_checkpoint.pth mobilenet_v2 -o results/cost",
+                  epilog="FLOPs are the multiply-adds of convolutions and matrix products. Latency is the median.\n"
+                         "Networks with a deployed form (MobileOne, FastViT, RepViT, RepVGG, ...) are measured in it.")
+    made.add_argument("networks", nargs="*", metavar="ARCH", default=DEFAULT,
+                      help=f"timm's names, aliases or checkpoints (default: {' '.join(DEFAULT)})")
+    made.add_argument("-o", "--out", required=True, metavar="DIR", help="where ARCH/cost.json is written")
+    made.add_argument("--set", dest="options", action="append", default=[], metavar="KEY=VALUE",
+                      help="a build option that shapes do not show, e.g. num_heads=12, of every network named")
+    made.add_argument("--size", type=int, default=224, metavar="PX", help="pixels of the square image (224)")
+    made.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once for the throughput (64)")
+    made.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each of the two (3)")
+    made.add_argument("--force", action="store_true", help="measure again what was measured here before")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if args.size < 1 or args.batch_size < 1 or not args.seconds > 0:
+        raise InputError("--size, --batch-size and --seconds want positive numbers")
+    from benchmarks.deployment import measure as cost_measure
+    from sslight.core import devices
+
+    devices.prepare()
+    for arch, options in cost_measure.architectures(args.networks, args.options):
+        file = Path(args.out) / label(arch, options) / "cost.json"
+        about = cost_measure.about(arch, args.size, args.batch_size, options)
+        found = None if args.force else measured_before(file, about)
+        kept = found is not None
+        if not kept:
+            found = {"schema": SCHEMA, **about,
+                     **cost_measure.measure(arch, args.size, args.batch_size, args.seconds, options)}
+            write_json(file, found)
+        form = f" ({form_of(found)})" if form_of(found) else ""
+        print(f"{label(arch, options)}{form}: {found['parameters'] / 1e6:.2f} M parameters, "
+              f"{found['flops'] / 1e9:.2f} GFLOPs, {found['latency_ms']:.2f} ms an image alone, "
+              f"{found['images_per_second']:.0f} images/s in batches of {found['batch_size']}"
+              f"{' (measured before)' if kept else ''}", flush=True)
+    return 0
+
+
+def label(arch: str, options: Mapping[str, object]) -> str:
+    """A network's name and folder: timm's name, and the build options where there are any."""
+    return "_".join([arch, *(f"{key}={value}" for key, value in options.items())])
+
+
+def form_of(cost: dict) -> str:
+    """Which form of a network was measured, and why; "" of a network that has one."""
+    return ": ".join(filter(None, (FORMS[cost["form"]], str(cost["form_note"]))))
+
+
+def measured_before(file: Path, about: dict) -> dict | None:
+    """The cost in a file, if there is one of this version, and of the same network, settings and machine."""
+    try:
+        found = read_cost(file)
+    except InputError:
+        return None
+    same = all(found[key] == about[key] for key in SAME) and found.get("options", {}) == about.get("options", {})
+    return found if same else None
+
+
+def read_cost(file: Path) -> dict:
+    """A cost file. Raises InputError if it is not one."""
+    try:
+        cost = json.loads(file.read_text(encoding="utf-8"))
+        numbers = [*(cost[key] for key in NUMBERS), *cost["latency_ms_quartiles"]]
+        whole = (len(numbers) == len(NUMBERS) + 2 and cost["form"] in FORMS
+                 and all(key in cost for key in (*SAME, "form_note", "command")))
+        if cost["schema"] == SCHEMA and whole and all(0 < number < math.inf for number in numbers):
+            return cost
+    except (ValueError, OSError, KeyError, TypeError):
+        pass
+    raise InputError(f"not a file of this version's `sslight bench cost`: {file}; measure again")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,1 @@
+"""Many evaluations of many checkpoints, here or on a cluster."""

@@ -1,0 +1,1 @@
+"""One module per framework that a backbone can go to."""

@@ -1,0 +1,5 @@
+"""`python -m sslight`."""
+
+from sslight.cli import main
+
+main()
