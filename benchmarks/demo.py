@@ -14,30 +14,64 @@ from sslight.core.arguments import Parser
 from sslight.core.errors import EXIT_DONE, EXIT_STOPPED, Stopped
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = {"timm": "timm.safetensors", "torchvision": "torchvision.pth", "detectron2": "detectron2.pth",
-           "mmdet": "mmdet.pth"}
+TARGETS = {
+    "timm": "timm.safetensors",
+    "torchvision": "torchvision.pth",
+    "detectron2": "detectron2.pth",
+    "mmdet": "mmdet.pth",
+}
 
 
 def steps(out: Path) -> Iterator[tuple[str, list[str]]]:
     """Pairs (what it does, the command), run one after the other from the project's folder."""
     data, checkpoint = out / "data", out / "pretrain" / "checkpoints" / "last.pth"
     yield "draw the data", ["-m", "benchmarks.demo_data", data]
-    yield "pre-train without labels", ["-m", "pretrain", "--cfg", "configs/pretrain/demo.yaml",
-                                       "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out / "pretrain"]
+    yield (
+        "pre-train without labels",
+        [
+            "-m",
+            "pretrain",
+            "--cfg",
+            "configs/pretrain/demo.yaml",
+            "DATA.PATH_TO_DATA_DIR",
+            data,
+            "OUTPUT_DIR",
+            out / "pretrain",
+        ],
+    )
     for target, name in TARGETS.items():
-        yield f"convert to {target}", ["convert/convert_ckpt.py", checkpoint, "--to", target, "--force",
-                                       "-o", out / "converted" / name]
+        yield (
+            f"convert to {target}",
+            ["convert/convert_ckpt.py", checkpoint, "--to", target, "--force", "-o", out / "converted" / name],
+        )
     frameworks = ["mmdet", *["detectron2"] * bool(importlib.util.find_spec("detectron2"))]
-    yield "evaluate, beside a random network", [
-        "-m", "sslight", "bench", "all", "--suite", "demo", "--weights", f"pretrained={checkpoint}", "random",
-        *(f"--framework={name}" for name in frameworks), "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out / "results"]
+    yield (
+        "evaluate, beside a random network",
+        [
+            "-m",
+            "sslight",
+            "bench",
+            "all",
+            "--suite",
+            "demo",
+            "--weights",
+            f"pretrained={checkpoint}",
+            "random",
+            *(f"--framework={name}" for name in frameworks),
+            "DATA.PATH_TO_DATA_DIR",
+            data,
+            "OUTPUT_DIR",
+            out / "results",
+        ],
+    )
     yield "report", ["-m", "benchmarks.report", out / "results", out / "pretrain", "-o", out / "report.html"]
 
 
 def parser() -> Parser:
     made = Parser("sslight demo", __doc__.splitlines()[0], "sslight demo runs/demo")
-    made.add_argument("out", nargs="?", default="runs/demo", metavar="DIR",
-                      help="where everything goes (default: runs/demo)")
+    made.add_argument(
+        "out", nargs="?", default="runs/demo", metavar="DIR", help="where everything goes (default: runs/demo)"
+    )
     return made
 
 
@@ -53,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if runner.signals or code == EXIT_STOPPED:
                 raise Stopped(f"in '{title}'; start the same command again to go on")
             if code != EXIT_DONE:
-                print(f"error: '{title}' ended with exit code {code}; the same command goes on from here",
-                      file=sys.stderr)
+                print(
+                    f"error: '{title}' ended with exit code {code}; the same command goes on from here", file=sys.stderr
+                )
                 return code if code > 0 else 1
             spent.append((title, time.monotonic() - begun))
     print("\n" + "\n".join(f"{seconds:7.1f} s  {title}" for title, seconds in spent))

@@ -41,8 +41,16 @@ MIN_VISIBLE = 0.5  # of a digit in a scene, after occlusion
 OUTLINE_SCALE = 4  # outlines are traced on masks this much finer, so that they keep to the pixels' edges
 
 
-def make(out_dir: Path | str, *, seed: int = 0, size: int = 20, renderings: int = 4, scene_size: int = 128,
-         scenes: tuple[int, int] = (400, 100), tuning: bool = False) -> dict:
+def make(
+    out_dir: Path | str,
+    *,
+    seed: int = 0,
+    size: int = 20,
+    renderings: int = 4,
+    scene_size: int = 128,
+    scenes: tuple[int, int] = (400, 100),
+    tuning: bool = False,
+) -> dict:
     """Write both data sets into `out_dir`, or find them complete there; returns the content of the marker.
 
     Parameters
@@ -57,8 +65,15 @@ def make(out_dir: Path | str, *, seed: int = 0, size: int = 20, renderings: int 
     The folder appears complete or not at all. Raises InputError where `out_dir` holds anything else.
     """
     out_dir = Path(out_dir)
-    settings = {"version": VERSION, "seed": seed, "size": size, "renderings": renderings, "scene_size": scene_size,
-                "scenes": list(scenes), "tuning": tuning}
+    settings = {
+        "version": VERSION,
+        "seed": seed,
+        "size": size,
+        "renderings": renderings,
+        "scene_size": scene_size,
+        "scenes": list(scenes),
+        "tuning": tuning,
+    }
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         return _existing(out_dir, settings)
     partial = out_dir.with_name(f".{out_dir.name}.partial")
@@ -95,7 +110,7 @@ def _halve(glyphs: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> 
     val = []
     for digit in range(10):
         own = rng.permutation(glyphs[labels[glyphs] == digit])
-        val.extend(own[:round(VAL_SHARE * len(own))].tolist())
+        val.extend(own[: round(VAL_SHARE * len(own))].tolist())
     return np.setdiff1d(glyphs, val), np.sort(val)
 
 
@@ -159,7 +174,7 @@ def _write_pictures(folder: Path, glyphs: list[int], size: int, renderings: int,
             ink = np.zeros((size, size, 1), np.float32)
             side = int(rng.integers(round(LEAST_SIDE * size), size + 1))
             top, left = rng.integers(0, size - side + 1, 2)
-            ink[top:top + side, left:left + side, 0] = glyph_ink(images[glyph], side, rng.uniform(-10, 10))
+            ink[top : top + side, left : left + side, 0] = glyph_ink(images[glyph], side, rng.uniform(-10, 10))
             picture = PAPER + ink * (INK - PAPER) + rng.normal(0, NOISE, (size, size, 3))
             _write_jpeg(target / f"glyph{glyph:04d}_{rendering}.jpg", picture)
     return len(glyphs) * renderings
@@ -185,12 +200,26 @@ def _write_scenes(root: Path, split: str, glyphs: list[int], count: int, size: i
         _write_jpeg(root / name / file_name, picture)
         images.append({"id": image_id, "file_name": file_name, "width": size, "height": size})
         for glyph, mask in masks:
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0,
-                                "category_id": int(labels[glyph]) + 1, **_outline(mask)})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "iscrowd": 0,
+                    "category_id": int(labels[glyph]) + 1,
+                    **_outline(mask),
+                }
+            )
     categories = [{"id": digit + 1, "name": str(digit), "supercategory": "digit"} for digit in range(10)]
-    write_json(root / "annotations" / f"instances_{name}.json",
-               {"info": {"description": "handwritten digits on photos"}, "licenses": [], "images": images,
-                "annotations": annotations, "categories": categories})
+    write_json(
+        root / "annotations" / f"instances_{name}.json",
+        {
+            "info": {"description": "handwritten digits on photos"},
+            "licenses": [],
+            "images": images,
+            "annotations": annotations,
+            "categories": categories,
+        },
+    )
     return len(annotations)
 
 
@@ -201,7 +230,7 @@ def _background(size: int, split: str, rng: np.random.Generator) -> np.ndarray:
     photo = photo[:, :border] if split == "train" else photo[:, border:]
     side = int(rng.integers(size, min(photo.shape[:2]) + 1))
     top, left = (int(rng.integers(0, extent - side + 1)) for extent in photo.shape[:2])
-    piece = cv2.resize(photo[top:top + side, left:left + side], (size, size), interpolation=cv2.INTER_AREA)
+    piece = cv2.resize(photo[top : top + side, left : left + side], (size, size), interpolation=cv2.INTER_AREA)
     piece = piece.astype(np.float32)
     return piece.mean() + 0.5 * (piece - piece.mean())
 
@@ -223,7 +252,7 @@ def _scene(picture: np.ndarray, glyphs: list[int], rng: np.random.Generator) -> 
         side = int(round(np.exp(rng.uniform(np.log(0.2 * size), np.log(0.6 * size)))))
         top, left = rng.integers(0, size - side + 1, 2)
         ink = np.zeros((size, size), np.float32)
-        ink[top:top + side, left:left + side] = glyph_ink(digits[glyph], side, rng.uniform(-15, 15))
+        ink[top : top + side, left : left + side] = glyph_ink(digits[glyph], side, rng.uniform(-15, 15))
         hidden = ink > 0.5
         remaining = [(number, mask & ~hidden, whole) for number, mask, whole in masks]
         if any(mask.sum() < MIN_VISIBLE * whole for _, mask, whole in remaining):
@@ -254,21 +283,29 @@ def _outline(mask: np.ndarray) -> dict:
             polygons.append(((contour + 0.5) / OUTLINE_SCALE).round(2).ravel().tolist())
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     left, top = int(columns[0]), int(rows[0])
-    return {"segmentation": polygons, "area": int(mask.sum()),
-            "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]}
+    return {
+        "segmentation": polygons,
+        "area": int(mask.sum()),
+        "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
+    }
 
 
 def _write_jpeg(path: Path, picture: np.ndarray) -> None:
     """RGB values 0..255 of any float type, [height, width, 3]."""
     pixels = np.clip(picture.round(), 0, 255).astype(np.uint8)
-    options = [cv2.IMWRITE_JPEG_QUALITY, 95,  # and full colour resolution: halving it would smooth the noise away
-               cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        95,  # and full colour resolution: halving it would smooth the noise away
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]
     path.write_bytes(cv2.imencode(".jpg", pixels[..., ::-1], options)[1].tobytes())
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("python -m benchmarks.demo_data", __doc__.splitlines()[0],
-                    "python -m benchmarks.demo_data runs/demo/data")
+    parser = Parser(
+        "python -m benchmarks.demo_data", __doc__.splitlines()[0], "python -m benchmarks.demo_data runs/demo/data"
+    )
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tuning", action="store_true", help="split the train glyphs only, for choosing settings")

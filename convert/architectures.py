@@ -17,10 +17,19 @@ from torch import Tensor
 from pretrain.backbones import backbone_shapes, meta_backbone
 from sslight.core.errors import InputError
 
-_RESNETS = {("basic", (2, 2, 2, 2)): "resnet18", ("basic", (3, 4, 6, 3)): "resnet34",
-            ("bottleneck", (3, 4, 6, 3)): "resnet50", ("bottleneck", (3, 4, 23, 3)): "resnet101"}
-_MOBILENETS = {"mobilenetv2_035": 0.35, "mobilenetv2_050": 0.5, "mobilenetv2_075": 0.75, "mobilenetv2_100": 1.0,
-               "mobilenetv2_140": 1.4}
+_RESNETS = {
+    ("basic", (2, 2, 2, 2)): "resnet18",
+    ("basic", (3, 4, 6, 3)): "resnet34",
+    ("bottleneck", (3, 4, 6, 3)): "resnet50",
+    ("bottleneck", (3, 4, 23, 3)): "resnet101",
+}
+_MOBILENETS = {
+    "mobilenetv2_035": 0.35,
+    "mobilenetv2_050": 0.5,
+    "mobilenetv2_075": 0.75,
+    "mobilenetv2_100": 1.0,
+    "mobilenetv2_140": 1.4,
+}
 _VIT_NAMES = {192: "tiny", 384: "small", 768: "base"}
 _ASK = "name the timm network with --arch"
 
@@ -29,8 +38,9 @@ def infer(kind: str, state: dict[str, Tensor], source: str) -> tuple[str, dict]:
     """timm's name and build options of the network whose tensors these are. Raises InputError if no shape rule fits."""
     infers = {"resnet": _infer_resnet, "mobilenetv2": _infer_mobilenet, "vit": infer_vit}
     if kind not in infers:
-        raise InputError(f"{source}: cannot tell the architecture from these tensors "
-                         f"(e.g. '{next(iter(state))}'); {_ASK}")
+        raise InputError(
+            f"{source}: cannot tell the architecture from these tensors (e.g. '{next(iter(state))}'); {_ASK}"
+        )
     return infers[kind](state, source)
 
 
@@ -93,8 +103,10 @@ def infer_vit(state: dict[str, Tensor], source: str) -> tuple[str, dict]:
     width = (widths or Counter([_size(state, "pos_embed", 2)])).most_common(1)[0][0]
     patch = _patch_size(state, source)
     if depth != 12 or width not in _VIT_NAMES or patch not in (8, 14, 16):
-        raise InputError(f"{source}: a ViT of width {width}, depth {depth}, patch {patch} is none of ViT-Ti/S/B at "
-                         f"patch 8/14/16; {_ASK}")
+        raise InputError(
+            f"{source}: a ViT of width {width}, depth {depth}, patch {patch} is none of ViT-Ti/S/B at "
+            f"patch 8/14/16; {_ASK}"
+        )
     registers = _size(state, "reg_token", 1)
     arch = _vit_arch(_VIT_NAMES[width], patch, "dist_token" in state, registers, "blocks.0.ls1.gamma" in state)
     return arch, vit_options(arch, state, source)
@@ -126,8 +138,9 @@ def vit_options(arch: str, state: dict[str, Tensor], source: str) -> dict:
     grids = {extra: math.isqrt(max(length - extra, 0)), 0: math.isqrt(length)}
     fitting = [tokens for tokens in (extra, 0) if grids[tokens] ** 2 == length - tokens and grids[tokens] > 0]
     if not fitting:
-        raise InputError(f"{source}: 'pos_embed' has {length} positions, which is no square image "
-                         f"with {extra} extra tokens")
+        raise InputError(
+            f"{source}: 'pos_embed' has {length} positions, which is no square image with {extra} extra tokens"
+        )
     if fitting[0] == 0 and shapes["pos_embed"][1] != length:
         options["no_embed_class"] = True
     size = grids[fitting[0]] * patch
@@ -155,11 +168,17 @@ def classifier_keys(arch: str) -> frozenset[str]:
 
 def check_complete(state: dict[str, Tensor], arch: str, options: dict, source: str) -> None:
     """Raise InputError listing every missing, extra and mis-shaped tensor, and every one that is not finite."""
-    compare_shapes({key: tuple(value.shape) for key, value in state.items()}, expected_shapes(arch, **options),
-                   f"{source} read as {arch}")
+    compare_shapes(
+        {key: tuple(value.shape) for key, value in state.items()},
+        expected_shapes(arch, **options),
+        f"{source} read as {arch}",
+    )
     # A sum is one quick pass; only where it is not finite is every number looked at.
-    broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.sum().isfinite())
-              and not bool(torch.isfinite(value).all())]
+    broken = [
+        key
+        for key, value in state.items()
+        if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(torch.isfinite(value).all())
+    ]
     if broken:
         raise InputError(f"{source}: not finite (NaN or infinity) in {', '.join(broken)}; the training had diverged")
 
@@ -168,7 +187,10 @@ def compare_shapes(found: dict[str, tuple], expected: dict[str, tuple], what: st
     """Raise InputError listing every difference between two lists of names and shapes."""
     problems = [f"missing '{key}' {list(expected[key])}" for key in expected if key not in found]
     problems += [f"unexpected '{key}' {list(found[key])}" for key in found if key not in expected]
-    problems += [f"'{key}' has shape {list(found[key])} instead of {list(expected[key])}"
-                 for key in expected if key in found and tuple(found[key]) != tuple(expected[key])]
+    problems += [
+        f"'{key}' has shape {list(found[key])} instead of {list(expected[key])}"
+        for key in expected
+        if key in found and tuple(found[key]) != tuple(expected[key])
+    ]
     if problems:
         raise InputError(f"{what}: {len(problems)} tensors do not fit: {'; '.join(problems)}")

@@ -68,9 +68,17 @@ def write(path: Path, to: str, tensors: dict[str, Tensor], checkpoint: Checkpoin
     try:
         if to == "timm":
             how = f"{checkpoint.family} ({checkpoint.rule}), network {checkpoint.network}"
-            save_backbone(path, tensors, arch=checkpoint.arch, method=checkpoint.method,
-                          preprocess=checkpoint.preprocess, source_sha256=checkpoint.sha256, converted=how,
-                          options=checkpoint.options, assumed=checkpoint.assumed)
+            save_backbone(
+                path,
+                tensors,
+                arch=checkpoint.arch,
+                method=checkpoint.method,
+                preprocess=checkpoint.preprocess,
+                source_sha256=checkpoint.sha256,
+                converted=how,
+                options=checkpoint.options,
+                assumed=checkpoint.assumed,
+            )
         elif path.suffix == ".pkl":
             _write_pickle(path, tensors)
         else:
@@ -126,8 +134,9 @@ class Request:
 def run(request: Request) -> dict:
     """Convert and verify. Returns the report; raises InputError, and then nothing was written."""
     if request.to not in TARGETS:
-        raise InputError(f"unknown target '{request.to}'{nearest(request.to, TARGETS)}: "
-                         f"use one of {', '.join(TARGETS)}")
+        raise InputError(
+            f"unknown target '{request.to}'{nearest(request.to, TARGETS)}: use one of {', '.join(TARGETS)}"
+        )
     if request.stages and request.to != "onnx":
         raise InputError("--stages is for --to onnx only")
     options = read_options(request.options)
@@ -136,8 +145,15 @@ def run(request: Request) -> dict:
     started = time.monotonic()
     reports = [request.report] if request.report else []
     check_output(request.out, request.to, reports, request.force)
-    checkpoint = read_checkpoint(request.src, family=request.family, arch=request.arch, network=request.network,
-                                 from_detector=request.from_detector, options=options, mapped=True)
+    checkpoint = read_checkpoint(
+        request.src,
+        family=request.family,
+        arch=request.arch,
+        network=request.network,
+        from_detector=request.from_detector,
+        options=options,
+        mapped=True,
+    )
     outgoing = rename(checkpoint, request.to, model=request.model, prefix=request.prefix)
     beside = snippet_path(request.out, request.to, kind_of(checkpoint.arch) == "vit")
     check_output(request.out, request.to, [beside, *reports], request.force)
@@ -145,6 +161,7 @@ def run(request: Request) -> dict:
     with staged(request.out) as path:
         if request.to == "onnx":
             from convert.targets.in_onnx import export
+
             verified, facts = export(path, checkpoint, stages=request.stages, picture=request.verify_with)
             digest = seal(path)
         else:
@@ -154,7 +171,8 @@ def run(request: Request) -> dict:
                 verified = _verify(path, checkpoint, outgoing, request)
                 digest = sealed.result()
         path.with_name(beside.name).write_text(
-            snippet(request.out, checkpoint, request.to, request.model, request.prefix), encoding="utf-8")
+            snippet(request.out, checkpoint, request.to, request.model, request.prefix), encoding="utf-8"
+        )
         done = _report(request, checkpoint, outgoing, verified)
         done["target"] |= {"sha256": digest, "bytes": path.stat().st_size, "snippet": str(beside)}
         done |= {**facts, "seconds": round(time.monotonic() - started, 3)}
@@ -164,8 +182,10 @@ def run(request: Request) -> dict:
 
 
 def _verify(path: Path, checkpoint: Checkpoint, outgoing: Outgoing, request: Request) -> verify.Verified:
-    steps = [verify.verify_file(path, request.to, outgoing),
-             verify.verify_list(outgoing, checkpoint, request.to, request.model, request.prefix)]
+    steps = [
+        verify.verify_file(path, request.to, outgoing),
+        verify.verify_list(outgoing, checkpoint, request.to, request.model, request.prefix),
+    ]
     if not request.verify:
         return verify.Verified([*steps, f"NOT verified, as asked: {request.to} has not loaded the file"])
     result = verify.verify_features(path, checkpoint, request.to, request.model, request.prefix, request.verify_with)
@@ -174,17 +194,30 @@ def _verify(path: Path, checkpoint: Checkpoint, outgoing: Outgoing, request: Req
 
 def _report(request: Request, checkpoint: Checkpoint, outgoing: Outgoing, verified: verify.Verified) -> dict:
     return {
-        "source": {"path": str(request.src), "sha256": checkpoint.sha256, "family": checkpoint.family,
-                   "rule": checkpoint.rule, "naming": checkpoint.layout, "network": checkpoint.network,
-                   "method": checkpoint.method},
-        "arch": checkpoint.arch, "options": checkpoint.options, "preprocess": checkpoint.preprocess,
-        "target": {"framework": request.to, "path": str(request.out),
-                   "model": default_model(checkpoint.arch, request.model) if request.to == "detectron2" else None},
+        "source": {
+            "path": str(request.src),
+            "sha256": checkpoint.sha256,
+            "family": checkpoint.family,
+            "rule": checkpoint.rule,
+            "naming": checkpoint.layout,
+            "network": checkpoint.network,
+            "method": checkpoint.method,
+        },
+        "arch": checkpoint.arch,
+        "options": checkpoint.options,
+        "preprocess": checkpoint.preprocess,
+        "target": {
+            "framework": request.to,
+            "path": str(request.out),
+            "model": default_model(checkpoint.arch, request.model) if request.to == "detectron2" else None,
+        },
         "rules": {"reading": checkpoint.counts, "writing": outgoing.counts},
         "dropped": {**checkpoint.dropped, **outgoing.dropped},
         "batch_norm": batch_norm_facts(checkpoint.state),
         "parameters": parameters(checkpoint.state),
-        "verified": verified.steps, "differences": verified.differences, "notes": checkpoint.notes,
+        "verified": verified.steps,
+        "differences": verified.differences,
+        "notes": checkpoint.notes,
         "assumed": checkpoint.assumed,
     }
 
@@ -200,8 +233,11 @@ def parameters(state: dict[str, Tensor]) -> int:
 def batch_norm_facts(state: dict[str, Tensor]) -> dict:
     """How many batch norms carry running statistics, and whether these were ever updated."""
     means = [key for key in state if key.endswith("running_mean")]
-    fresh = [key for key in means if not bool(state[key].any())
-             and bool((state[key.replace("running_mean", "running_var")] == 1).all())]
+    fresh = [
+        key
+        for key in means
+        if not bool(state[key].any()) and bool((state[key.replace("running_mean", "running_var")] == 1).all())
+    ]
     return {"layers": len(means), "with_statistics": len(means), "never_updated": len(fresh)}
 
 

@@ -19,10 +19,24 @@ from sslight.core.errors import InputError
 from sslight.core.processes import run_command
 
 
-def convert(src: Path | str, to: str, out: Path | str, *, family: str | None = None, arch: str | None = None,
-            network: str | None = None, model: str | None = None, prefix: str = "", from_detector: bool = False,
-            stages: bool = False, verify: bool = True, verify_with: Path | str | None = None, force: bool = False,
-            report: Path | str | None = None, options: Sequence[str] = ()) -> dict:
+def convert(
+    src: Path | str,
+    to: str,
+    out: Path | str,
+    *,
+    family: str | None = None,
+    arch: str | None = None,
+    network: str | None = None,
+    model: str | None = None,
+    prefix: str = "",
+    from_detector: bool = False,
+    stages: bool = False,
+    verify: bool = True,
+    verify_with: Path | str | None = None,
+    force: bool = False,
+    report: Path | str | None = None,
+    options: Sequence[str] = (),
+) -> dict:
     """Convert a checkpoint and verify the result; returns the report.
 
     Parameters
@@ -40,31 +54,64 @@ def convert(src: Path | str, to: str, out: Path | str, *, family: str | None = N
     Raises InputError for anything wrong; then nothing was written (a file that `force` would have replaced stays).
     """
     from convert.conversion import Request, run
-    return run(Request(Path(src), to, Path(out), family, arch, network, model, prefix, from_detector, stages, verify,
-                       verify_with and Path(verify_with), force, report and Path(report), tuple(options)))
+
+    return run(
+        Request(
+            Path(src),
+            to,
+            Path(out),
+            family,
+            arch,
+            network,
+            model,
+            prefix,
+            from_detector,
+            stages,
+            verify,
+            verify_with and Path(verify_with),
+            force,
+            report and Path(report),
+            tuple(options),
+        )
+    )
 
 
 def parser() -> Parser:
     """The command line."""
-    made = Parser("sslight convert", __doc__,
-                  "sslight convert my_checkpoint.pth --to mmdet -o net.pth",
-                  epilog=f"\n{matrix_text()}")
+    made = Parser(
+        "sslight convert",
+        __doc__,
+        "sslight convert my_checkpoint.pth --to mmdet -o net.pth",
+        epilog=f"\n{matrix_text()}",
+    )
     made.add_argument("src", metavar="SRC", help=".pth, .pth.tar, .pt, .ckpt, .pkl or .safetensors")
     made.add_argument("--to", required=True, choices=TARGETS)
     made.add_argument("-o", "--out", required=True, metavar="OUT", help="the file to write")
     made.add_argument("--family", choices=FAMILIES, metavar="NAME", help="instead of recognising it from the keys")
     made.add_argument("--arch", metavar="NAME", help="timm's name of the network, instead of inferring it from shapes")
-    made.add_argument("--set", dest="options", action="append", default=[], metavar="KEY=VALUE",
-                      help="an option of timm's network that shapes do not show, e.g. num_heads=12; may be repeated")
+    made.add_argument(
+        "--set",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of timm's network that shapes do not show, e.g. num_heads=12; may be repeated",
+    )
     made.add_argument("--network", metavar="NAME", help="student, teacher, ...; default: the one to evaluate")
-    made.add_argument("--model", choices=("fpn", "c4", "vitdet"),
-                      help="detectron2: the detector (default: fpn, ViT: vitdet)")
-    made.add_argument("--prefix", default="", metavar="TEXT",
-                      help="mmdet: put before every key, e.g. backbone. for load_from")
+    made.add_argument(
+        "--model", choices=("fpn", "c4", "vitdet"), help="detectron2: the detector (default: fpn, ViT: vitdet)"
+    )
+    made.add_argument(
+        "--prefix", default="", metavar="TEXT", help="mmdet: put before every key, e.g. backbone. for load_from"
+    )
     made.add_argument("--from-detector", action="store_true", help="take the backbone out of a trained detector")
     made.add_argument("--stages", action="store_true", help="ONNX: output the stage features, too")
-    made.add_argument("--no-verify", dest="verify", action="store_false",
-                      help="do not load the file in the framework (it is read back and compared by name in any case)")
+    made.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="do not load the file in the framework (it is read back and compared by name in any case)",
+    )
     made.add_argument("--verify-with", metavar="IMAGE", help="compare features on this picture")
     made.add_argument("--report", metavar="JSON", help="write what was done and seen here")
     made.add_argument("--force", action="store_true", help="replace OUT")
@@ -77,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options["verify_with"] and not options["verify"]:
         raise InputError("--verify-with and --no-verify exclude each other")
     from convert.conversion import summary
+
     for line in summary(convert(options.pop("src"), options.pop("to"), options.pop("out"), **options)):
         print(line)
     return 0

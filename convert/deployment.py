@@ -31,9 +31,11 @@ class Deployed:
 
 
 @torch.no_grad()
-def deployed_form(network: nn.Module, images: Tensor,
-                  outputs: Callable[[nn.Module, Tensor], Sequence[Tensor]] = lambda network, images: [network(images)],
-                  ) -> Deployed:
+def deployed_form(
+    network: nn.Module,
+    images: Tensor,
+    outputs: Callable[[nn.Module, Tensor], Sequence[Tensor]] = lambda network, images: [network(images)],
+) -> Deployed:
     """Fold a copy of a network in eval mode (MobileOne, FastViT, RepViT, RepVGG, ...), if `outputs` stay the same.
 
     images [N, 3, H, W]; `outputs` gives what is compared, to 1e-4 of each one's largest magnitude.

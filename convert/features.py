@@ -22,8 +22,9 @@ def fixed_image(height: int, width: int) -> Tensor:
     """A deterministic normalised image [1, 3, height, width]: waves of several lengths with noise, no symmetry."""
     noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     rows, columns = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)[None]
-    waves = torch.stack([torch.sin(9 * rows + 5 * columns), torch.cos(17 * rows - 3 * columns),
-                         torch.sin(4 * rows * columns * 10)])
+    waves = torch.stack(
+        [torch.sin(9 * rows + 5 * columns), torch.cos(17 * rows - 3 * columns), torch.sin(4 * rows * columns * 10)]
+    )
     return waves[None] + 0.5 * noise
 
 
@@ -42,6 +43,7 @@ def image_for(arch: str, preprocess: dict, picture: Path | str | None = None) ->
 def _normalised(picture: Path | str, height: int, width: int, preprocess: dict) -> Tensor:
     from PIL import Image
     from torchvision.transforms.functional import normalize, pil_to_tensor
+
     try:
         with Image.open(picture) as opened:
             image = opened.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
@@ -57,8 +59,10 @@ def _normalised(picture: Path | str, height: int, width: int, preprocess: dict) 
 def outputs_of(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Collect what each named module returns while the context is open."""
     seen: dict[str, Tensor] = {}
-    hooks = [module.register_forward_hook(lambda _, __, output, name=name: seen.__setitem__(name, output))
-             for name, module in modules.items()]
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: seen.__setitem__(name, output))
+        for name, module in modules.items()
+    ]
     try:
         yield seen
     finally:
@@ -101,8 +105,13 @@ def differences(reference: dict[str, Tensor], found: dict[str, Tensor]) -> dict[
     return result
 
 
-def require_equal(what: str, reference: dict[str, Tensor], found: Callable[[], dict[str, Tensor]] | dict[str, Tensor],
-                  tolerance: float = TOLERANCE, than: str = "the source network") -> dict[str, float]:
+def require_equal(
+    what: str,
+    reference: dict[str, Tensor],
+    found: Callable[[], dict[str, Tensor]] | dict[str, Tensor],
+    tolerance: float = TOLERANCE,
+    than: str = "the source network",
+) -> dict[str, float]:
     """The differences, or InputError naming every stage whose difference is above the tolerance.
 
     `what` was found, `than` computed the reference: words for the message.
@@ -113,15 +122,23 @@ def require_equal(what: str, reference: dict[str, Tensor], found: Callable[[], d
     wrong = {name: value for name, value in result.items() if not value <= tolerance}
     if wrong:
         shown = ", ".join(f"{name} {value:.2g}" for name, value in wrong.items())
-        raise InputError(f"{what} gives other features than {than}: {shown} (relative, "
-                         f"allowed {tolerance:g}); this is a wrong renaming rule or a damaged file: please report it")
+        raise InputError(
+            f"{what} gives other features than {than}: {shown} (relative, "
+            f"allowed {tolerance:g}); this is a wrong renaming rule or a damaged file: please report it"
+        )
     return result
+
 
 # Index in torchvision's `features` after which timm's stage of that position ends.
 _MOBILENET_ENDS = (1, 3, 6, 10, 13, 16, 17)
-_LIKE_TORCHVISION = {"torchvision/timm ResNet", "ResNet's children in a Sequential", "torchvision MobileNetV2",
-                     "MobileNetV2's features in a Sequential", "torchvision MobileNetV2's children in a Sequential",
-                     "torchvision ViT"}
+_LIKE_TORCHVISION = {
+    "torchvision/timm ResNet",
+    "ResNet's children in a Sequential",
+    "torchvision MobileNetV2",
+    "MobileNetV2's features in a Sequential",
+    "torchvision MobileNetV2's children in a Sequential",
+    "torchvision ViT",
+}
 TORCHVISION = "the source network (torchvision's)"
 TIMM = "timm's reading of the file (not the project's own network)"
 
@@ -158,6 +175,7 @@ def _torchvision_features(checkpoint: Checkpoint, images: Tensor) -> dict[str, T
 
 def torchvision_network(arch: str) -> tuple[nn.Module, dict[str, nn.Module], Callable[[str, Tensor], Tensor]]:
     """torchvision's network without classifier, its stages by timm's stage names, and how to view a stage's output."""
+
     def same(_: str, feature: Tensor) -> Tensor:
         return feature
 
@@ -177,4 +195,5 @@ def torchvision_network(arch: str) -> tuple[nn.Module, dict[str, nn.Module], Cal
     def patches(_: str, feature: Tensor) -> Tensor:
         side = int((feature.shape[1] - 1) ** 0.5)
         return feature[:, 1:].transpose(1, 2).reshape(len(feature), -1, side, side)
+
     return model, {f"block{n}": blocks[n] for n in range(len(blocks))}, patches

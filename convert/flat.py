@@ -65,6 +65,7 @@ def _walk(value: object, key: str, depth: int, leaves: list, path: str) -> None:
     else:
         leaves.append((key, value))
 
+
 COUNTER = "num_batches_tracked"
 
 
@@ -77,13 +78,21 @@ def plain_tensors(state: dict[str, Tensor], source: str) -> tuple[dict[str, Tens
     odd = [f"'{key}' ({_kind(value)})" for key, value in state.items() if not _usable(key, value)]
     if odd:
         raise InputError(f"{source}: weights are dense floating-point numbers, but not {', '.join(odd)}")
-    types = Counter(str(value.dtype).removeprefix("torch.") for key, value in state.items()
-                    if not key.endswith(COUNTER) and value.dtype is not torch.float32)
-    notes = [f"{count} tensors are {name} in the file; written as float32"
-             f"{', rounded' if name == 'float64' else ', the same numbers'}" for name, count in sorted(types.items())]
+    types = Counter(
+        str(value.dtype).removeprefix("torch.")
+        for key, value in state.items()
+        if not key.endswith(COUNTER) and value.dtype is not torch.float32
+    )
+    notes = [
+        f"{count} tensors are {name} in the file; written as float32"
+        f"{', rounded' if name == 'float64' else ', the same numbers'}"
+        for name, count in sorted(types.items())
+    ]
     taken: set[int] = set()
-    return {key: _owned(value.detach().to(torch.int64 if key.endswith(COUNTER) else torch.float32), taken)
-            for key, value in state.items()}, notes
+    return {
+        key: _owned(value.detach().to(torch.int64 if key.endswith(COUNTER) else torch.float32), taken)
+        for key, value in state.items()
+    }, notes
 
 
 def _usable(key: str, value: Tensor) -> bool:

@@ -30,7 +30,7 @@ def _compiled(template: str) -> tuple[re.Pattern, dict[str, tuple[int, int | Non
     pattern, numbers, position = "", {}, 0
     for part in _FIELD.finditer(template):
         name, offset, low, high = part.groups()
-        pattern += re.escape(template[position:part.start()]) + f"(?P<{name}>{_TEXT_FIELDS.get(name, '[0-9]{1,4}')})"
+        pattern += re.escape(template[position : part.start()]) + f"(?P<{name}>{_TEXT_FIELDS.get(name, '[0-9]{1,4}')})"
         if name not in _TEXT_FIELDS:
             numbers[name] = (int(offset or 0), low and int(low), high and int(high))
         position = part.end()
@@ -61,8 +61,12 @@ class Rule:
             for name, (_, low, high) in side.items():
                 if fields[name] < (low or 0) or (high is not None and fields[name] > high):
                     return None
-        return _FIELD.sub(lambda field: str(fields[field[1]] + int(field[2] or 0))
-                          if field[1] not in _TEXT_FIELDS else fields[field[1]], target)
+        return _FIELD.sub(
+            lambda field: (
+                str(fields[field[1]] + int(field[2] or 0)) if field[1] not in _TEXT_FIELDS else fields[field[1]]
+            ),
+            target,
+        )
 
 
 @dataclass(frozen=True)
@@ -99,36 +103,54 @@ def apply_table(table: Iterable[Rule], keys: Iterable[str], *, to_timm: bool, wh
         raise InputError(f"{where}: {len(problems)} keys cannot be renamed: {'; '.join(problems)}")
     return Renamed(renamed, counts)
 
+
 _RESNET = [("conv1.weight", "conv1.weight"), ("bn1.{norm}", "bn1.{norm}")]
 
 
 def _resnet(stem: list[tuple[str, str]], block: str, conv: str, norm: str, shortcut: str, shortcut_norm: str) -> tuple:
     """Rules of a ResNet naming: `block` is the template of a block's prefix, the rest are its members."""
     timm = "layer{s:1-4}.{b}."
-    return tuple(Rule(*pair) for pair in [
-        *stem,
-        (block + conv, timm + "conv{n:1-3}.weight"),
-        (block + norm, timm + "bn{n:1-3}.{norm}"),
-        (block + shortcut, timm + "downsample.0.weight"),
-        (block + shortcut_norm, timm + "downsample.1.{norm}"),
-    ])
+    return tuple(
+        Rule(*pair)
+        for pair in [
+            *stem,
+            (block + conv, timm + "conv{n:1-3}.weight"),
+            (block + norm, timm + "bn{n:1-3}.{norm}"),
+            (block + shortcut, timm + "downsample.0.weight"),
+            (block + shortcut_norm, timm + "downsample.1.{norm}"),
+        ]
+    )
 
 
-RESNET_TIMM = _resnet(_RESNET, "layer{s}.{b}.", "conv{n}.weight", "bn{n}.{norm}",
-                      "downsample.0.weight", "downsample.1.{norm}")
-RESNET_SEQUENTIAL = _resnet([("0.weight", "conv1.weight"), ("1.{norm}", "bn1.{norm}")], "{s+3}.{b}.",
-                            "conv{n}.weight", "bn{n}.{norm}", "downsample.0.weight", "downsample.1.{norm}")
-RESNET_DETECTRON2 = _resnet([("stem.conv1.weight", "conv1.weight"), ("stem.conv1.norm.{norm}", "bn1.{norm}")],
-                            "res{s+1}.{b}.", "conv{n}.weight", "conv{n}.norm.{norm}",
-                            "shortcut.weight", "shortcut.norm.{norm}")
+RESNET_TIMM = _resnet(
+    _RESNET, "layer{s}.{b}.", "conv{n}.weight", "bn{n}.{norm}", "downsample.0.weight", "downsample.1.{norm}"
+)
+RESNET_SEQUENTIAL = _resnet(
+    [("0.weight", "conv1.weight"), ("1.{norm}", "bn1.{norm}")],
+    "{s+3}.{b}.",
+    "conv{n}.weight",
+    "bn{n}.{norm}",
+    "downsample.0.weight",
+    "downsample.1.{norm}",
+)
+RESNET_DETECTRON2 = _resnet(
+    [("stem.conv1.weight", "conv1.weight"), ("stem.conv1.norm.{norm}", "bn1.{norm}")],
+    "res{s+1}.{b}.",
+    "conv{n}.weight",
+    "conv{n}.norm.{norm}",
+    "shortcut.weight",
+    "shortcut.norm.{norm}",
+)
 
 # Blocks per stage; in torchvision's flat list `features.1` is the first one.
 MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 
 
 def _conv_norm(foreign_conv: str, foreign_norm: str, timm_conv: str, timm_norm: str) -> list[Rule]:
-    return [Rule(f"{foreign_conv}.weight", f"{timm_conv}.weight"),
-            Rule(f"{foreign_norm}.{{norm}}", f"{timm_norm}.{{norm}}")]
+    return [
+        Rule(f"{foreign_conv}.weight", f"{timm_conv}.weight"),
+        Rule(f"{foreign_norm}.{{norm}}", f"{timm_norm}.{{norm}}"),
+    ]
 
 
 def _mobilenet_torchvision(prefix: str) -> tuple[Rule, ...]:
@@ -178,11 +200,18 @@ MOBILENET_TIMM = _mobilenet_timm("conv_stem", "bn1", "blocks", "conv_head", "bn2
 MOBILENET_TIMM_CHILDREN = _mobilenet_timm("0", "1", "2", "3", "4")
 MOBILENET_OPENMMLAB = _mobilenet_openmmlab()
 
-_VIT_BLOCK = [*((f"{name}.{{wb}}",) * 2 for name in
-                ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")),
-              ("ls1.gamma",) * 2, ("ls2.gamma",) * 2]
-_VIT_OUTSIDE = [("cls_token",) * 2, ("pos_embed",) * 2, ("dist_token",) * 2, ("patch_embed.proj.{wb}",) * 2,
-                ("norm.{wb}",) * 2]
+_VIT_BLOCK = [
+    *((f"{name}.{{wb}}",) * 2 for name in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")),
+    ("ls1.gamma",) * 2,
+    ("ls2.gamma",) * 2,
+]
+_VIT_OUTSIDE = [
+    ("cls_token",) * 2,
+    ("pos_embed",) * 2,
+    ("dist_token",) * 2,
+    ("patch_embed.proj.{wb}",) * 2,
+    ("norm.{wb}",) * 2,
+]
 
 
 def _vit(outside: list[tuple[str, str]], blocks: list[tuple[str, str]]) -> tuple[Rule, ...]:
@@ -190,30 +219,59 @@ def _vit(outside: list[tuple[str, str]], blocks: list[tuple[str, str]]) -> tuple
 
 
 # DeiT III's own code calls the layer scale otherwise than timm's network of the same name.
-VIT_TIMM = _vit([*_VIT_OUTSIDE, ("reg_token", "reg_token")], [("blocks.{b}." + a, b) for a, b in (
-    *_VIT_BLOCK, ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"))])
+VIT_TIMM = _vit(
+    [*_VIT_OUTSIDE, ("reg_token", "reg_token")],
+    [("blocks.{b}." + a, b) for a, b in (*_VIT_BLOCK, ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"))],
+)
 # DINOv2 calls the registers otherwise; its sharded training nests the blocks in chunks (see `unchunk`).
 VIT_DINOV2 = _vit([*_VIT_OUTSIDE, ("register_tokens", "reg_token")], [("blocks.{b}." + a, b) for a, b in _VIT_BLOCK])
 VIT_TORCHVISION = _vit(
-    [("class_token", "cls_token"), ("encoder.pos_embedding", "pos_embed"), ("conv_proj.{wb}", "patch_embed.proj.{wb}"),
-     ("encoder.ln.{wb}", "norm.{wb}")],
-    [("encoder.layers.encoder_layer_{b}." + a, b) for a, b in (
-        ("ln_1.{wb}", "norm1.{wb}"), ("ln_2.{wb}", "norm2.{wb}"),
-        ("self_attention.in_proj_{wb}", "attn.qkv.{wb}"), ("self_attention.out_proj.{wb}", "attn.proj.{wb}"),
-        ("mlp.0.{wb}", "mlp.fc1.{wb}"), ("mlp.3.{wb}", "mlp.fc2.{wb}"))])
+    [
+        ("class_token", "cls_token"),
+        ("encoder.pos_embedding", "pos_embed"),
+        ("conv_proj.{wb}", "patch_embed.proj.{wb}"),
+        ("encoder.ln.{wb}", "norm.{wb}"),
+    ],
+    [
+        ("encoder.layers.encoder_layer_{b}." + a, b)
+        for a, b in (
+            ("ln_1.{wb}", "norm1.{wb}"),
+            ("ln_2.{wb}", "norm2.{wb}"),
+            ("self_attention.in_proj_{wb}", "attn.qkv.{wb}"),
+            ("self_attention.out_proj.{wb}", "attn.proj.{wb}"),
+            ("mlp.0.{wb}", "mlp.fc1.{wb}"),
+            ("mlp.3.{wb}", "mlp.fc2.{wb}"),
+        )
+    ],
+)
 VIT_OPENMMLAB = _vit(
-    [("cls_token",) * 2, ("pos_embed",) * 2, ("patch_embed.projection.{wb}", "patch_embed.proj.{wb}"),
-     ("ln1.{wb}", "norm.{wb}")],
-    [("layers.{b}." + a, b) for a, b in (
-        ("ln1.{wb}", "norm1.{wb}"), ("ln2.{wb}", "norm2.{wb}"), ("attn.qkv.{wb}",) * 2, ("attn.proj.{wb}",) * 2,
-        ("ffn.layers.0.0.{wb}", "mlp.fc1.{wb}"), ("ffn.layers.1.{wb}", "mlp.fc2.{wb}"))])
+    [
+        ("cls_token",) * 2,
+        ("pos_embed",) * 2,
+        ("patch_embed.projection.{wb}", "patch_embed.proj.{wb}"),
+        ("ln1.{wb}", "norm.{wb}"),
+    ],
+    [
+        ("layers.{b}." + a, b)
+        for a, b in (
+            ("ln1.{wb}", "norm1.{wb}"),
+            ("ln2.{wb}", "norm2.{wb}"),
+            ("attn.qkv.{wb}",) * 2,
+            ("attn.proj.{wb}",) * 2,
+            ("ffn.layers.0.0.{wb}", "mlp.fc1.{wb}"),
+            ("ffn.layers.1.{wb}", "mlp.fc2.{wb}"),
+        )
+    ],
+)
 
 IDENTITY = (Rule("{rest}", "{rest}"),)
 
 # A classifier or projection that some families store at the end of the backbone itself.
 _CNN_HEAD = (("classifier or head on the backbone", r"(fc|head|classifier|last_linear)\..+"),)
-_VIT_HEAD = (("classifier or head on the backbone", r"(head|heads|head_dist|fc|classifier|pre_logits)\..+"),
-             ("mask token of masked-image training", r"mask_token"))
+_VIT_HEAD = (
+    ("classifier or head on the backbone", r"(head|heads|head_dist|fc|classifier|pre_logits)\..+"),
+    ("mask token of masked-image training", r"mask_token"),
+)
 
 
 @dataclass(frozen=True)
@@ -235,20 +293,43 @@ class Layout:
 LAYOUTS = (
     Layout("torchvision/timm ResNet", "resnet", r"layer\d\.\d+\.conv\d\.weight", RESNET_TIMM, _CNN_HEAD),
     Layout("ResNet's children in a Sequential", "resnet", r"[4-7]\.\d+\.conv\d\.weight", RESNET_SEQUENTIAL),
-    Layout("detectron2 ResNet", "resnet", r"res\d\.\d+\.conv\d\.weight", RESNET_DETECTRON2,
-           (("classifier or head on the backbone", r"linear\..+"),)),
+    Layout(
+        "detectron2 ResNet",
+        "resnet",
+        r"res\d\.\d+\.conv\d\.weight",
+        RESNET_DETECTRON2,
+        (("classifier or head on the backbone", r"linear\..+"),),
+    ),
     Layout("timm MobileNetV2", "mobilenetv2", r"blocks\.\d\.\d\.conv_dw\.weight", MOBILENET_TIMM, _CNN_HEAD),
-    Layout("torchvision MobileNetV2", "mobilenetv2", r"features\.\d+\.conv\.\d\.0\.weight", MOBILENET_TORCHVISION,
-           _CNN_HEAD),
+    Layout(
+        "torchvision MobileNetV2",
+        "mobilenetv2",
+        r"features\.\d+\.conv\.\d\.0\.weight",
+        MOBILENET_TORCHVISION,
+        _CNN_HEAD,
+    ),
     Layout("MobileNetV2's features in a Sequential", "mobilenetv2", r"\d+\.conv\.\d\.0\.weight", MOBILENET_SEQUENTIAL),
-    Layout("torchvision MobileNetV2's children in a Sequential", "mobilenetv2", r"0\.\d+\.conv\.\d\.0\.weight",
-           MOBILENET_CHILDREN),
-    Layout("timm MobileNetV2's children in a Sequential", "mobilenetv2", r"2\.\d\.\d\.conv_dw\.weight",
-           MOBILENET_TIMM_CHILDREN),
+    Layout(
+        "torchvision MobileNetV2's children in a Sequential",
+        "mobilenetv2",
+        r"0\.\d+\.conv\.\d\.0\.weight",
+        MOBILENET_CHILDREN,
+    ),
+    Layout(
+        "timm MobileNetV2's children in a Sequential",
+        "mobilenetv2",
+        r"2\.\d\.\d\.conv_dw\.weight",
+        MOBILENET_TIMM_CHILDREN,
+    ),
     Layout("OpenMMLab MobileNetV2", "mobilenetv2", r"layer\d\.\d\.depthwise_conv\.conv\.weight", MOBILENET_OPENMMLAB),
     Layout("timm/DINO ViT", "vit", r"blocks\.\d+\.attn\.qkv\.weight", VIT_TIMM, _VIT_HEAD),
-    Layout("torchvision ViT", "vit", r"encoder\.layers\.encoder_layer_\d+\.self_attention\.in_proj_weight",
-           VIT_TORCHVISION, _VIT_HEAD),
+    Layout(
+        "torchvision ViT",
+        "vit",
+        r"encoder\.layers\.encoder_layer_\d+\.self_attention\.in_proj_weight",
+        VIT_TORCHVISION,
+        _VIT_HEAD,
+    ),
     Layout("OpenMMLab ViT", "vit", r"layers\.\d+\.attn\.qkv\.weight", VIT_OPENMMLAB, _VIT_HEAD),
 )
 DINOV2_LAYOUT = Layout("DINOv2 ViT", "vit", r"(mask_token|register_tokens)", VIT_DINOV2, _VIT_HEAD)

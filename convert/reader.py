@@ -39,15 +39,25 @@ def checked_preprocess(found: object, path: Path | str) -> dict:
     given = found if isinstance(found, dict) else {}
     mean, std, size, order = (given.get(key) for key in ("mean", "std", "size", "color_order"))
     positions = {"pos_resize": given["pos_resize"]} if "pos_resize" in given else {}
-    if (_three(mean) and _three(std) and min(std) > 0 and isinstance(size, int) and size > 0
-            and order in ("RGB", "BGR") and all(value in tuple(POS_RESIZE) for value in positions.values())):
+    if (
+        _three(mean)
+        and _three(std)
+        and min(std) > 0
+        and isinstance(size, int)
+        and size > 0
+        and order in ("RGB", "BGR")
+        and all(value in tuple(POS_RESIZE) for value in positions.values())
+    ):
         return {"mean": list(mean), "std": list(std), "color_order": order, "size": size, **positions}
     raise InputError(f"{path}: its 'preprocess' is damaged: {brief(found)}")
 
 
 def _three(values: object) -> bool:
-    return isinstance(values, list | tuple) and len(values) == 3 and all(
-        isinstance(value, int | float) and math.isfinite(value) for value in values)
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    )
 
 
 def read_header(header: dict[str, str], arch: str, path: Path | str) -> tuple[dict, dict, dict]:
@@ -56,8 +66,9 @@ def read_header(header: dict[str, str], arch: str, path: Path | str) -> tuple[di
     Raises InputError for options that timm's network `arch` does not have.
     """
     try:
-        preprocess, options, assumed = (json.loads(header.get(key, "{}"))
-                                        for key in ("preprocess", "options", "assumed"))
+        preprocess, options, assumed = (
+            json.loads(header.get(key, "{}")) for key in ("preprocess", "options", "assumed")
+        )
     except ValueError as error:
         raise InputError(f"{path}: its header is damaged ({error})") from None
     if not isinstance(options, dict):
@@ -66,8 +77,9 @@ def read_header(header: dict[str, str], arch: str, path: Path | str) -> tuple[di
         check_options(arch, options)
     except InputError as error:
         raise InputError(f"{path}: its header has options that no conversion writes: {error}") from None
-    if not isinstance(assumed, dict) or not all(isinstance(text, str) and text.isprintable() and len(text) < 500
-                                                for text in assumed.values()):
+    if not isinstance(assumed, dict) or not all(
+        isinstance(text, str) and text.isprintable() and len(text) < 500 for text in assumed.values()
+    ):
         raise InputError(f"{path}: its header is damaged (assumed: {brief(assumed)})")
     return checked_preprocess(preprocess, path), options, assumed
 
@@ -105,14 +117,22 @@ class Checkpoint:
         return self.hashing.result()
 
 
-def load_network(path: Path | str, *, family: str | None = None, arch: str | None = None, network: str | None = None,
-                 from_detector: bool = False, options: Mapping | None = None) -> tuple[nn.Module, Checkpoint]:
+def load_network(
+    path: Path | str,
+    *,
+    family: str | None = None,
+    arch: str | None = None,
+    network: str | None = None,
+    from_detector: bool = False,
+    options: Mapping | None = None,
+) -> tuple[nn.Module, Checkpoint]:
     """The timm network of a checkpoint, loaded strictly, in train mode, and what was read.
 
     Arguments and errors as of `read_checkpoint`.
     """
-    checkpoint = read_checkpoint(path, family=family, arch=arch, network=network, from_detector=from_detector,
-                                 options=options)
+    checkpoint = read_checkpoint(
+        path, family=family, arch=arch, network=network, from_detector=from_detector, options=options
+    )
     return network_of(checkpoint), checkpoint
 
 
@@ -124,9 +144,16 @@ def network_of(checkpoint: Checkpoint, **build_options) -> nn.Module:
     return module
 
 
-def read_checkpoint(path: Path | str, *, family: str | None = None, arch: str | None = None,
-                    network: str | None = None, from_detector: bool = False, options: Mapping | None = None,
-                    mapped: bool = False) -> Checkpoint:
+def read_checkpoint(
+    path: Path | str,
+    *,
+    family: str | None = None,
+    arch: str | None = None,
+    network: str | None = None,
+    from_detector: bool = False,
+    options: Mapping | None = None,
+    mapped: bool = False,
+) -> Checkpoint:
     """Read one network's backbone from a checkpoint of any family.
 
     Parameters
@@ -144,8 +171,9 @@ def read_checkpoint(path: Path | str, *, family: str | None = None, arch: str | 
     if family is None and "arch" in header and "preprocess" in header:
         checkpoint = _from_backbone_file(path, content, header, arch, options or {})
     else:
-        checkpoint = read_content(content, path, family=family, arch=arch, network=network,
-                                  from_detector=from_detector, options=options)
+        checkpoint = read_content(
+            content, path, family=family, arch=arch, network=network, from_detector=from_detector, options=options
+        )
     checkpoint.hashing = hashing
     if not mapped:
         checkpoint.hashing.result()  # the file is the caller's again
@@ -160,15 +188,23 @@ def _digest(path: Path | str) -> str:
         return ""
 
 
-def read_content(content: object, path: Path | str, *, family: str | None = None, arch: str | None = None,
-                 network: str | None = None, from_detector: bool = False, options: Mapping | None = None
-                 ) -> Checkpoint:
+def read_content(
+    content: object,
+    path: Path | str,
+    *,
+    family: str | None = None,
+    arch: str | None = None,
+    network: str | None = None,
+    from_detector: bool = False,
+    options: Mapping | None = None,
+) -> Checkpoint:
     """Recognise, rename and check one network of what a file holds, as `read_checkpoint`; `path` is for messages."""
     flat = flatten(content, str(path))
     entry = by_name(family) if family else recognise(flat.values)
     if entry.detector and not from_detector:
-        raise InputError(f"{path} is a trained detector ({entry.rule}); to take its fine-tuned backbone, "
-                         "add --from-detector")
+        raise InputError(
+            f"{path} is a trained detector ({entry.rule}); to take its fine-tuned backbone, add --from-detector"
+        )
     if entry.name == "sslight":
         picked = _pick_sslight(content, flat, network, path)
     else:
@@ -178,8 +214,10 @@ def read_content(content: object, path: Path | str, *, family: str | None = None
         picked.dropped.setdefault(reason, []).extend(keys)
     where = f"{path} as {layout.name}"
     if layout.kind == "vit" and entry.name.startswith("detectron2") and "cls_token" not in body:
-        raise InputError(f"{path} is a ViTDet backbone: it has no 'cls_token' and no final norm, so it is no whole ViT "
-                         "any more; convert the checkpoint that it was trained from")
+        raise InputError(
+            f"{path} is a ViTDet backbone: it has no 'cls_token' and no final norm, so it is no whole ViT "
+            "any more; convert the checkpoint that it was trained from"
+        )
     try:
         renamed = apply_table(layout.table, body, to_timm=True, where=where)
     except InputError as error:
@@ -205,8 +243,23 @@ def read_content(content: object, path: Path | str, *, family: str | None = None
     else:
         told.assumed.pop("preprocess", None)
     preprocess = checked_preprocess(picked.preprocess, path)
-    return Checkpoint(state, name, entry.name, entry.rule, picked.method, picked.network, preprocess,
-                      picked.head, picked.dropped, options, layout.name, body, renamed.counts, notes, told.assumed)
+    return Checkpoint(
+        state,
+        name,
+        entry.name,
+        entry.rule,
+        picked.method,
+        picked.network,
+        preprocess,
+        picked.head,
+        picked.dropped,
+        options,
+        layout.name,
+        body,
+        renamed.counts,
+        notes,
+        told.assumed,
+    )
 
 
 @dataclass
@@ -225,15 +278,21 @@ class _Picked:
 def _pick(family: Family, flat: Flat, network: str | None, path: Path | str) -> _Picked:
     """The chosen network's tensors; every other key is dropped by a named rule or an error."""
     tensors = flat.tensors
-    present = {name: pattern for name, pattern in family.networks
-               if any(compiled(pattern + "(?=.)").match(key) and not _reason(family, key) for key in tensors)}
+    present = {
+        name: pattern
+        for name, pattern in family.networks
+        if any(compiled(pattern + "(?=.)").match(key) and not _reason(family, key) for key in tensors)
+    }
     if not present:
-        raise InputError(f"{path} is not of the family {family.name} ({family.rule}); "
-                         "without --family it is recognised from its keys")
+        raise InputError(
+            f"{path} is not of the family {family.name} ({family.rule}); "
+            "without --family it is recognised from its keys"
+        )
     chosen = network or next(iter(present))
     if chosen not in present:
-        raise InputError(f"{path} ({family.name}) has no network '{chosen}'{nearest(chosen, present)}; it has "
-                         f"{', '.join(present)}")
+        raise InputError(
+            f"{path} ({family.name}) has no network '{chosen}'{nearest(chosen, present)}; it has {', '.join(present)}"
+        )
     prefix = compiled(present.pop(chosen))
     body, dropped, unknown = {}, {}, []
     for key, value in flat.values.items():
@@ -242,7 +301,7 @@ def _pick(family: Family, flat: Flat, network: str | None, path: Path | str) -> 
         if not isinstance(value, Tensor):
             reason = "not a tensor (settings and counters)"
         elif reason is None and found:
-            body[key[found.end():]] = value
+            body[key[found.end() :]] = value
             continue
         elif reason is None:
             other = [name for name, pattern in present.items() if compiled(pattern).match(key)]
@@ -252,23 +311,32 @@ def _pick(family: Family, flat: Flat, network: str | None, path: Path | str) -> 
         else:
             dropped.setdefault(reason, []).append(flat.raw[key])
     if unknown:
-        raise InputError(f"{path} ({family.name}): {len(unknown)} keys belong to no rule of the family: "
-                         f"{', '.join(unknown)}")
+        raise InputError(
+            f"{path} ({family.name}): {len(unknown)} keys belong to no rule of the family: {', '.join(unknown)}"
+        )
     recorded = flat.values.get("arch")
     known = isinstance(recorded, str) and is_model(recorded)  # other projects' names may be none of timm's
-    return _Picked(body, chosen, family.method_of(chosen) or "unknown", _head(family, chosen, tensors), dropped,
-                   recorded if known else None)
+    return _Picked(
+        body,
+        chosen,
+        family.method_of(chosen) or "unknown",
+        _head(family, chosen, tensors),
+        dropped,
+        recorded if known else None,
+    )
 
 
 def _reason(family: Family, key: str) -> str | None:
-    return next((reason for reason, pattern in (*family.drops, *ALWAYS_DROPPED) if compiled(pattern).fullmatch(key)),
-                None)
+    return next(
+        (reason for reason, pattern in (*family.drops, *ALWAYS_DROPPED) if compiled(pattern).fullmatch(key)), None
+    )
 
 
 def _head(family: Family, network: str, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
     prefix = dict(family.heads).get(network)
-    found = {key[match.end():]: value for key, value in tensors.items()
-             if prefix and (match := compiled(prefix).match(key))}
+    found = {
+        key[match.end() :]: value for key, value in tensors.items() if prefix and (match := compiled(prefix).match(key))
+    }
     return _only_mlp(found)
 
 
@@ -294,10 +362,10 @@ def _pick_sslight(content: object, flat: Flat, network: str | None, path: Path |
     for key, value in model.items():
         other = next((name for name, start in networks.items() if name != chosen and key.startswith(start)), None)
         if key.startswith(prefix):
-            body[key[len(prefix):]] = value
+            body[key[len(prefix) :]] = value
             continue
         if key.startswith(head_prefix):
-            head[key[len(head_prefix):]] = value
+            head[key[len(head_prefix) :]] = value
         reason = f"other network '{other}'" if other else "heads, prototypes, queues and centres of the method"
         dropped.setdefault(reason, []).append(f"model.{key}")
     for key in flat.values:
@@ -305,12 +373,20 @@ def _pick_sslight(content: object, flat: Flat, network: str | None, path: Path |
             dropped.setdefault("settings and trainer state", []).append(flat.raw[key])
     if not body or not all(isinstance(value, Tensor) for value in body.values()):
         raise InputError(f"not a readable checkpoint: {path} has no tensors under '{prefix}'")
-    return _Picked(body, chosen, method, _only_mlp(head) if method.startswith("dino") else None, dropped,
-                   brief(content.get("arch")), content.get("preprocess"))
+    return _Picked(
+        body,
+        chosen,
+        method,
+        _only_mlp(head) if method.startswith("dino") else None,
+        dropped,
+        brief(content.get("arch")),
+        content.get("preprocess"),
+    )
 
 
-def _layout(body: dict[str, Tensor], family: Family, asked: str | None, recorded: str | None, source: str
-            ) -> tuple[Layout, dict[str, Tensor], dict[str, list[str]]]:
+def _layout(
+    body: dict[str, Tensor], family: Family, asked: str | None, recorded: str | None, source: str
+) -> tuple[Layout, dict[str, Tensor], dict[str, list[str]]]:
     """The naming of the body, the body without what that naming drops, and the dropped keys by reason.
 
     `asked` is the --arch of the user. `recorded` is the file's own word; it decides only in this project's files, where
@@ -328,8 +404,9 @@ def _layout(body: dict[str, Tensor], family: Family, asked: str | None, recorded
     if len(found) != 1:
         shown = ", ".join(keys[:5])
         why = f"mixes namings ({', '.join(layout.name for layout in found)})" if found else "is in no known naming"
-        raise InputError(f"{source}: the network {why}; its first keys are {shown}; if it is a timm network, "
-                         "name it with --arch")
+        raise InputError(
+            f"{source}: the network {why}; its first keys are {shown}; if it is a timm network, name it with --arch"
+        )
     layout = found[0]
     drops = [(reason, compiled(pattern).fullmatch) for reason, pattern in layout.drops]
     if layout is TIMM_LAYOUT:
@@ -383,8 +460,9 @@ def _image_size(arch: str, options: dict, state: dict[str, Tensor]) -> int:
     return 224
 
 
-def _from_backbone_file(path: Path | str, tensors: dict[str, Tensor], header: dict, arch: str | None, asked: Mapping
-                        ) -> Checkpoint:
+def _from_backbone_file(
+    path: Path | str, tensors: dict[str, Tensor], header: dict, arch: str | None, asked: Mapping
+) -> Checkpoint:
     """A backbone file of this project: timm's names, with a header that says the rest."""
     name = canonical_arch(arch or header["arch"])
     preprocess, options, assumed = read_header(header, name, path)
@@ -397,8 +475,23 @@ def _from_backbone_file(path: Path | str, tensors: dict[str, Tensor], header: di
     state, notes = plain_tensors(tensors, str(path))
     architectures.check_complete(state, name, options, str(path))
     rule = "a backbone file of this project: header with 'arch', 'preprocess'"
-    return Checkpoint(state, name, "sslight-backbone", rule, header.get("method", "unknown"), "backbone",
-                      preprocess, None, {}, options, "timm", state, {"{rest} -> {rest}": len(state)}, notes, assumed)
+    return Checkpoint(
+        state,
+        name,
+        "sslight-backbone",
+        rule,
+        header.get("method", "unknown"),
+        "backbone",
+        preprocess,
+        None,
+        {},
+        options,
+        "timm",
+        state,
+        {"{rest} -> {rest}": len(state)},
+        notes,
+        assumed,
+    )
 
 
 def _from_many_codes(converted: str) -> bool:

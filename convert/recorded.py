@@ -22,9 +22,22 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_
 AS_TIMM = 0  # for a number of heads: timm's of the same width
 
 # mmpretrain's names of its plain ViTs, in small letters.
-_MMPRETRAIN_HEADS = {"mocov3-s": 12, "mocov3-small": 12, "s": 8, "small": 8, "deit-t": 3, "deit-tiny": 3,
-                     "dinov2-s": 6, "dinov2-small": 6, "deit-s": 6, "deit-small": 6,
-                     "b": 12, "base": 12, "deit-b": 12, "deit-base": 12}
+_MMPRETRAIN_HEADS = {
+    "mocov3-s": 12,
+    "mocov3-small": 12,
+    "s": 8,
+    "small": 8,
+    "deit-t": 3,
+    "deit-tiny": 3,
+    "dinov2-s": 6,
+    "dinov2-small": 6,
+    "deit-s": 6,
+    "deit-small": 6,
+    "b": 12,
+    "base": 12,
+    "deit-b": 12,
+    "deit-base": 12,
+}
 _LONGEST_CONFIG = 1_000_000  # characters
 
 
@@ -39,8 +52,9 @@ class Recorded:
     assumed: dict[str, str] = field(default_factory=dict)
 
 
-def recorded(content: object, flat: Flat, family: Family, layout: Layout, state: Mapping[str, Tensor], source: str
-             ) -> Recorded:
+def recorded(
+    content: object, flat: Flat, family: Family, layout: Layout, state: Mapping[str, Tensor], source: str
+) -> Recorded:
     """What the file says, or else its family's own code, of the network `state` (timm's names).
 
     Raises InputError for a ResNet whose strides timm's has not.
@@ -57,8 +71,11 @@ def recorded(content: object, flat: Flat, family: Family, layout: Layout, state:
 
 def spelled(assumed: Mapping[str, str], option: str) -> list[str]:
     """The assumptions as lines for a terminal, with how to say otherwise: `option` takes num_heads=12."""
-    ways = {"num_heads": f": {option} num_heads=12" if "MoCo" in assumed.get("num_heads", "") else
-            f"; for another number: {option} num_heads=N"}
+    ways = {
+        "num_heads": f": {option} num_heads=12"
+        if "MoCo" in assumed.get("num_heads", "")
+        else f"; for another number: {option} num_heads=N"
+    }
     return [text + ways.get(topic, "") for topic, text in assumed.items()]
 
 
@@ -100,8 +117,15 @@ def _lightning_heads(content: object) -> Iterator[object]:
             yield 12 if method.lower() == "mocov3" else AS_TIMM
 
 
-def _strides(content: object, config: Mapping, layout: Layout, family: Family, state: Mapping[str, Tensor],
-             found: Recorded, source: str) -> None:
+def _strides(
+    content: object,
+    config: Mapping,
+    layout: Layout,
+    family: Family,
+    state: Mapping[str, Tensor],
+    found: Recorded,
+    source: str,
+) -> None:
     """Refuse recorded strides that no timm ResNet has; name the assumption where nothing is recorded."""
     backbone, resnets = look(config, "model", "backbone"), look(content, "cfg", "MODEL", "RESNETS")
     bottleneck = any(".conv3." in key for key in state)
@@ -112,41 +136,54 @@ def _strides(content: object, config: Mapping, layout: Layout, family: Family, s
         wrong.append("STRIDE_IN_1X1 True (the 1x1 convolution strides)")
     for name, usual in (("strides", (1, 2, 2, 2)), ("dilations", (1, 1, 1, 1))):
         given = look(backbone, name)
-        if isinstance(given, list | tuple) and tuple(given) != usual[:len(given)]:
+        if isinstance(given, list | tuple) and tuple(given) != usual[: len(given)]:
             wrong.append(f"{name}={tuple(given)}")
     if look(resnets, "RES5_DILATION") not in (None, 1):
         wrong.append(f"RES5_DILATION {look(resnets, 'RES5_DILATION')}")
     if wrong:
-        raise InputError(f"{source}: its recorded settings say {' and '.join(wrong)}; timm's ResNet, through which "
-                         "every conversion goes, cannot have such strides, and its features would be others")
+        raise InputError(
+            f"{source}: its recorded settings say {' and '.join(wrong)}; timm's ResNet, through which "
+            "every conversion goes, cannot have such strides, and its features would be others"
+        )
     detectron2 = layout.name == "detectron2 ResNet"
-    if bottleneck and (look(resnets, "STRIDE_IN_1X1") is None if detectron2 else
-                       family.name == "mmdet-detector" and not backbone):
+    if bottleneck and (
+        look(resnets, "STRIDE_IN_1X1") is None if detectron2 else family.name == "mmdet-detector" and not backbone
+    ):
         other = "detectron2's default, STRIDE_IN_1X1 True," if detectron2 else "mmdet's style='caffe'"
-        found.assumed["strides"] = ("strides are not recorded in the file: in the 3x3 convolutions assumed (timm's, "
-                                    f"torchvision's); {other} puts them in the 1x1, which timm's ResNet cannot")
+        found.assumed["strides"] = (
+            "strides are not recorded in the file: in the 3x3 convolutions assumed (timm's, "
+            f"torchvision's); {other} puts them in the 1x1, which timm's ResNet cannot"
+        )
 
 
 def _preprocess(content: object, flat: Flat, config: Mapping, family: Family, found: Recorded) -> None:
     """mean, std and colour order in the network's own order of channels, of images in [0, 1]."""
     if family.name.startswith("detectron2"):
-        mean, std = (_numbers(flat.values.get(f"pixel_{name}")) or _numbers(look(content, "cfg", "MODEL",
-                     f"PIXEL_{name.upper()}")) for name in ("mean", "std"))
+        mean, std = (
+            _numbers(flat.values.get(f"pixel_{name}"))
+            or _numbers(look(content, "cfg", "MODEL", f"PIXEL_{name.upper()}"))
+            for name in ("mean", "std")
+        )
         order = look(content, "cfg", "INPUT", "FORMAT")
         if mean and std and order not in ("RGB", "BGR"):
             order = "BGR" if mean[0] <= mean[2] else "RGB"
-            usual = [255 * value for value in IMAGENET["mean"]][::-1 if order == "BGR" else 1]
+            usual = [255 * value for value in IMAGENET["mean"]][:: -1 if order == "BGR" else 1]
             if any(abs(value - known) > 2 for value, known in zip(mean, usual, strict=True)):
-                found.assumed["color_order"] = (f"colour order is not recorded in the file: {order} assumed, by the "
-                                                f"order of its pixel means {mean}")
+                found.assumed["color_order"] = (
+                    f"colour order is not recorded in the file: {order} assumed, by the order of its pixel means {mean}"
+                )
     else:
         mean, std, order = _mm_preprocess(config)
     if mean and std:
-        found.preprocess = {"mean": [value / 255 for value in mean], "std": [value / 255 for value in std],
-                            "color_order": order}
+        found.preprocess = {
+            "mean": [value / 255 for value in mean],
+            "std": [value / 255 for value in std],
+            "color_order": order,
+        }
         return
     found.assumed["preprocess"] = "preprocessing is not recorded in the file: ImageNet mean and std, RGB assumed" + (
-        "; detectron2's default is BGR, mean 103.53, 116.28, 123.675, std 1" * (family.name == "detectron2-detector"))
+        "; detectron2's default is BGR, mean 103.53, 116.28, 123.675, std 1" * (family.name == "detectron2-detector")
+    )
 
 
 def _mm_preprocess(config: Mapping) -> tuple[list[float] | None, list[float] | None, str]:
@@ -177,8 +214,11 @@ def _mm_config(content: object) -> Mapping:
         return {}
     try:
         body = ast.parse(text).body
-        return {line.targets[0].id: _value(line.value) for line in body
-                if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)}
+        return {
+            line.targets[0].id: _value(line.value)
+            for line in body
+            if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
+        }
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
 
@@ -188,8 +228,11 @@ def _value(node: ast.AST) -> object:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
         return {word.arg: _value(word.value) for word in node.keywords if word.arg}
     if isinstance(node, ast.Dict):
-        return {key.value: _value(value) for key, value in zip(node.keys, node.values, strict=True)
-                if isinstance(key, ast.Constant)}
+        return {
+            key.value: _value(value)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if isinstance(key, ast.Constant)
+        }
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item) for item in node.elts]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):

@@ -79,10 +79,14 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file, encoding="latin1")
         # Fresh classes for every load: whatever a file sets on them is gone with it.
         array, dtype, scalar = (type(base.__name__, (base,), {}) for base in (_Array, _DType, _Scalar))
-        self._known = {("numpy", "ndarray"): array, ("numpy", "dtype"): dtype,
-                       ("collections", "OrderedDict"): OrderedDict, ("_codecs", "encode"): _encode,
-                       ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-                       ("torch.storage", "_load_from_bytes"): _load_storage}
+        self._known = {
+            ("numpy", "ndarray"): array,
+            ("numpy", "dtype"): dtype,
+            ("collections", "OrderedDict"): OrderedDict,
+            ("_codecs", "encode"): _encode,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch.storage", "_load_from_bytes"): _load_storage,
+        }
         for core in ("numpy.core.multiarray", "numpy._core.multiarray"):
             self._known[core, "_reconstruct"] = lambda *arguments: array()
             self._known[core, "scalar"] = scalar
@@ -150,23 +154,59 @@ def empty_dict(*arguments) -> dict:
 
 
 _DICTS = (
-    "fvcore.common.config.CfgNode", "yacs.config.CfgNode", "detectron2.config.config.CfgNode",
-    "easydict.EasyDict", "addict.addict.Dict", "mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict",
-    "pytorch_lightning.utilities.parsing.AttributeDict", "lightning.pytorch.utilities.parsing.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
+    "fvcore.common.config.CfgNode",
+    "yacs.config.CfgNode",
+    "detectron2.config.config.CfgNode",
+    "easydict.EasyDict",
+    "addict.addict.Dict",
+    "mmcv.utils.config.ConfigDict",
+    "mmengine.config.config.ConfigDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
 )
 _OMEGACONF = (
-    "dictconfig.DictConfig", "listconfig.ListConfig", "base.ContainerMetadata", "base.Metadata", "base.Node",
-    "base.SCMode", "nodes.AnyNode", "nodes.StringNode", "nodes.IntegerNode", "nodes.FloatNode", "nodes.BooleanNode",
-    "nodes.BytesNode", "nodes.PathNode", "nodes.EnumNode", "nodes.UnionNode", "nodes.ValueNode",
+    "dictconfig.DictConfig",
+    "listconfig.ListConfig",
+    "base.ContainerMetadata",
+    "base.Metadata",
+    "base.Node",
+    "base.SCMode",
+    "nodes.AnyNode",
+    "nodes.StringNode",
+    "nodes.IntegerNode",
+    "nodes.FloatNode",
+    "nodes.BooleanNode",
+    "nodes.BytesNode",
+    "nodes.PathNode",
+    "nodes.EnumNode",
+    "nodes.UnionNode",
+    "nodes.ValueNode",
     "nodes.InterpolationResultNode",
 )
 _OBJECTS = (
-    "argparse.Namespace", "types.SimpleNamespace", "typing.Any", "builtins.getattr", "builtins.dict", "builtins.list",
-    "builtins.tuple", "builtins.int", "builtins.float", "builtins.str", "builtins.bool", "builtins.bytes",
-    "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath", "pathlib.Path",
-    "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
-    "datetime.datetime", "datetime.timedelta", "mmengine.logging.history_buffer.HistoryBuffer",
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "typing.Any",
+    "builtins.getattr",
+    "builtins.dict",
+    "builtins.list",
+    "builtins.tuple",
+    "builtins.int",
+    "builtins.float",
+    "builtins.str",
+    "builtins.bool",
+    "builtins.bytes",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib.PurePosixPath",
+    "pathlib.Path",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+    "datetime.datetime",
+    "datetime.timedelta",
+    "mmengine.logging.history_buffer.HistoryBuffer",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     *(f"numpy.{part}" for part in ("ndarray", "dtype", "bool_", "float32", "float64", "int32", "int64")),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
@@ -177,8 +217,12 @@ _OBJECTS = (
 
 def allow_list() -> list[tuple[object, str]]:
     """(stand-in, full name) pairs for `torch.serialization.safe_globals`."""
-    return [*((OrderedDict, name) for name in _DICTS), (empty_dict, "collections.defaultdict"),
-            *((Inert, name) for name in _OBJECTS)]
+    return [
+        *((OrderedDict, name) for name in _DICTS),
+        (empty_dict, "collections.defaultdict"),
+        *((Inert, name) for name in _OBJECTS),
+    ]
+
 
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch's old format, as pickled
 
@@ -208,8 +252,10 @@ def read_file(path: Path | str, *, mapped: bool = False, checksums: bool = True)
         return _load_torch(path), {}
     if start[:1] == b"\x80":
         return load_array_pickle(path), {}
-    raise InputError(f"not a checkpoint: {path} ({_looks_like(start)}); "
-                     "expected a .pth, .pth.tar, .pt, .ckpt, .pkl or .safetensors file")
+    raise InputError(
+        f"not a checkpoint: {path} ({_looks_like(start)}); "
+        "expected a .pth, .pth.tar, .pt, .ckpt, .pkl or .safetensors file"
+    )
 
 
 def _looks_like(start: bytes) -> str:

@@ -13,31 +13,64 @@ CLASSES = {
     "MobileNetV2, deeper": r"mobilenetv2_\d{3}d",
     "ViT-B": r"vit_base_patch(8|14|16)_224|vit_base_patch14_(reg4_)?dinov2|deit_base(_distilled)?_patch16_224",
     "ViT-Ti/S": r"vit_(tiny|small)_patch(8|14|16)_224|vit_small_patch14_(reg4_)?dinov2"
-                r"|deit_(tiny|small)(_distilled)?_patch16_224",
+    r"|deit_(tiny|small)(_distilled)?_patch16_224",
     "other timm network": r".+",
 }
 
 # The naming tables of `convert.names` that hold a class's names; other networks keep timm's.
-KINDS = {"ResNet18/34/50/101/152": "resnet", "MobileNetV2": "mobilenetv2", "MobileNetV2, deeper": "mobilenetv2",
-         "ViT-B": "vit", "ViT-Ti/S": "vit"}
+KINDS = {
+    "ResNet18/34/50/101/152": "resnet",
+    "MobileNetV2": "mobilenetv2",
+    "MobileNetV2, deeper": "mobilenetv2",
+    "ViT-B": "vit",
+    "ViT-Ti/S": "vit",
+}
 
 _NO_VIT_MMDET = "no: mmdet has no plain ViT"
 _VITDET = "ViTDet (--model vitdet): class token and final norm dropped; no extra tokens, no layer scale"
 MATRIX = {
-    "ResNet18/34/50/101/152": {"timm": "yes", "torchvision": "yes", "detectron2": "own names, --model fpn or c4",
-                               "mmdet": "own names", "onnx": "yes"},
-    "MobileNetV2": {"timm": "yes", "torchvision": "yes", "detectron2": "registered backbone, --model fpn",
-                    "mmdet": "own names", "onnx": "yes"},
-    "MobileNetV2, deeper": {"timm": "yes", "torchvision": "no: torchvision has no depth multiplier",
-                            "detectron2": "registered backbone, --model fpn", "mmdet": "registered backbone",
-                            "onnx": "yes"},
-    "ViT-B": {"timm": "yes", "torchvision": "at patch 16 and 224 px, no extra tokens, no layer scale",
-              "detectron2": _VITDET, "mmdet": _NO_VIT_MMDET, "onnx": "yes"},
-    "ViT-Ti/S": {"timm": "yes", "torchvision": "no: torchvision has no ViT-Ti or ViT-S", "detectron2": _VITDET,
-                 "mmdet": _NO_VIT_MMDET, "onnx": "yes"},
-    "other timm network": {"timm": "yes", "torchvision": "no: its torchvision names are not in this project's tables",
-                           "detectron2": "registered backbone, if it has a pyramid of stages",
-                           "mmdet": "registered backbone, if it has a pyramid of stages", "onnx": "yes"},
+    "ResNet18/34/50/101/152": {
+        "timm": "yes",
+        "torchvision": "yes",
+        "detectron2": "own names, --model fpn or c4",
+        "mmdet": "own names",
+        "onnx": "yes",
+    },
+    "MobileNetV2": {
+        "timm": "yes",
+        "torchvision": "yes",
+        "detectron2": "registered backbone, --model fpn",
+        "mmdet": "own names",
+        "onnx": "yes",
+    },
+    "MobileNetV2, deeper": {
+        "timm": "yes",
+        "torchvision": "no: torchvision has no depth multiplier",
+        "detectron2": "registered backbone, --model fpn",
+        "mmdet": "registered backbone",
+        "onnx": "yes",
+    },
+    "ViT-B": {
+        "timm": "yes",
+        "torchvision": "at patch 16 and 224 px, no extra tokens, no layer scale",
+        "detectron2": _VITDET,
+        "mmdet": _NO_VIT_MMDET,
+        "onnx": "yes",
+    },
+    "ViT-Ti/S": {
+        "timm": "yes",
+        "torchvision": "no: torchvision has no ViT-Ti or ViT-S",
+        "detectron2": _VITDET,
+        "mmdet": _NO_VIT_MMDET,
+        "onnx": "yes",
+    },
+    "other timm network": {
+        "timm": "yes",
+        "torchvision": "no: its torchvision names are not in this project's tables",
+        "detectron2": "registered backbone, if it has a pyramid of stages",
+        "mmdet": "registered backbone, if it has a pyramid of stages",
+        "onnx": "yes",
+    },
 }
 
 _CNNS, _ALL = ("ResNet", "MobileNetV2"), ("ResNet", "MobileNetV2", "ViT")

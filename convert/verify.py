@@ -38,9 +38,11 @@ def verify_file(path: Path, to: str, outgoing: Outgoing) -> str:
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise InputError(f"{path}: the file just written does not read back")
-    architectures.compare_shapes({key: tuple(value.shape) for key, value in content.items()},
-                                 {key: tuple(value.shape) for key, value in outgoing.tensors.items()},
-                                 f"{path.name} read back")
+    architectures.compare_shapes(
+        {key: tuple(value.shape) for key, value in content.items()},
+        {key: tuple(value.shape) for key, value in outgoing.tensors.items()},
+        f"{path.name} read back",
+    )
     changed = [key for key, value in outgoing.tensors.items() if not same_bits(content[key], value)]
     if changed:
         raise InputError(f"{path.name} read back differs in {', '.join(changed)}: check the disk")
@@ -91,8 +93,14 @@ def installed(framework: str) -> bool:
     return importlib.util.find_spec(framework) is not None
 
 
-def verify_features(path: Path, checkpoint: Checkpoint, to: str, model: str | None = None, prefix: str = "",
-                    picture: Path | str | None = None) -> Verified:
+def verify_features(
+    path: Path,
+    checkpoint: Checkpoint,
+    to: str,
+    model: str | None = None,
+    prefix: str = "",
+    picture: Path | str | None = None,
+) -> Verified:
     """Load the file in the framework itself and compare stage features with those of `source_features`.
 
     Raises InputError if a stage differs by more than 1e-5 of its largest feature; says so if the framework is absent.
@@ -103,10 +111,12 @@ def verify_features(path: Path, checkpoint: Checkpoint, to: str, model: str | No
     if definition != TIMM:
         found = timm_features(network_of(checkpoint), images)
         result.differences["timm's network from the source's tensors"] = require_equal(
-            "timm's network", reference, found, than=definition)
+            "timm's network", reference, found, than=definition
+        )
     if not installed(to):
-        result.steps.append(f"NOT verified: {to} is not installed, so it has not loaded the file; "
-                            "its names were checked as said above")
+        result.steps.append(
+            f"NOT verified: {to} is not installed, so it has not loaded the file; its names were checked as said above"
+        )
         return result
     load = importlib.import_module(f"convert.targets.in_{to}").features
     found, how = load(path, checkpoint, images, model=model, prefix=prefix)
@@ -114,8 +124,9 @@ def verify_features(path: Path, checkpoint: Checkpoint, to: str, model: str | No
         reference, definition = vitdet_features(checkpoint, images), f"{TIMM}, without the class token"
     compared = require_equal(f"{path.name} in {to}", reference, found, than=definition)
     result.differences[f"{to} from the file"] = compared
-    result.steps.append(f"{how}; {len(compared)} stages against {definition}: largest "
-                        f"relative difference {max(compared.values()):.2g}")
+    result.steps.append(
+        f"{how}; {len(compared)} stages against {definition}: largest relative difference {max(compared.values()):.2g}"
+    )
     return result
 
 
@@ -125,7 +136,7 @@ def vitdet_features(checkpoint: Checkpoint, images: Tensor) -> dict[str, Tensor]
     network = network_of(checkpoint).eval()
     tokens = network.patch_embed(images).flatten(1, -2) if network.dynamic_img_size else network.patch_embed(images)
     side = images.shape[-1] // network.patch_embed.patch_size[0]
-    tokens = tokens + network.pos_embed[:, -side * side:]
+    tokens = tokens + network.pos_embed[:, -side * side :]
     features = {}
     for number, block in enumerate(network.blocks):
         tokens = block(tokens)
@@ -138,5 +149,7 @@ def check_loaded(what: str, loaded: dict[str, Tensor], tensors: dict[str, Tensor
     lost = [key for key, value in tensors.items() if key not in loaded or not same_bits(loaded[key].cpu(), value)]
     random = [key for key in loaded if key not in tensors]
     if lost or random:
-        raise InputError(f"{what} did not take the file: not loaded {', '.join(lost) or 'none'}; "
-                         f"left random {', '.join(random) or 'none'}")
+        raise InputError(
+            f"{what} did not take the file: not loaded {', '.join(lost) or 'none'}; "
+            f"left random {', '.join(random) or 'none'}"
+        )

@@ -52,8 +52,10 @@ def canonical_arch(name: str) -> str:
     arch = ALIASES.get(name, name)
     if not is_model(arch):
         known = [*ALIASES, *list_models()]
-        raise InputError(f"unknown backbone '{name}'{nearest(name, known)}: use one of {', '.join(ALIASES)}, "
-                         "resnet18, resnet34, resnet50, or any name of timm.list_models()")
+        raise InputError(
+            f"unknown backbone '{name}'{nearest(name, known)}: use one of {', '.join(ALIASES)}, "
+            "resnet18, resnet34, resnet50, or any name of timm.list_models()"
+        )
     return arch
 
 
@@ -107,8 +109,10 @@ def _meta(arch: str, num_classes: int, options: str) -> nn.Module:
     except Exception as error:  # noqa: BLE001 - timm checks its arguments with whatever fails first
         if not given:
             raise
-        raise InputError(f"timm builds no {arch} with {write_options(given)} ({type(error).__name__}: "
-                         f"{' '.join(str(error).split())[:120]})") from None
+        raise InputError(
+            f"timm builds no {arch} with {write_options(given)} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:120]})"
+        ) from None
 
 
 def read_options(words: Iterable[str]) -> dict[str, object]:
@@ -136,8 +140,12 @@ def check_options(arch: str, options: Mapping[str, object]) -> None:
         return
     arch = canonical_arch(arch)
     parameters = inspect.signature(type(meta_backbone(arch))).parameters.values()
-    known = {parameter.name: parameter.default for parameter in parameters if parameter.name not in _NOT_OPTIONS
-             and (parameter.default is None or isinstance(parameter.default, bool | int | float | str))}
+    known = {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.name not in _NOT_OPTIONS
+        and (parameter.default is None or isinstance(parameter.default, bool | int | float | str))
+    }
     for key, value in options.items():
         if key not in known:
             raise InputError(f"{arch} has no build option '{key}'{nearest(key, known)}: timm's has {', '.join(known)}")
@@ -164,8 +172,9 @@ def _create(arch: str, num_classes: int = 0, **options) -> nn.Module:
     module = model_entrypoint(arch).__module__.rsplit(".", 1)[-1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm announces renamed variants; the name in use is written to every file
-        return timm.create_model(arch, pretrained=False, num_classes=num_classes,
-                                 **{**_OPTIONS.get(module, {}), **options})
+        return timm.create_model(
+            arch, pretrained=False, num_classes=num_classes, **{**_OPTIONS.get(module, {}), **options}
+        )
 
 
 def _init_mobilenet_v2(model: nn.Module) -> None:
@@ -183,8 +192,10 @@ def set_pos_resize(model: nn.Module, how: str) -> None:
     Raises InputError for another name.
     """
     if how not in POS_RESIZE:
-        raise InputError(f"MODEL.POS_RESIZE '{how}'{nearest(how, POS_RESIZE)}: use "
-                         + " or ".join(f"{name} ({text})" for name, text in POS_RESIZE.items()))
+        raise InputError(
+            f"MODEL.POS_RESIZE '{how}'{nearest(how, POS_RESIZE)}: use "
+            + " or ".join(f"{name} ({text})" for name, text in POS_RESIZE.items())
+        )
     if isinstance(model, VisionTransformer) and model.pos_embed is not None and model.dynamic_img_size:
         model.pos_resize = how
         model.__dict__.pop("_pos_embed", None)
@@ -224,8 +235,10 @@ def _pooled_width(model: nn.Module, arch: str) -> int:
         torch.set_rng_state(state)
     if not isinstance(feature, Tensor) or feature.ndim != 2:
         shape = list(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
-        raise InputError(f"backbone '{arch}' has no pooled feature (its output is {shape}, not [N, width]): "
-                         "choose a network with global pooling")
+        raise InputError(
+            f"backbone '{arch}' has no pooled feature (its output is {shape}, not [N, width]): "
+            "choose a network with global pooling"
+        )
     return feature.shape[1]
 
 

@@ -34,15 +34,29 @@ class _Mode(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def batch_norm(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-               bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
     """`torch.nn.functional.batch_norm`, with its arguments and its effect on the running statistics.
 
     Own work is done for a channels_last [N, C, H, W] of float32, bfloat16 or float16 in training on a CPU, in float32
     and float64 whatever the input. Compiled code is left alone: Inductor's own sums are sound.
     """
-    summed_badly = (training and x.device.type == "cpu" and x.ndim == 4 and x.dtype != torch.float64
-                    and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous())
+    summed_badly = (
+        training
+        and x.device.type == "cpu"
+        and x.ndim == 4
+        and x.dtype != torch.float64
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+    )
     if not summed_badly or torch.compiler.is_compiling():
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     mean, var = _statistics(x.detach())
@@ -59,8 +73,9 @@ def _rows(x: Tensor) -> Tensor:
     A row holds whole lines of a picture, as many as leave at most MOST_TERMS rows (or whole pictures).
     """
     images, _, height, _ = x.shape
-    lines = next(n for n in range(1, height + 1) if height % n == 0 and (images * height // n <= MOST_TERMS
-                                                                         or n == height))
+    lines = next(
+        n for n in range(1, height + 1) if height % n == 0 and (images * height // n <= MOST_TERMS or n == height)
+    )
     return x.permute(0, 2, 3, 1).reshape(images * height // lines, -1)
 
 
@@ -68,8 +83,10 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every channel, float64 [C] (Chan et al., 1979: from the columns' own)."""
     rows = _rows(x)
     unused = rows.new_zeros(rows.shape[1], dtype=torch.float32)  # running statistics; float32 makes the kernel's so
-    mean, var = (value.view(-1, x.shape[1]).double()
-                 for value in torch.batch_norm_update_stats(rows, unused, unused.clone(), 0.0))
+    mean, var = (
+        value.view(-1, x.shape[1]).double()
+        for value in torch.batch_norm_update_stats(rows, unused, unused.clone(), 0.0)
+    )
     return mean.mean(0), var.mean(0) + mean.var(0, correction=0)
 
 
@@ -83,8 +100,9 @@ class _BatchNorm(torch.autograd.Function):
     """(x - mean) / sqrt(var + eps) * weight + bias, with the gradient through the statistics."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
-                eps: float) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+    ) -> Tensor:
         inverse = (var + eps).rsqrt()
         scale = inverse if weight is None else inverse * weight
         ctx.save_for_backward(x, mean, inverse, scale)
@@ -99,8 +117,17 @@ class _BatchNorm(torch.autograd.Function):
         rows = _rows(x)
         one = torch.ones(rows.shape[1])
         _, product, total = torch.ops.aten.native_batch_norm_backward(
-            _rows(grad), rows, one, None, None, mean.float().repeat(rows.shape[1] // channels), one, True, 0.0,
-            [False, True, True])  # by column: sum of grad * (x - mean), sum of grad
+            _rows(grad),
+            rows,
+            one,
+            None,
+            None,
+            mean.float().repeat(rows.shape[1] // channels),
+            one,
+            True,
+            0.0,
+            [False, True, True],
+        )  # by column: sum of grad * (x - mean), sum of grad
         product, total = (value.view(-1, channels).sum(0, dtype=torch.float64) for value in (product, total))
         product *= inverse
         # scale * (grad - total / count - normalised x * product / count)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import init
 
 
-def mlp(in_dim: int, hidden: int, out_dim: int, layers: int, *, norm: bool,
-        activation: type[nn.Module]) -> nn.Sequential:
+def mlp(
+    in_dim: int, hidden: int, out_dim: int, layers: int, *, norm: bool, activation: type[nn.Module]
+) -> nn.Sequential:
     """`layers` linear layers, each but the last followed by batch norm (if `norm`) and the activation."""
     widths = [in_dim] + [hidden] * (layers - 1) + [out_dim]
     modules: list[nn.Module] = []
@@ -57,8 +58,9 @@ class WeightNormLinear(nn.Module):
 class DINOHead(nn.Module):
     """DINO (Caron et al., 2021, appendix C): MLP with GELU, unit-length bottleneck, weight-normed prototypes."""
 
-    def __init__(self, in_dim: int, hidden: int, bottleneck: int, out_dim: int, layers: int, *, norm: bool,
-                 learn_scale: bool):
+    def __init__(
+        self, in_dim: int, hidden: int, bottleneck: int, out_dim: int, layers: int, *, norm: bool, learn_scale: bool
+    ):
         super().__init__()
         self.mlp = mlp(in_dim, hidden, bottleneck, layers, norm=norm, activation=nn.GELU)
         init_linear(self, std=0.02)

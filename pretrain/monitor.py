@@ -54,13 +54,18 @@ def extract(backbone: nn.Module, source: Source, cfg: CfgNode, device: torch.dev
     was_training = backbone.training
     backbone.eval()
     done = 0
-    for images, _ in eval_batches(source, mine, center_crop(round(size * 256 / 224), size),
-                                  batch_size=cfg.TRAIN.BATCH_SIZE, workers=cfg.DATA.WORKERS):
+    for images, _ in eval_batches(
+        source,
+        mine,
+        center_crop(round(size * 256 / 224), size),
+        batch_size=cfg.TRAIN.BATCH_SIZE,
+        workers=cfg.DATA.WORKERS,
+    ):
         out = backbone(normalize(images, cfg.DATA.MEAN, cfg.DATA.STD, device))
-        features[done:done + len(out)] = F.normalize(out.float(), dim=1)
+        features[done : done + len(out)] = F.normalize(out.float(), dim=1)
         done += len(out)
     backbone.train(was_training)
-    return distributed.all_gather(features)[:len(source)], torch.as_tensor(source.labels, device=device)
+    return distributed.all_gather(features)[: len(source)], torch.as_tensor(source.labels, device=device)
 
 
 def knn_top1(backbone: nn.Module, val: Source, train: Source | None, cfg: CfgNode, device: torch.device) -> float:

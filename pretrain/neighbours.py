@@ -21,6 +21,7 @@ FEW = 32  # one pair in so many, at most, is worth multiplying by itself
 
 class Room(NamedTuple):
     """Memory for the similarities of a query and a bank block, reused: fresh memory costs more than comparing them."""
+
     exact: Tensor
     rough: Tensor | None  # only where the processor multiplies bfloat16
     marks: Tensor
@@ -36,6 +37,7 @@ class Room(NamedTuple):
 
 class Rounded(NamedTuple):
     """Rows in bfloat16, the lengths of the originals and of what rounding took away: [n, D], [n, 1], [n, 1]."""
+
     rows: Tensor
     length: Tensor
     lost: Tensor
@@ -58,18 +60,19 @@ def _whole_words(columns: int) -> int:
 
 def product(queries: Tensor, block: Tensor, own: Tensor | None, room: Tensor) -> Tensor:
     """queries @ block.T in `room`, filled up with -inf to whole words; so is the column `own` of every query."""
-    padded = room[:len(queries), :_whole_words(len(block))]
-    similarity = padded[:, :len(block)]
+    padded = room[: len(queries), : _whole_words(len(block))]
+    similarity = padded[:, : len(block)]
     torch.mm(queries, block.T, out=similarity)
-    padded[:, len(block):] = -torch.inf
+    padded[:, len(block) :] = -torch.inf
     if own is not None:
         row = ((own >= 0) & (own < len(block))).nonzero().squeeze(1)
         similarity[row, own[row]] = -torch.inf
     return padded
 
 
-def above(queries: Tensor, block: Tensor, known: Tensor, own: Tensor | None,
-          room: Room) -> tuple[Tensor, Tensor, Tensor]:
+def above(
+    queries: Tensor, block: Tensor, known: Tensor, own: Tensor | None, room: Room
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, columns and similarities of the pairs above `known` [n, 1], all multiplied in float32."""
     similarity = product(queries, block, own, room.exact)
     row, column = _at_least(similarity, known.nextafter(known.new_tensor(torch.inf)), room.marks)
@@ -78,7 +81,7 @@ def above(queries: Tensor, block: Tensor, known: Tensor, own: Tensor | None,
 
 def _at_least(similarity: Tensor, least: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns of the entries of [n, w] that reach their row's `least` [n, 1], in order."""
-    mark = torch.ge(similarity, least, out=room[:len(similarity), :similarity.shape[1]])
+    mark = torch.ge(similarity, least, out=room[: len(similarity), : similarity.shape[1]])
     # Eight marks at a time: nearly all are empty, and looking through single ones would cost more than comparing.
     words = mark.view(torch.int64)
     row, word = (words != 0).nonzero(as_tuple=True)
@@ -86,8 +89,9 @@ def _at_least(similarity: Tensor, least: Tensor, room: Tensor) -> tuple[Tensor, 
     return row[hit], word[hit] * WORD + place
 
 
-def above_by_bound(queries: Tensor, block: Tensor, rounded: Rounded, centre: Tensor, known: Tensor,
-                   own: Tensor | None, room: Room) -> tuple[Tensor, Tensor, Tensor] | None:
+def above_by_bound(
+    queries: Tensor, block: Tensor, rounded: Rounded, centre: Tensor, known: Tensor, own: Tensor | None, room: Room
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """As `above`, by products in bfloat16 and a bound on their error; None if that leaves too many to look at.
 
     With b = c + r, q = q' + dq and r = r' + dr, where q' and r' are rounded: q b = q c + q' r' + q' dr + dq r. The last
@@ -99,8 +103,11 @@ def above_by_bound(queries: Tensor, block: Tensor, rounded: Rounded, centre: Ten
     """
     few = Rounded.of(queries)
     longest = rounded.length.amax() + centre.norm()
-    bound = (few.length + few.lost) * rounded.lost.amax() + few.lost * rounded.length.amax() \
-        + few.length * longest * (queries.shape[1] * 2.0 ** -21)
+    bound = (
+        (few.length + few.lost) * rounded.lost.amax()
+        + few.lost * rounded.length.amax()
+        + few.length * longest * (queries.shape[1] * 2.0**-21)
+    )
     least = (known - (queries @ centre)[:, None] - bound).bfloat16()
     if least.amin() <= 0:
         return None
@@ -118,9 +125,11 @@ def _dots(queries: Tensor, block: Tensor, row: Tensor, column: Tensor) -> Tensor
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse", UserWarning)  # in beta; unchecked: these are right
         starts = F.pad(torch.bincount(row, minlength=len(queries)).cumsum(0), (1, 0))
-        pairs = torch.sparse_csr_tensor(starts, column, torch.zeros(len(row), device=row.device),
-                                        (len(queries), len(block)))
+        pairs = torch.sparse_csr_tensor(
+            starts, column, torch.zeros(len(row), device=row.device), (len(queries), len(block))
+        )
         return torch.sparse.sampled_addmm(pairs, queries, block.T).values()
+
 
 QUERIES = 1024  # rows of one query block; fixed, so that results do not depend on the number of processes
 BANK = 16384  # rows of one bank block
@@ -133,8 +142,15 @@ def load_rows(rows: Tensor | np.ndarray, start: int, stop: int, device: torch.de
     return F.normalize(part.to(device, torch.float32), dim=1)
 
 
-def nearest(queries: Tensor, bank: Tensor | np.ndarray, k: int, *, exclude: Tensor | None = None,
-            normalise: bool = True, on_block: Callable[[int], None] | None = None) -> tuple[Tensor, Tensor]:
+def nearest(
+    queries: Tensor,
+    bank: Tensor | np.ndarray,
+    k: int,
+    *,
+    exclude: Tensor | None = None,
+    normalise: bool = True,
+    on_block: Callable[[int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
     """The k most similar bank rows of every query: similarity [N, k] and index [N, k], most similar first.
 
     queries [N, D], bank [M, D], both compared by dot product (after L2-normalising the bank's rows if `normalise`;
@@ -162,7 +178,7 @@ def nearest(queries: Tensor, bank: Tensor | np.ndarray, k: int, *, exclude: Tens
             part = slice(first, first + QUERIES)
             own = None if exclude is None else exclude[part] - start
             if start == 0:  # nothing is known yet
-                similarity = product(queries[part], block, own, room.exact)[:, :len(block)]
+                similarity = product(queries[part], block, own, room.exact)[:, : len(block)]
                 _merge(best[part], index[part], similarity, None, start)
                 continue
             known, pairs = best[part].amin(1, keepdim=True), None
@@ -216,13 +232,14 @@ def _select(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     tied = ((similarity == least).sum(1) > (values == least).sum(1)).nonzero().squeeze(1)
     if len(tied):  # topk may have left out a lower column
         exact = similarity[tied].sort(dim=1, descending=True, stable=True)
-        values[tied], found[tied] = exact.values[:, :found.shape[1]], exact.indices[:, :found.shape[1]]
+        values[tied], found[tied] = exact.values[:, : found.shape[1]], exact.indices[:, : found.shape[1]]
     found, order = found.sort(dim=1)
     return values.gather(1, order), found
 
 
-def vote(similarity: Tensor, labels: Tensor, classes: int, ks: Sequence[int], temperature: float,
-         r: int = 5) -> dict[int, Tensor]:
+def vote(
+    similarity: Tensor, labels: Tensor, classes: int, ks: Sequence[int], temperature: float, r: int = 5
+) -> dict[int, Tensor]:
     """Ranked classes [N, min(r, classes)] by weighted vote of the first k neighbours, for every k in one pass.
 
     similarity [N, K] and labels [N, K] of the neighbours, most similar first; each votes for its class with
@@ -230,11 +247,11 @@ def vote(similarity: Tensor, labels: Tensor, classes: int, ks: Sequence[int], te
     """
     ranked: dict[int, list[Tensor]] = {k: [] for k in sorted(ks)}
     for first in range(0, max(len(similarity), 1), QUERIES):  # one block's votes for all classes at a time
-        weights = (similarity[first:first + QUERIES].double() / temperature).exp()
-        chosen, votes, done = labels[first:first + QUERIES], weights.new_zeros(len(weights), classes), 0
+        weights = (similarity[first : first + QUERIES].double() / temperature).exp()
+        chosen, votes, done = labels[first : first + QUERIES], weights.new_zeros(len(weights), classes), 0
         for k, blocks in ranked.items():
             for column in range(done, k):  # in order: the sum does not depend on which other k are asked for
-                votes.scatter_add_(1, chosen[:, column:column + 1], weights[:, column:column + 1])
+                votes.scatter_add_(1, chosen[:, column : column + 1], weights[:, column : column + 1])
             done = k
             blocks.append(rank_classes(votes, r))
     return {k: torch.cat(blocks) for k, blocks in ranked.items()}

@@ -97,8 +97,7 @@ def _update(params: list[Tensor], updates: list[Tensor], momenta: list[Tensor], 
 
 def _update_on_cpu(params: list[Tensor], updates: list[Tensor], momenta: list[Tensor], group: dict) -> None:
     """LARS with momentum and step in one sweep: SGD's "dampening" is 1 minus the gradient's factor."""
-    constants = dict(lr=group["lr"], momentum=group["momentum"], nesterov=False, maximize=False,
-                     is_first_step=False)
+    constants = dict(lr=group["lr"], momentum=group["momentum"], nesterov=False, maximize=False, is_first_step=False)
     if not group["adapt"]:
         torch._fused_sgd_(params, updates, momenta, dampening=0.0, weight_decay=group["weight_decay"], **constants)
         return
@@ -112,8 +111,10 @@ def _update_on_cpu(params: list[Tensor], updates: list[Tensor], momenta: list[Te
 
 def _fused_is_right(*lists: list[Tensor]) -> bool:
     """On a CPU, where reading norms costs no waiting; and fused SGD ignores strides, so these must agree."""
-    return all(p.device.type == "cpu" and p.dtype == torch.float32 and p.stride() == d.stride() == mu.stride()
-               for p, d, mu in zip(*lists, strict=True))
+    return all(
+        p.device.type == "cpu" and p.dtype == torch.float32 and p.stride() == d.stride() == mu.stride()
+        for p, d, mu in zip(*lists, strict=True)
+    )
 
 
 @torch.no_grad()

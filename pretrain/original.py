@@ -71,8 +71,19 @@ FIXED = {
 
 # Launching, logging, and options of code paths that are never taken: without effect on the result.
 MEANINGLESS = (
-    "DISTRIBUTED", "DIST_BACKEND", "DIST_URL", "NODE_RANK", "NUM_GPUS_PER_NODE", "N_NODES", "WORLD_SIZE",
-    "LOG_GRAD", "TENSORBOARD_PATH", "TRAIN.DATASET", "TRAIN.NUM_CLASSES", "VAL.DATASET", "VAL.BATCH_SIZE",
+    "DISTRIBUTED",
+    "DIST_BACKEND",
+    "DIST_URL",
+    "NODE_RANK",
+    "NUM_GPUS_PER_NODE",
+    "N_NODES",
+    "WORLD_SIZE",
+    "LOG_GRAD",
+    "TENSORBOARD_PATH",
+    "TRAIN.DATASET",
+    "TRAIN.NUM_CLASSES",
+    "VAL.DATASET",
+    "VAL.BATCH_SIZE",
     "SOLVER.MILESTONES",
 )
 MEANINGLESS_SECTION = "TWO_VIEWS_TRANSFORMS."
@@ -130,8 +141,10 @@ def translate(settings: Mapping[str, object], whole_file: bool = False) -> dict[
         elif key in MEANINGLESS or key.startswith(MEANINGLESS_SECTION):
             meaningless.append(key)
         elif key == "SOLVER.CLIP_GRAD" and value and str(settings.get("SSL_METHOD", "")).upper() == "SWAV":
-            raise InputError(f"config key '{key}' of the original system: its SwAV never clips: set it to 0, or write "
-                             "METHOD swav to clip all the same")
+            raise InputError(
+                f"config key '{key}' of the original system: its SwAV never clips: set it to 0, or write "
+                "METHOD swav to clip all the same"
+            )
         elif key != f"{V}NMB_CROPS":
             result[key] = value
     if f"{V}NMB_CROPS" in settings:
@@ -139,8 +152,9 @@ def translate(settings: Mapping[str, object], whole_file: bool = False) -> dict[
     if "VIT.DROP_PATH_RATE" in settings and not _is_vit(settings):
         del result["MODEL.DROP_PATH_RATE"]  # it never reaches the published CNNs
     if meaningless:
-        logging.getLogger(__name__).warning("settings of the original system without a meaning here, ignored: %s",
-                                            ", ".join(sorted(meaningless)))
+        logging.getLogger(__name__).warning(
+            "settings of the original system without a meaning here, ignored: %s", ", ".join(sorted(meaningless))
+        )
     return result
 
 
@@ -160,16 +174,19 @@ def _same(value: object, other: object) -> bool:
 
 def _require(key: str, value: object, only: object, why: str) -> None:
     if not _same(value, only):
-        raise InputError(f"config key '{key}' of the original system: {value!r} has no counterpart here, "
-                         f"only {only!r} ({why})")
+        raise InputError(
+            f"config key '{key}' of the original system: {value!r} has no counterpart here, only {only!r} ({why})"
+        )
 
 
 def _one_of_pair(key: str, value: object) -> object:
     if not isinstance(value, (list, tuple)):
         return value
     if len(value) != 2 or value[0] != value[1]:
-        raise InputError(f"config key '{key}' of the original system: {value!r} has no counterpart here, the values "
-                         f"for global and local crops must be equal ('{PAIRS[key]}' is one value for both)")
+        raise InputError(
+            f"config key '{key}' of the original system: {value!r} has no counterpart here, the values "
+            f"for global and local crops must be equal ('{PAIRS[key]}' is one value for both)"
+        )
     return value[0]
 
 
@@ -177,8 +194,12 @@ def _crop_numbers(value: object, result: dict[str, object]) -> None:
     """NMB_CROPS [2, n] repeats LOCAL_CROPS_NUMBER: it sets the number where that is absent, else must agree."""
     key = f"{V}NMB_CROPS"
     if not isinstance(value, (list, tuple)) or len(value) != 2 or value[0] != 2:
-        raise InputError(f"config key '{key}' of the original system: {value!r} has no counterpart here, "
-                         "only two global crops (VIEWS.LOCAL_NUMBER sets the local ones)")
+        raise InputError(
+            f"config key '{key}' of the original system: {value!r} has no counterpart here, "
+            "only two global crops (VIEWS.LOCAL_NUMBER sets the local ones)"
+        )
     if result.setdefault("VIEWS.LOCAL_NUMBER", value[1]) != value[1]:
-        raise InputError(f"config key '{key}' of the original system: {list(value)} disagrees with "
-                         f"{V}LOCAL_CROPS_NUMBER {result['VIEWS.LOCAL_NUMBER']}: make them equal")
+        raise InputError(
+            f"config key '{key}' of the original system: {list(value)} disagrees with "
+            f"{V}LOCAL_CROPS_NUMBER {result['VIEWS.LOCAL_NUMBER']}: make them equal"
+        )

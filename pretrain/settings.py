@@ -117,14 +117,40 @@ DEFAULTS = {
 
 # What `check_numbers` asks of this recipe, beside what the views and the sources of data say of their own keys.
 POSITIVE = {
-    "TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATE", "TRAIN.LOG_PERIOD", "TRAIN.CHECKPOINT_PERIOD", "SOLVER.TOTAL_EPOCHS",
-    "SOLVER.MOMENTUM", "DATA.STD", "KNN.K", "KNN.TEMPERATURE", "DINO.STUDENT_TEMP", "DINO.TEACHER_TEMP",
-    "DINO.WARMUP_TEACHER_TEMP", "DINO.BOTTLENECK_DIM", "SWAV.TEMPERATURE", "SWAV.EPSILON", "SWAV.PROTOTYPES",
-    "MOCO.TEMPERATURE", "MOCO.QUEUE_LENGTH",
-    *(f"{name}.{size}" for name in ("DINO", "SWAV", "MOCO") for size in ("HIDDEN_SIZE", "NUM_LAYERS", "OUTPUT_DIM"))}
-MOST = {"DATA.WORKERS": 1024, "VIEWS.LOCAL_NUMBER": 100, "DINO.NUM_LAYERS": 100, "SWAV.NUM_LAYERS": 100,
-        "MOCO.NUM_LAYERS": 100, "DATA.MAX_CORRUPT": 1, "MODEL.DROP_PATH_RATE": 1, "SOLVER.MOMENTUM": 1,
-        "DINO.CENTER_MOMENTUM": 1, "DINO.MOMENTUM": 1, "DINO.MOMENTUM_END": 1, "MOCO.MOMENTUM": 1}
+    "TRAIN.BATCH_SIZE",
+    "TRAIN.ACCUMULATE",
+    "TRAIN.LOG_PERIOD",
+    "TRAIN.CHECKPOINT_PERIOD",
+    "SOLVER.TOTAL_EPOCHS",
+    "SOLVER.MOMENTUM",
+    "DATA.STD",
+    "KNN.K",
+    "KNN.TEMPERATURE",
+    "DINO.STUDENT_TEMP",
+    "DINO.TEACHER_TEMP",
+    "DINO.WARMUP_TEACHER_TEMP",
+    "DINO.BOTTLENECK_DIM",
+    "SWAV.TEMPERATURE",
+    "SWAV.EPSILON",
+    "SWAV.PROTOTYPES",
+    "MOCO.TEMPERATURE",
+    "MOCO.QUEUE_LENGTH",
+    *(f"{name}.{size}" for name in ("DINO", "SWAV", "MOCO") for size in ("HIDDEN_SIZE", "NUM_LAYERS", "OUTPUT_DIM")),
+}
+MOST = {
+    "DATA.WORKERS": 1024,
+    "VIEWS.LOCAL_NUMBER": 100,
+    "DINO.NUM_LAYERS": 100,
+    "SWAV.NUM_LAYERS": 100,
+    "MOCO.NUM_LAYERS": 100,
+    "DATA.MAX_CORRUPT": 1,
+    "MODEL.DROP_PATH_RATE": 1,
+    "SOLVER.MOMENTUM": 1,
+    "DINO.CENTER_MOMENTUM": 1,
+    "DINO.MOMENTUM": 1,
+    "DINO.MOMENTUM_END": 1,
+    "MOCO.MOMENTUM": 1,
+}
 LENGTHS = {"DATA.MEAN": 3, "DATA.STD": 3, "LOSS.WEIGHTS": 2}
 
 FORMATS = ("folder", "h5", "shards")
@@ -132,25 +158,34 @@ FORMATS = ("folder", "h5", "shards")
 
 def pretrain() -> Parser:
     parser = Parser(
-        "sslight pretrain", "Pre-train a backbone without labels: images in, run directory out.",
+        "sslight pretrain",
+        "Pre-train a backbone without labels: images in, run directory out.",
         "sslight pretrain --cfg configs/pretrain/dino_cnn_sslight.yaml MODEL.BACKBONE_ARCH resnet18 \\\n"
         "      TRAIN.ACCUMULATE 8 DATA.PATH_TO_DATA_DIR $DATA OUTPUT_DIR runs/r18",
         "torchrun --nproc_per_node 8 -m pretrain --cfg configs/pretrain/dino_cnn_sslight.yaml \\\n"
         "      TRAIN.JOINT_LINEAR_PROBE True DATA.PATH_TO_DATA_DIR $DATA OUTPUT_DIR runs/mnv2",
-        epilog="The same command started again continues the run. Every key and its default: pretrain/settings.py.")
+        epilog="The same command started again continues the run. Every key and its default: pretrain/settings.py.",
+    )
     parser.add_argument("--cfg", metavar="FILE", help="YAML configuration, e.g. one of configs/pretrain/")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="build everything, take one batch, print the resolved configuration, stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, take one batch, print the resolved configuration, stop",
+    )
     parser.add_argument("--show-views", metavar="PNG", help="write a picture of one batch of views, and stop")
     parser.add_overrides(DEFAULTS)
     return parser
 
 
 def pack() -> Parser:
-    parser = Parser("sslight pack", "Convert a data directory, byte for byte, between class folders, HDF5 and shards.",
-                    "sslight pack $DATA packed --to shards")
-    parser.add_argument("src", metavar="SRC", help="data directory with train and val in any of the three forms, or a "
-                                                   "URL of shards")
+    parser = Parser(
+        "sslight pack",
+        "Convert a data directory, byte for byte, between class folders, HDF5 and shards.",
+        "sslight pack $DATA packed --to shards",
+    )
+    parser.add_argument(
+        "src", metavar="SRC", help="data directory with train and val in any of the three forms, or a URL of shards"
+    )
     parser.add_argument("dst", metavar="DST", type=Path, help="directory to write")
     parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: those of train and val that are there")

@@ -55,10 +55,20 @@ def save(cfg: CfgNode, state: State, out_dir: Path, steps_per_epoch: int, keep: 
     method = state.objective.method
     epoch = state.step // steps_per_epoch
     checkpoint = {
-        "format": FORMAT, "method": cfg.METHOD, "arch": method.backbone.arch, "epoch": epoch, "step": state.step,
-        "model": model, "optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict(), "rng": rng,
-        "config": to_dict(cfg), "preprocess": preprocess(cfg, method.backbone), "networks": dict(method.networks),
-        "global_batch": global_batch(cfg), "epoch_open": state.epoch_open,
+        "format": FORMAT,
+        "method": cfg.METHOD,
+        "arch": method.backbone.arch,
+        "epoch": epoch,
+        "step": state.step,
+        "model": model,
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "rng": rng,
+        "config": to_dict(cfg),
+        "preprocess": preprocess(cfg, method.backbone),
+        "networks": dict(method.networks),
+        "global_batch": global_batch(cfg),
+        "epoch_open": state.epoch_open,
     }
     last = last_checkpoint(out_dir)
     save_checkpoint(last, checkpoint)
@@ -84,8 +94,13 @@ def preprocess(cfg: CfgNode, backbone: nn.Module) -> dict:
     Part of every file that carries its weights.
     """
     positions = {"pos_resize": backbone.pos_resize} if hasattr(backbone, "pos_resize") else {}
-    return {"mean": list(cfg.DATA.MEAN), "std": list(cfg.DATA.STD), "color_order": "RGB",
-            "size": cfg.VIEWS.GLOBAL_SIZE, **positions}
+    return {
+        "mean": list(cfg.DATA.MEAN),
+        "std": list(cfg.DATA.STD),
+        "color_order": "RGB",
+        "size": cfg.VIEWS.GLOBAL_SIZE,
+        **positions,
+    }
 
 
 def resume(cfg: CfgNode, state: State, out_dir: Path, log: RunLog, free: Collection[str], consent: str) -> None:
@@ -100,18 +115,23 @@ def resume(cfg: CfgNode, state: State, out_dir: Path, log: RunLog, free: Collect
         path = Path(cfg.TRAIN.CHECKPOINT_FILE_PATH)
     else:
         if last.exists():
-            raise InputError(f"{out_dir} already holds a run and TRAIN.AUTO_RESUME is off: "
-                             "choose another OUTPUT_DIR or turn it on")
+            raise InputError(
+                f"{out_dir} already holds a run and TRAIN.AUTO_RESUME is off: choose another OUTPUT_DIR or turn it on"
+            )
         return
     checkpoint = load_checkpoint(path)
     arch = state.objective.method.backbone.arch
     if (checkpoint["method"], checkpoint["arch"]) != (cfg.METHOD, arch):
-        raise InputError(f"{path} is of {checkpoint['method']} on {checkpoint['arch']}, this run is {cfg.METHOD} on "
-                         f"{arch}: choose the matching checkpoint or configuration")
+        raise InputError(
+            f"{path} is of {checkpoint['method']} on {checkpoint['arch']}, this run is {cfg.METHOD} on "
+            f"{arch}: choose the matching checkpoint or configuration"
+        )
     if checkpoint["global_batch"] != global_batch(cfg):
-        raise InputError(f"{path} was trained with a global batch of {checkpoint['global_batch']}, this start has "
-                         f"{global_batch(cfg)}: set TRAIN.BATCH_SIZE or TRAIN.ACCUMULATE so that processes x batch x "
-                         "accumulation stays the same")
+        raise InputError(
+            f"{path} was trained with a global batch of {checkpoint['global_batch']}, this start has "
+            f"{global_batch(cfg)}: set TRAIN.BATCH_SIZE or TRAIN.ACCUMULATE so that processes x batch x "
+            "accumulation stays the same"
+        )
     if path != last:
         check_same_recipe(f"{path} was trained", checkpoint["config"], cfg, free, consent)
     model = dict(checkpoint["model"])
@@ -134,6 +154,7 @@ def resume(cfg: CfgNode, state: State, out_dir: Path, log: RunLog, free: Collect
         write_atomically(last, lambda temporary: shutil.copyfile(path, temporary))
     log(f"continuing from {path} at step {state.step}")
 
+
 IN_MMDET = ("resnet18", "resnet34", "resnet50", "mobilenetv2_100")
 
 
@@ -141,8 +162,15 @@ def export(out_dir: Path) -> str:
     """Write `backbone.safetensors` from `last.pth`; returns what to say about it."""
     last, target = last_checkpoint(out_dir), out_dir / "backbone.safetensors"
     checkpoint = load_checkpoint(last)
-    save_backbone(target, backbone_state(checkpoint), arch=checkpoint["arch"], method=checkpoint["method"],
-                  preprocess=checkpoint["preprocess"], source_sha256=sha256(last), converted="exported by pretrain")
+    save_backbone(
+        target,
+        backbone_state(checkpoint),
+        arch=checkpoint["arch"],
+        method=checkpoint["method"],
+        preprocess=checkpoint["preprocess"],
+        source_sha256=sha256(last),
+        converted="exported by pretrain",
+    )
     commands = next_commands(out_dir, checkpoint["arch"], checkpoint["config"]["DATA"]["PATH_TO_DATA_DIR"])
     return f"done: {target}\nnext:\n" + "".join(f"  {shlex.join(words)}\n" for words in commands).rstrip()
 
@@ -157,6 +185,20 @@ def next_commands(out_dir: Path, arch: str, data: str) -> list[list[str]]:
             open_source(data, split)
     except InputError:
         return [convert]
-    return [["sslight", "bench", "knn", "--cfg", "configs/classification/knn.yaml", "WEIGHTS", last,
-             "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", str(out_dir / "results" / "knn")],
-            convert, ["sslight", "report", str(out_dir), "-o", str(out_dir / "report.html")]]
+    return [
+        [
+            "sslight",
+            "bench",
+            "knn",
+            "--cfg",
+            "configs/classification/knn.yaml",
+            "WEIGHTS",
+            last,
+            "DATA.PATH_TO_DATA_DIR",
+            data,
+            "OUTPUT_DIR",
+            str(out_dir / "results" / "knn"),
+        ],
+        convert,
+        ["sslight", "report", str(out_dir), "-o", str(out_dir / "report.html")],
+    ]

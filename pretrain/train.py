@@ -37,9 +37,23 @@ from sslight.core.rundir import StopSignal, open_run
 CONSENT = "TRAIN.ALLOW_CHANGES"
 # Keys that may change between the starts of one run: where things lie, how often it reports, how fast it goes.
 # Batch size, processes and accumulation may trade places as long as their product, the global batch, stays.
-FREE_KEYS = ("OUTPUT_DIR", "DEVICE", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "DATA.MAX_CORRUPT", "KNN.",
-             "TRAIN.COMPILE", "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_FILE_PATH", "TRAIN.CHECKPOINT_PERIOD",
-             "TRAIN.SAVE_SECONDS", "TRAIN.LOG_PERIOD", "TRAIN.BATCH_SIZE", "TRAIN.ACCUMULATE", CONSENT)
+FREE_KEYS = (
+    "OUTPUT_DIR",
+    "DEVICE",
+    "DATA.PATH_TO_DATA_DIR",
+    "DATA.WORKERS",
+    "DATA.MAX_CORRUPT",
+    "KNN.",
+    "TRAIN.COMPILE",
+    "TRAIN.AUTO_RESUME",
+    "TRAIN.CHECKPOINT_FILE_PATH",
+    "TRAIN.CHECKPOINT_PERIOD",
+    "TRAIN.SAVE_SECONDS",
+    "TRAIN.LOG_PERIOD",
+    "TRAIN.BATCH_SIZE",
+    "TRAIN.ACCUMULATE",
+    CONSENT,
+)
 
 COLLAPSED = 0.01  # std of unit-length outputs times sqrt(width): 1 spread over the sphere, 0 constant
 
@@ -72,15 +86,18 @@ def build(cfg: CfgNode, device: torch.device) -> tuple[State, Source, Source | N
     except InputError as error:
         raise InputError(f"{error}; or set KNN.PERIOD 0 to train without k-NN") from None
     if val is not None and cfg.KNN.MODE == "train" and val.classes != source.classes:
-        raise InputError(f"{val.where} and {source.where} hold different classes: KNN.MODE train needs the same ones, "
-                         "loo does not")
+        raise InputError(
+            f"{val.where} and {source.where} hold different classes: KNN.MODE train needs the same ones, loo does not"
+        )
     if val is not None and cfg.KNN.MODE == "loo" and len(val) < 2:
         raise InputError(f"{val.where} holds a single image, which has no neighbours: add more, or set KNN.PERIOD 0")
     world = distributed.world_size()
     steps_per_epoch = batches_per_epoch(source, cfg, world) // cfg.TRAIN.ACCUMULATE
     if steps_per_epoch == 0:
-        raise InputError(f"{len(source)} images in {cfg.DATA.PATH_TO_DATA_DIR} do not fill one global batch of "
-                         f"{global_batch(cfg)}: lower TRAIN.BATCH_SIZE")
+        raise InputError(
+            f"{len(source)} images in {cfg.DATA.PATH_TO_DATA_DIR} do not fill one global batch of "
+            f"{global_batch(cfg)}: lower TRAIN.BATCH_SIZE"
+        )
     torch.manual_seed(cfg.SEED)  # the same initial weights on every rank
     method = build_method(cfg)
     classes = len(source.classes) if cfg.TRAIN.JOINT_LINEAR_PROBE else 0
@@ -96,8 +113,10 @@ def build(cfg: CfgNode, device: torch.device) -> tuple[State, Source, Source | N
 def check(cfg: CfgNode, device: torch.device) -> None:
     """Raise InputError for values that cannot work."""
     if not cfg.DATA.PATH_TO_DATA_DIR:
-        raise InputError("DATA.PATH_TO_DATA_DIR is not set: add DATA.PATH_TO_DATA_DIR DIR, a directory with train/ "
-                         "(and val/ for k-NN)")
+        raise InputError(
+            "DATA.PATH_TO_DATA_DIR is not set: add DATA.PATH_TO_DATA_DIR DIR, a directory with train/ "
+            "(and val/ for k-NN)"
+        )
     if cfg.TRAIN.AMP not in ("none", "bf16", "fp16"):
         raise InputError(f"TRAIN.AMP '{cfg.TRAIN.AMP}': use none, bf16 or fp16")
     if cfg.TRAIN.AMP == "fp16" and device.type != "cuda":
@@ -106,8 +125,10 @@ def check(cfg: CfgNode, device: torch.device) -> None:
         raise InputError(f"KNN.MODE '{cfg.KNN.MODE}': use loo (val against val) or train (val against train)")
     check_numbers(cfg, POSITIVE, MOST, LENGTHS)
     if not 0 <= cfg.SOLVER.WARMUP_EPOCHS <= cfg.SOLVER.TOTAL_EPOCHS:
-        raise InputError(f"SOLVER.WARMUP_EPOCHS {cfg.SOLVER.WARMUP_EPOCHS} must lie between 0 and SOLVER.TOTAL_EPOCHS "
-                         f"{cfg.SOLVER.TOTAL_EPOCHS}")
+        raise InputError(
+            f"SOLVER.WARMUP_EPOCHS {cfg.SOLVER.WARMUP_EPOCHS} must lie between 0 and SOLVER.TOTAL_EPOCHS "
+            f"{cfg.SOLVER.TOTAL_EPOCHS}"
+        )
 
 
 def needs_train_labels(cfg: CfgNode) -> bool:
@@ -137,9 +158,11 @@ def train(cfg: CfgNode, device: torch.device) -> None:
             for prefix in method.networks.values():
                 method.get_submodule(prefix.rstrip(".")).compile()
         total = cfg.SOLVER.TOTAL_EPOCHS * steps_per_epoch
-        log(f"{cfg.METHOD} on {method.backbone.arch}: {len(source)} images ({source.kind}), {len(views)} views, "
+        log(
+            f"{cfg.METHOD} on {method.backbone.arch}: {len(source)} images ({source.kind}), {len(views)} views, "
             f"global batch {global_batch(cfg)}, steps {state.step} to {total}, {distributed.world_size()} process(es) "
-            f"on {device.type}")
+            f"on {device.type}"
+        )
         bar = Bar(total, "pretrain", "step", initial=state.step, line_every=cfg.TRAIN.LOG_PERIOD)
         saved_at = time.monotonic()
         if state.epoch_open:
@@ -161,21 +184,31 @@ def train(cfg: CfgNode, device: torch.device) -> None:
                         check_finite(figures, state.step - 1, last_checkpoint(out_dir))
                     bar.update(1, loss=figures["loss"], images=meter.rate(), wait=meter.wait_share())
                     if logging:
-                        metrics.write(state.step - 1, **figures,
-                                      **hyperparameters(cfg, state.step - 1, steps_per_epoch),
-                                      images_per_second=meter.rate(), data_wait=meter.wait_share())
+                        metrics.write(
+                            state.step - 1,
+                            **figures,
+                            **hyperparameters(cfg, state.step - 1, steps_per_epoch),
+                            images_per_second=meter.rate(),
+                            data_wait=meter.wait_share(),
+                        )
                     if stopping or (due and not state.epoch_open):
                         save(cfg, state, out_dir, steps_per_epoch)
                         saved_at = time.monotonic()
                     if stopping:
-                        raise Stopped(f"saved {last_checkpoint(out_dir)} at step {state.step} of {total}; "
-                                      "start the same command again to go on")
+                        raise Stopped(
+                            f"saved {last_checkpoint(out_dir)} at step {state.step} of {total}; "
+                            "start the same command again to go on"
+                        )
             corrupt.gather()
-            log(f"epoch {epoch + 1}/{cfg.SOLVER.TOTAL_EPOCHS}: {describe(figures)}, {meter.rate():.0f} images/s, "
-                f"waited {meter.wait_share():.0%} for data")
+            log(
+                f"epoch {epoch + 1}/{cfg.SOLVER.TOTAL_EPOCHS}: {describe(figures)}, {meter.rate():.0f} images/s, "
+                f"waited {meter.wait_share():.0%} for data"
+            )
             if figures["feature_std"] < COLLAPSED:
-                log(f"warning: the outputs have nearly collapsed (feature_std {figures['feature_std']:.2g}; it is 1 "
-                    "over the whole sphere): lower SOLVER.BASE_LR, or check the views and the temperatures")
+                log(
+                    f"warning: the outputs have nearly collapsed (feature_std {figures['feature_std']:.2g}; it is 1 "
+                    "over the whole sphere): lower SOLVER.BASE_LR, or check the views and the temperatures"
+                )
             end_epoch(cfg, state, val, knn_bank, out_dir, metrics, steps_per_epoch, log, stop)
             saved_at = time.monotonic()
         bar.close()
@@ -184,16 +217,26 @@ def train(cfg: CfgNode, device: torch.device) -> None:
             log(export(out_dir))
 
 
-def end_epoch(cfg: CfgNode, state: State, val: Source | None, knn_bank: Source | None, out_dir: Path,
-              metrics: MetricsLog, steps_per_epoch: int, log: RunLog, stop: StopSignal) -> None:
+def end_epoch(
+    cfg: CfgNode,
+    state: State,
+    val: Source | None,
+    knn_bank: Source | None,
+    out_dir: Path,
+    metrics: MetricsLog,
+    steps_per_epoch: int,
+    log: RunLog,
+    stop: StopSignal,
+) -> None:
     """Measure k-NN accuracy and save. A stop may fall between an epoch's last step and this: it is made up for."""
     epoch = state.step // steps_per_epoch
     final = epoch == cfg.SOLVER.TOTAL_EPOCHS
     if val is not None and (epoch % cfg.KNN.PERIOD == 0 or final):
         save(cfg, state, out_dir, steps_per_epoch)
         with stop.set(immediate=True):  # may take minutes
-            knn = knn_top1(state.objective.method.backbone, val, knn_bank, cfg,
-                           next(state.objective.parameters()).device)
+            knn = knn_top1(
+                state.objective.method.backbone, val, knn_bank, cfg, next(state.objective.parameters()).device
+            )
         metrics.write(state.step, end=True, epoch=epoch, knn_top1=knn)
         log(f"epoch {epoch}/{cfg.SOLVER.TOTAL_EPOCHS}: k-NN top-1 {knn:.2%}")
     state.epoch_open = False
@@ -213,8 +256,15 @@ def read(batches: Iterator[Batch], corrupt: CorruptCounter, meter: Meter, log: R
         yield batch
 
 
-def one_step(cfg: CfgNode, state: State, model: nn.Module, batches: Iterator[Batch], source: Source,
-             steps_per_epoch: int, device: torch.device) -> dict[str, Tensor]:
+def one_step(
+    cfg: CfgNode,
+    state: State,
+    model: nn.Module,
+    batches: Iterator[Batch],
+    source: Source,
+    steps_per_epoch: int,
+    device: torch.device,
+) -> dict[str, Tensor]:
     """One optimizer step: ACCUMULATE forwards and backwards, then the update. Returns the logged statistics."""
     method, accumulate = state.objective.method, cfg.TRAIN.ACCUMULATE
     values = hyperparameters(cfg, state.step, steps_per_epoch)
@@ -252,8 +302,10 @@ def hyperparameters(cfg: CfgNode, step: int, steps_per_epoch: int) -> dict[str, 
     """Learning rate (linear rule on the global batch) and weight decay at an optimizer step."""
     solver, total = cfg.SOLVER, cfg.SOLVER.TOTAL_EPOCHS * steps_per_epoch
     warmup, peak = solver.WARMUP_EPOCHS * steps_per_epoch, scaled_learning_rate(solver.BASE_LR, global_batch(cfg))
-    return {"lr": warmup_cosine(step, total, warmup, solver.START_WARMUP, peak, solver.MIN_LR),
-            "weight_decay": cosine(step, total, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_END)}
+    return {
+        "lr": warmup_cosine(step, total, warmup, solver.START_WARMUP, peak, solver.MIN_LR),
+        "weight_decay": cosine(step, total, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_END),
+    }
 
 
 def parallel(objective: Objective, device: torch.device) -> nn.Module:
@@ -261,8 +313,9 @@ def parallel(objective: Objective, device: torch.device) -> nn.Module:
     if distributed.world_size() == 1:
         return objective
     # Buffers stay each rank's own: norms follow SyncBN where it exists, centres and queues are equal by construction.
-    return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None,
-                                   broadcast_buffers=False)
+    return DistributedDataParallel(
+        objective, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
+    )
 
 
 def dry_run(cfg: CfgNode, device: torch.device) -> None:
@@ -273,17 +326,21 @@ def dry_run(cfg: CfgNode, device: torch.device) -> None:
     if distributed.is_main():
         print(dump(cfg))
         parameters = sum(parameter.numel() for parameter in state.objective.parameters())
-        print(f"# {len(source)} images ({source.kind}), {steps_per_epoch} steps an epoch, views "
-              f"{[tuple(view.shape) for view in views]}, {parameters:,} parameters")
+        print(
+            f"# {len(source)} images ({source.kind}), {steps_per_epoch} steps an epoch, views "
+            f"{[tuple(view.shape) for view in views]}, {parameters:,} parameters"
+        )
 
 
 def check_finite(figures: dict[str, float], step: int, last: Path) -> None:
     """Raise InputError, on every rank, if any rank's loss is not a finite number."""
     if distributed.any_rank(not math.isfinite(figures["loss"])):
         good = last if last.exists() else "none yet"
-        raise InputError(f"the loss is {figures['loss']} at step {step} ({describe(figures)}); the last good "
-                         f"checkpoint is {good}: lower SOLVER.BASE_LR, lengthen the warm-up, clip gradients "
-                         "(SOLVER.CLIP_GRAD) or train without AMP")
+        raise InputError(
+            f"the loss is {figures['loss']} at step {step} ({describe(figures)}); the last good "
+            f"checkpoint is {good}: lower SOLVER.BASE_LR, lengthen the warm-up, clip gradients "
+            "(SOLVER.CLIP_GRAD) or train without AMP"
+        )
 
 
 def describe(figures: dict[str, float]) -> str:

@@ -84,11 +84,14 @@ COMMANDS = {
 
 
 def usage(program: str, commands: dict) -> str:
-    texts = {name: f"measure a checkpoint downstream: {', '.join(command)}" if isinstance(command, dict)
-             else command.text for name, command in commands.items()}
+    texts = {
+        name: f"measure a checkpoint downstream: {', '.join(command)}" if isinstance(command, dict) else command.text
+        for name, command in commands.items()
+    }
     lines = "\n".join(f"  {name:<10}{text}" for name, text in texts.items())
-    return (f"usage: {program} COMMAND ...\n\ncommands:\n{lines}\n\n"
-            f"example:\n  {program} {next(iter(commands))} --help\n")
+    return (
+        f"usage: {program} COMMAND ...\n\ncommands:\n{lines}\n\nexample:\n  {program} {next(iter(commands))} --help\n"
+    )
 
 
 def dispatch(arguments: list[str], program: str = "sslight", commands: dict | None = None) -> int | None:
@@ -99,8 +102,10 @@ def dispatch(arguments: list[str], program: str = "sslight", commands: dict | No
         return EXIT_DONE if arguments else EXIT_BAD_INPUT
     name, *rest = arguments
     if name not in commands:
-        print(f"error: {program} has no command '{name}'{nearest(name, commands)}: use {', '.join(commands)}",
-              file=sys.stderr)
+        print(
+            f"error: {program} has no command '{name}'{nearest(name, commands)}: use {', '.join(commands)}",
+            file=sys.stderr,
+        )
         return EXIT_BAD_INPUT
     command = commands[name]
     if isinstance(command, dict):

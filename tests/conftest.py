@@ -52,10 +52,15 @@ def run():
     """Run a command of the project as a user would: `run("-m", "pretrain", ...)` returns the finished process."""
 
     def call(*arguments: object, expect: int | None = 0, timeout: float = 300, **environment: str):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(
-            [str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep), **environment}
-        done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=env, text=True, timeout=timeout,
-                              capture_output=True)
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+            **environment,
+        }
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)], cwd=ROOT, env=env, text=True, timeout=timeout, capture_output=True
+        )
         if expect is not None:
             assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

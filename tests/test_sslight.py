@@ -13,14 +13,19 @@ from sslight import cli
 from sslight.core.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-ALL = {**{f"{name}": command for name, command in cli.COMMANDS.items() if name != "bench"},
-       **{f"bench {name}": command for name, command in cli.BENCHMARKS.items()}}
+ALL = {
+    **{f"{name}": command for name, command in cli.COMMANDS.items() if name != "bench"},
+    **{f"bench {name}": command for name, command in cli.BENCHMARKS.items()},
+}
 
 
 def test_no_help_imports_torch(run):
     calls = [["--help"], ["bench", "--help"], *([*name.split(), "--help"] for name in ALL)]
-    done = run("-c", f"import sys, sslight\nsys.modules['torch'] = None  # an import of it would fail\n"
-                     f"for call in {calls}: assert cli.dispatch(call) == 0")
+    done = run(
+        "-c",
+        f"import sys, sslight\nsys.modules['torch'] = None  # an import of it would fail\n"
+        f"for call in {calls}: assert cli.dispatch(call) == 0",
+    )
     for name in ("pretrain", "convert", "bench", "report", "pack", "demo"):
         assert f"  {name} " in done.stdout
     assert done.stdout.count("\nexample:\n") == len(calls)
@@ -35,23 +40,26 @@ def test_examples_of_a_help_parse_and_name_known_keys_and_files(name):
     assert examples
     for words in examples:
         at = words.index(name.split()[-1])  # `sslight bench knn ...`, `torchrun ... -m pretrain ...`
-        args = parser.parse_intermixed_args(words[at + 1:])
+        args = parser.parse_intermixed_args(words[at + 1 :])
         if getattr(args, "cfg", None):
             assert (ROOT / args.cfg).is_file()
         assert {key.removeprefix("coco.") for key in getattr(args, "overrides", [])[::2]} <= set(parser.keys), words
 
 
-@pytest.mark.parametrize(("arguments", "expected"), [
-    (["pretrian"], "did you mean 'pretrain'?"),
-    (["bench", "liner"], "did you mean 'linear'?"),
-    (["report", "--diff", "a", "b", "--tilte", "x"], "did you mean '--title'?"),
-    (["report", "a", "--tit", "x"], "unknown argument '--tit"),
-    (["bench", "knn", "--weights", "last.pth"], "unknown argument '--weights': write WEIGHTS VALUE"),
-    (["convert", "a.pth", "--to", "mmdett", "-o", "b"], "did you mean 'mmdet'?"),
-    (["convert", "a.pth", "--to", "mmdet", "--family", "moko", "-o", "b"], "did you mean 'moco'?"),
-    (["bench", "coco", "--framwork", "mmdet"], "--framework"),
-    (["pack", "a", "b", "--to", "hdf5"], "did you mean 'h5'?"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["pretrian"], "did you mean 'pretrain'?"),
+        (["bench", "liner"], "did you mean 'linear'?"),
+        (["report", "--diff", "a", "b", "--tilte", "x"], "did you mean '--title'?"),
+        (["report", "a", "--tit", "x"], "unknown argument '--tit"),
+        (["bench", "knn", "--weights", "last.pth"], "unknown argument '--weights': write WEIGHTS VALUE"),
+        (["convert", "a.pth", "--to", "mmdett", "-o", "b"], "did you mean 'mmdet'?"),
+        (["convert", "a.pth", "--to", "mmdet", "--family", "moko", "-o", "b"], "did you mean 'moco'?"),
+        (["bench", "coco", "--framwork", "mmdet"], "--framework"),
+        (["pack", "a", "b", "--to", "hdf5"], "did you mean 'h5'?"),
+    ],
+)
 def test_wrong_names_are_answered_with_the_nearest(arguments, expected, capsys):
     """One line, exit code 2; `main` of the command is never reached where an option is wrong."""
     with pytest.raises(SystemExit) as ended:
@@ -64,21 +72,33 @@ def test_wrong_names_are_answered_with_the_nearest(arguments, expected, capsys):
     assert ended.value.code == 2 and said.startswith("error: ") and expected in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize(("typed", "offered"), [
-    ("sslight b", {"bench"}),
-    ("sslight bench ", {"knn", "linear", "semisup", "coco", "cost"}),
-    ("sslight bench knn --l", {"--loo"}),
-    ("sslight convert x.pth --to t", {"timm", "torchvision"}),
-    ("sslight bench knn KNN.H", {"KNN.HEADLINE_K"}),
-    ("sslight pretrain TRAIN.COMPILE T", {"True"}),
-    ("sslight bench linear --cfg configs/pre", {"configs/pretrain/"}),
-    ("sslight bench linear WEIGHTS READ", {"README.md"}),
-])
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("sslight b", {"bench"}),
+        ("sslight bench ", {"knn", "linear", "semisup", "coco", "cost"}),
+        ("sslight bench knn --l", {"--loo"}),
+        ("sslight convert x.pth --to t", {"timm", "torchvision"}),
+        ("sslight bench knn KNN.H", {"KNN.HEADLINE_K"}),
+        ("sslight pretrain TRAIN.COMPILE T", {"True"}),
+        ("sslight bench linear --cfg configs/pre", {"configs/pretrain/"}),
+        ("sslight bench linear WEIGHTS READ", {"README.md"}),
+    ],
+)
 def test_completion_offers_commands_options_keys_and_files_without_torch(run, typed, offered, tmp_path):
     pytest.importorskip("argcomplete")
     code = f"import os, sys; from sslight import cli; sys.modules['torch'] = None; os.chdir({str(ROOT)!r}); cli.main()"
-    run("-c", code, _ARGCOMPLETE="1", _ARGCOMPLETE_SUPPRESS_SPACE="1", _ARGCOMPLETE_IFS="\n", COMP_LINE=typed,
-        COMP_POINT=str(len(typed)), COMP_TYPE="9", _ARGCOMPLETE_STDOUT_FILENAME=str(tmp_path / "out"))
+    run(
+        "-c",
+        code,
+        _ARGCOMPLETE="1",
+        _ARGCOMPLETE_SUPPRESS_SPACE="1",
+        _ARGCOMPLETE_IFS="\n",
+        COMP_LINE=typed,
+        COMP_POINT=str(len(typed)),
+        COMP_TYPE="9",
+        _ARGCOMPLETE_STDOUT_FILENAME=str(tmp_path / "out"),
+    )
     found = set((tmp_path / "out").read_text().split("\n"))
     assert offered <= found and (typed.endswith(" ") or found == offered)
 
@@ -87,16 +107,24 @@ def test_bash_completes_by_itself(tmp_path):
     """The line of the README, in a real bash: the function that it registers fills COMPREPLY."""
     integration = pytest.importorskip("argcomplete.shell_integration")
     program = tmp_path / "sslight"
-    program.write_text(f"#!/bin/sh\nexec {sys.executable} -m sslight \"$@\"\n")
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m sslight "$@"\n')
     program.chmod(0o755)
-    (tmp_path / "script").write_text(integration.shellcode(["sslight"]) + """
+    (tmp_path / "script").write_text(
+        integration.shellcode(["sslight"])
+        + """
 COMP_LINE='sslight ben' COMP_POINT=11 COMP_WORDS=(sslight ben) COMP_CWORD=1 COMP_TYPE=9
 complete -p sslight
 _python_argcomplete sslight
 echo "offered: ${COMPREPLY[@]}"
-""")
-    done = subprocess.run(["bash", str(tmp_path / "script")], capture_output=True, text=True, check=True, env={
-        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+"""
+    )
+    done = subprocess.run(
+        ["bash", str(tmp_path / "script")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
     assert "_python_argcomplete sslight" in done.stdout and "offered: bench" in done.stdout
 
 

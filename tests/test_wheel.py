@@ -37,15 +37,35 @@ def wheel(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "-m", "sslight"):
         shutil.copy(ROOT / name, source)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation", "--no-index",
-                    "--disable-pip-version-check", "--quiet", "--wheel-dir", made], check=True, timeout=120)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            source,
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-index",
+            "--disable-pip-version-check",
+            "--quiet",
+            "--wheel-dir",
+            made,
+        ],
+        check=True,
+        timeout=120,
+    )
     (file,) = made.glob("sslight-*.whl")
     return file
 
 
 def test_every_file_of_the_packages_is_in_the_wheel(wheel):
-    there = {file.relative_to(ROOT).as_posix() for name in PACKAGES for file in (ROOT / name).rglob("*")
-             if file.is_file() and "__pycache__" not in file.parts}
+    there = {
+        file.relative_to(ROOT).as_posix()
+        for name in PACKAGES
+        for file in (ROOT / name).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
     assert there and not there - set(zipfile.ZipFile(wheel).namelist())
 
 
@@ -56,18 +76,34 @@ def test_commands_of_an_installed_wheel_find_their_configs(wheel, tmp_path, imag
     (elsewhere / "configs").mkdir(parents=True)
     (elsewhere / "configs" / "__init__.py").touch()
     empty.mkdir()
-    result(tmp_path / "results" / "linear", benchmark="linear", metrics={"top1_best_epoch": {"value": 60.0,
-                                                                                         "interval": None}})
+    result(
+        tmp_path / "results" / "linear",
+        benchmark="linear",
+        metrics={"top1_best_epoch": {"value": 60.0, "interval": None}},
+    )
     (tmp_path / "suite.yaml").write_text("evaluations: {cost: {benchmark: cost}}")
-    calls = [f"report {tmp_path}/results -o report.html",
-             f"pretrain --cfg configs/pretrain/demo.yaml --dry-run DATA.PATH_TO_DATA_DIR {image_folder} OUTPUT_DIR a",
-             "bench all --suite paper --weights random --dry-run OUTPUT_DIR a",
-             "bench linear --cfg configs/classification/linear_vit.yaml",
-             "bench linear --cfg configs/classification/linear_vit.yml"]
+    calls = [
+        f"report {tmp_path}/results -o report.html",
+        f"pretrain --cfg configs/pretrain/demo.yaml --dry-run DATA.PATH_TO_DATA_DIR {image_folder} OUTPUT_DIR a",
+        "bench all --suite paper --weights random --dry-run OUTPUT_DIR a",
+        "bench linear --cfg configs/classification/linear_vit.yaml",
+        "bench linear --cfg configs/classification/linear_vit.yml",
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", RUN], input="\n".join(calls), cwd=empty, text=True, capture_output=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(
-            [str(elsewhere), str(site), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)})
+        [sys.executable, "-c", RUN],
+        input="\n".join(calls),
+        cwd=empty,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(elsewhere), str(site), os.environ.get("PYTHONPATH", "")]).rstrip(
+                os.pathsep
+            ),
+        },
+    )
     codes = [line for line in done.stdout.splitlines() if line.startswith("exit ")]
     assert codes == [f"exit {code}: {call}" for code, call in zip((0, 0, 2, 2, 2), calls, strict=True)], done
     assert "66.7" in (empty / "report.html").read_text()  # the published table
@@ -90,8 +126,14 @@ for framework in ("mmdet", "detectron2"):
 print(coco_mmdet.recipe_of(coco_mmdet.load_config("configs/mmdet/mask_rcnn_r18_fpn_2x.py"))["max_iter"])
 print(read_settings("configs/detectron2/mask_rcnn_r18_fpn_2x.yaml")["INPUT.FORMAT"])
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, timeout=300, env={
-        **os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+    )
     shipped = tmp_path / "site" / "configs"
     recipes = [shipped / "mmdet" / "faster_rcnn_r18_fpn_1x.py", shipped / "detectron2" / "faster_rcnn_r18_fpn_1x.yaml"]
     assert done.stdout.splitlines() == [*map(str, recipes), "180000", "RGB"], done

@@ -20,8 +20,9 @@ def weighted(terms_global: list[Tensor], terms_local: list[Tensor], alpha: float
     return loss
 
 
-def pairwise_cross_entropy(targets: list[Tensor], logits: list[Tensor], temperature: float, alpha: float,
-                           beta: float) -> Tensor:
+def pairwise_cross_entropy(
+    targets: list[Tensor], logits: list[Tensor], temperature: float, alpha: float, beta: float
+) -> Tensor:
     """DINO's and SwAV's loss: every (target, other view) pair on its own."""
     terms_global, terms_local = [], []
     for t, target in enumerate(targets):
@@ -58,8 +59,9 @@ class SwAVQueue:
         self.rows = torch.zeros(2, length, width)
         self.in_use = False
 
-    def targets(self, embedding: list[Tensor], logits: list[Tensor], prototypes: Tensor, epsilon: float,
-                iterations: int) -> list[Tensor]:
+    def targets(
+        self, embedding: list[Tensor], logits: list[Tensor], prototypes: Tensor, epsilon: float, iterations: int
+    ) -> list[Tensor]:
         targets = []
         for crop in range(2):
             scores, batch = logits[crop].detach(), len(embedding[crop])
@@ -72,8 +74,9 @@ class SwAVQueue:
         return targets
 
 
-def moco_loss(queries: list[Tensor], key: Tensor, queue: Tensor, temperature: float, alpha: float,
-              beta: float) -> Tensor:
+def moco_loss(
+    queries: list[Tensor], key: Tensor, queue: Tensor, temperature: float, alpha: float, beta: float
+) -> Tensor:
     """InfoNCE of every query view; `queue` is [D, L], the first query is the global one."""
     terms = []
     for query in queries:

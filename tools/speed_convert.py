@@ -40,8 +40,12 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         for kind, make in (("plain", _plain_source), ("run", _run_source)):
             source = make(Path(folder) / f"{kind}.pth")
             print(f"{kind}: {source.stat().st_size / 1e6:.0f} MB")
-            for to, out, cold in (("torchvision", "out.pth", False), ("torchvision", "out.pth", True),
-                                  ("detectron2", "out.pth", False), ("timm", "out.safetensors", False)):
+            for to, out, cold in (
+                ("torchvision", "out.pth", False),
+                ("torchvision", "out.pth", True),
+                ("detectron2", "out.pth", False),
+                ("timm", "out.safetensors", False),
+            ):
                 found = _ratios(source, to, Path(folder) / out, args.runs, cold)
                 ratios |= {f"{kind}_{to}{'_cold' * cold}_vs_{name}": ratio for name, ratio in found.items()}
     return ratios
@@ -54,17 +58,41 @@ def _plain_source(path: Path) -> Path:
 
 def _run_source(path: Path) -> Path:
     state = build_backbone("resnet50").state_dict()
-    head = {"mlp.0.weight": torch.randn(2048, 2048), "mlp.3.weight": torch.randn(2048, 2048),
-            "mlp.6.weight": torch.randn(256, 2048), "last_layer.weight": torch.randn(4096, 256)}
-    model = {f"{network}.{part}.{key}": value.clone() for network in ("student", "teacher")
-             for part, tensors in (("backbone", state), ("head", head)) for key, value in tensors.items()}
+    head = {
+        "mlp.0.weight": torch.randn(2048, 2048),
+        "mlp.3.weight": torch.randn(2048, 2048),
+        "mlp.6.weight": torch.randn(256, 2048),
+        "last_layer.weight": torch.randn(4096, 256),
+    }
+    model = {
+        f"{network}.{part}.{key}": value.clone()
+        for network in ("student", "teacher")
+        for part, tensors in (("backbone", state), ("head", head))
+        for key, value in tensors.items()
+    }
     trained = [value for key, value in model.items() if key.startswith("student.") and value.ndim]
     momentum = {number: {"momentum_buffer": torch.randn_like(value)} for number, value in enumerate(trained)}
-    save_checkpoint(path, {
-        "format": FORMAT, "method": "dino", "arch": "resnet50", "epoch": 1, "step": 1, "model": model,
-        "optimizer": {"state": momentum}, "rng": {}, "config": {},
-        "networks": {name: f"{name}.backbone." for name in ("student", "teacher")},
-        "preprocess": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB", "size": 224}})
+    save_checkpoint(
+        path,
+        {
+            "format": FORMAT,
+            "method": "dino",
+            "arch": "resnet50",
+            "epoch": 1,
+            "step": 1,
+            "model": model,
+            "optimizer": {"state": momentum},
+            "rng": {},
+            "config": {},
+            "networks": {name: f"{name}.backbone." for name in ("student", "teacher")},
+            "preprocess": {
+                "mean": [0.485, 0.456, 0.406],
+                "std": [0.229, 0.224, 0.225],
+                "color_order": "RGB",
+                "size": 224,
+            },
+        },
+    )
     return path
 
 
@@ -76,9 +104,11 @@ def _forget(file: Path) -> None:
 
 
 def _ratios(source: Path, to: str, out: Path, runs: int, cold: bool) -> dict[str, float]:
-    sides = {"bare": lambda: _bare(source, out.with_name("bare.pth")),
-             "checked": lambda: _checked(source, out.with_name("checked.pth")),
-             "ours": lambda: convert(source, to, out, verify=False, force=True)}
+    sides = {
+        "bare": lambda: _bare(source, out.with_name("bare.pth")),
+        "checked": lambda: _checked(source, out.with_name("checked.pth")),
+        "ours": lambda: convert(source, to, out, verify=False, force=True),
+    }
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(runs + 1):
         for name in sides if number % 2 else reversed(sides):
@@ -89,11 +119,16 @@ def _ratios(source: Path, to: str, out: Path, runs: int, cold: bool) -> dict[str
             times[name].append(time.perf_counter() - started)
     first = times["ours"].pop(0)
     times["bare"].pop(0), times["checked"].pop(0)
-    ratios = {name: statistics.median(theirs / ours for theirs, ours in zip(times[name], times["ours"], strict=True))
-              for name in ("bare", "checked")}
+    ratios = {
+        name: statistics.median(theirs / ours for theirs, ours in zip(times[name], times["ours"], strict=True))
+        for name in ("bare", "checked")
+    }
     middle = {name: statistics.median(values) for name, values in times.items()}
-    print(f"  {to}{', cold' * cold}: ours {middle['ours']:.2f} s (first {first:.2f} s)", *(
-        f"{name} {middle[name]:.2f} s, ratio {ratio:.2f}" for name, ratio in ratios.items()), sep="; ")
+    print(
+        f"  {to}{', cold' * cold}: ours {middle['ours']:.2f} s (first {first:.2f} s)",
+        *(f"{name} {middle[name]:.2f} s, ratio {ratio:.2f}" for name, ratio in ratios.items()),
+        sep="; ",
+    )
     return ratios
 
 

@@ -61,12 +61,15 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     print(f"{args.queries} x {args.bank} x {args.width}, k {args.k}, {args.threads} thread(s), median of {args.pairs}")
     for (name, taken), extra in zip(times.items(), memory, strict=True):
         print(f"  {name:14} {statistics.median(taken):8.2f} s {extra / 2**20:8.0f} MiB")
-    return {key: round(statistics.median(b / a for a, b in zip(times["ours"], times[name], strict=True)), 3)
-            for key, name in (("vs_matmul", "matmul + topk"), ("vs_faiss", "faiss exact"))}
+    return {
+        key: round(statistics.median(b / a for a, b in zip(times["ours"], times[name], strict=True)), 3)
+        for key, name in (("vs_matmul", "matmul + topk"), ("vs_faiss", "faiss exact"))
+    }
 
 
 def peak(side: Callable[[], Tensor]) -> tuple[int, Tensor]:
     """Bytes that the process grew by at the most while `side` ran (looked at every 5 ms), and what it returned."""
+
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 

@@ -43,23 +43,56 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), args)
-        cfg = load_config(linear.DEFAULTS, None, [
-            "WEIGHTS", "random", "MODEL.BACKBONE_ARCH", args.arch, "OUTPUT_DIR", folder,
-            "DATA.PATH_TO_DATA_DIR", folder, "DATA.WORKERS", "0",
-            "DATA.SIZE", str(args.size), "DATA.RESIZE", str(args.size * 256 // 224),
-            "FEATURES.BATCH_SIZE", str(args.batch), "FEATURES.AMP", "bf16", "SOLVER.BASE_LR", "0.001"])
+        cfg = load_config(
+            linear.DEFAULTS,
+            None,
+            [
+                "WEIGHTS",
+                "random",
+                "MODEL.BACKBONE_ARCH",
+                args.arch,
+                "OUTPUT_DIR",
+                folder,
+                "DATA.PATH_TO_DATA_DIR",
+                folder,
+                "DATA.WORKERS",
+                "0",
+                "DATA.SIZE",
+                str(args.size),
+                "DATA.RESIZE",
+                str(args.size * 256 // 224),
+                "FEATURES.BATCH_SIZE",
+                str(args.batch),
+                "FEATURES.AMP",
+                "bf16",
+                "SOLVER.BASE_LR",
+                "0.001",
+            ],
+        )
         train, _ = open_splits(cfg)
         many, one = steps(cfg, args, RATES), steps(cfg, args, RATES[:1])
         most = steps(cfg, args, RATES, ["auto"])
         print(f"{args.arch}, {args.size} px, {args.classes} classes, {args.threads} thread(s), median of {args.pairs}")
         sweep = ratio("13 heads / one head (training steps)", many, one, args.pairs)
         full = ratio("13 heads on every feature choice / one head", most, one, args.pairs)
-        cached = ratio("an epoch on crops / cached features and 50 evaluations", lambda: epoch(cfg, args, train),
-                       lambda: cached_pass(cfg, args, train), args.pairs)
-        features = ratio("extraction: plain FP32 loop / bf16, channels_last",
-                         lambda: plain_extraction(cfg, train, args), lambda: extraction(cfg, train), args.pairs)
-    return {"sweep_over_single": round(sweep, 3), "full_sweep_over_single": round(full, 3),
-            "epoch_over_cached": round(cached, 3), "plain_over_extraction": round(features, 3)}
+        cached = ratio(
+            "an epoch on crops / cached features and 50 evaluations",
+            lambda: epoch(cfg, args, train),
+            lambda: cached_pass(cfg, args, train),
+            args.pairs,
+        )
+        features = ratio(
+            "extraction: plain FP32 loop / bf16, channels_last",
+            lambda: plain_extraction(cfg, train, args),
+            lambda: extraction(cfg, train),
+            args.pairs,
+        )
+    return {
+        "sweep_over_single": round(sweep, 3),
+        "full_sweep_over_single": round(full, 3),
+        "epoch_over_cached": round(cached, 3),
+        "plain_over_extraction": round(features, 3),
+    }
 
 
 def write_images(root: Path, args: argparse.Namespace) -> None:
@@ -73,8 +106,9 @@ def write_images(root: Path, args: argparse.Namespace) -> None:
             coarse.resize((500, 375), Image.BICUBIC).save(folder / f"{i}.jpg", quality=90)
 
 
-def steps(cfg, args: argparse.Namespace, rates: list[float],
-          choices: Sequence[str] = ("pooled",)) -> Callable[[], None]:
+def steps(
+    cfg, args: argparse.Namespace, rates: list[float], choices: Sequence[str] = ("pooled",)
+) -> Callable[[], None]:
     """Two optimizer steps of probes at the given rates on one batch."""
     subject = load_subject(cfg)
     features = Features(freeze(subject.backbone), choices_for(subject.backbone, choices))
@@ -100,8 +134,9 @@ def epoch(cfg, args: argparse.Namespace, train: Labelled) -> None:
     model = LinearProbes(features, {"pooled": subject.backbone.feature_dim}, args.classes, [0.001], 0).train()
     model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(cfg, model.groups(0.001))
-    for images, used in eval_batches(train.source, np.arange(len(train)), random_resized_crop(args.size, 0, 0),
-                                     batch_size=args.batch, workers=0):
+    for images, used in eval_batches(
+        train.source, np.arange(len(train)), random_resized_crop(args.size, 0, 0), batch_size=args.batch, workers=0
+    ):
         ready = prepare(images, subject.preprocess, torch.device("cpu"))
         one_step(cfg, model, optimizer, ready, torch.as_tensor(train.labels[used.numpy()]), torch.device("cpu"))
 
@@ -128,9 +163,14 @@ def plain_extraction(cfg, train: Labelled, args: argparse.Namespace) -> np.ndarr
     from torchvision import transforms
 
     model = freeze(load_subject(cfg).backbone)
-    picture = transforms.Compose([
-        transforms.Resize(cfg.DATA.RESIZE, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(cfg.DATA.SIZE),
-        transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+    picture = transforms.Compose(
+        [
+            transforms.Resize(cfg.DATA.RESIZE, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(cfg.DATA.SIZE),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
     found = []
     for start in range(0, len(train), args.batch):
         files = [train.source.root / train.source.name(i) for i in range(start, min(start + args.batch, len(train)))]

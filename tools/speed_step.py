@@ -30,8 +30,13 @@ PARTS_PER_STEP = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pairs", type=int, default=7, help="paired steps per ratio; of their parts, which are short, "
-                        f"{PARTS_PER_STEP} times as many (default: %(default)s)")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=7,
+        help="paired steps per ratio; of their parts, which are short, "
+        f"{PARTS_PER_STEP} times as many (default: %(default)s)",
+    )
     parser.add_argument("--batch", type=int, default=8, help="images per step (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="pixels of the global crops (default: %(default)s)")
     parser.add_argument("--local-size", type=int, default=48, help="pixels of the 6 local crops (default: %(default)s)")
@@ -79,8 +84,14 @@ def agree(plain: float, ours: float, tolerance: float) -> None:
 
 
 def method_config(arch: str, amp: str, args: argparse.Namespace, **settings: object):
-    settings = {"MODEL.BACKBONE_ARCH": arch, "TRAIN.AMP": amp, "TRAIN.BATCH_SIZE": args.batch,
-                "VIEWS.GLOBAL_SIZE": args.size, "VIEWS.LOCAL_SIZE": args.local_size, **settings}
+    settings = {
+        "MODEL.BACKBONE_ARCH": arch,
+        "TRAIN.AMP": amp,
+        "TRAIN.BATCH_SIZE": args.batch,
+        "VIEWS.GLOBAL_SIZE": args.size,
+        "VIEWS.LOCAL_SIZE": args.local_size,
+        **settings,
+    }
     return load_config(DEFAULTS, None, [item for key, value in settings.items() for item in (key, str(value))])
 
 
@@ -148,8 +159,7 @@ def step_pair(arch: str, amp: str, args: argparse.Namespace) -> tuple[Callable, 
 
     def our_step() -> Tensor:
         set_hyperparameters(optimizer, LEARNING_RATE, WEIGHT_DECAY)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp == "bf16"), \
-                sound_batch_norm(torch.device("cpu")):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp == "bf16"), sound_batch_norm(torch.device("cpu")):
             result = ours(last_views, PROGRESS)
         result["loss"].backward()
         ours.after_backward(PROGRESS)
@@ -166,8 +176,12 @@ class PlainDINO:
     """DINO's algorithm 1 with multi-crop, LARS and a moving average, written as it is read."""
 
     def __init__(self, method: DINO):
-        self.student, self.teacher, self.settings, self.weights = (method.student, method.teacher, method.settings,
-                                                                   method.weights)
+        self.student, self.teacher, self.settings, self.weights = (
+            method.student,
+            method.teacher,
+            method.settings,
+            method.weights,
+        )
         self.optimizer = PlainLARS(self.student)
         self.center = torch.zeros(1, self.settings.OUTPUT_DIM)
 
@@ -175,8 +189,9 @@ class PlainDINO:
         with torch.no_grad():
             teacher = list(self.forward(self.teacher, [views[:2]]).chunk(2))
         student = list(self.forward(self.student, [views[:2], views[2:]]).chunk(len(views)))
-        temperature = torch.linspace(self.settings.WARMUP_TEACHER_TEMP, self.settings.TEACHER_TEMP,
-                                     self.settings.WARMUP_TEACHER_TEMP_EPOCHS)[PROGRESS.epoch].item()
+        temperature = torch.linspace(
+            self.settings.WARMUP_TEACHER_TEMP, self.settings.TEACHER_TEMP, self.settings.WARMUP_TEACHER_TEMP_EPOCHS
+        )[PROGRESS.epoch].item()
         targets = dino_targets(teacher, self.center, temperature)
         loss = pairwise_cross_entropy(targets, student, self.settings.STUDENT_TEMP, *self.weights)
         for parameter in self.student.parameters():

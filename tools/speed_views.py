@@ -41,16 +41,20 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     """Print the tables; the ratios of the first view set are `all_cpu` and `worker_only`."""
     start_worker()
     photos = MemorySource([encode(photo) for photo in load_sample_images().images])
-    print(f"photos of {PHOTO_SIZE[0]}x{PHOTO_SIZE[1]}, {', '.join(f'{len(p) / 1000:.0f} KB' for p in photos.encoded)}; "
-          f"medians of {args.rounds} paired runs of {args.batch} images, one thread's CPU time\n")
+    print(
+        f"photos of {PHOTO_SIZE[0]}x{PHOTO_SIZE[1]}, {', '.join(f'{len(p) / 1000:.0f} KB' for p in photos.encoded)}; "
+        f"medians of {args.rounds} paired runs of {args.batch} images, one thread's CPU time\n"
+    )
     print(f"{'views':<16}{'reference':>11}{'all CPU':>17}{'worker only':>17}{'decoding alone':>17}")
     tables, ratios = [], {}
     for number, (name, overrides) in enumerate(VIEW_SETS.items()):
         times = measure(photos, overrides, args.rounds, args.batch)
         gains = {key: statistics.median(np.divide(times["reference"], times[key])) for key in times}
         cost = {key: statistics.median(values) for key, values in times.items()}
-        print(f"{name:<16}{cost['reference']:>8.2f} ms" + "".join(
-            f"{cost[key]:>8.2f} ms{gains[key]:>5.1f}x" for key in ("all_cpu", "worker_only", "decode")))
+        print(
+            f"{name:<16}{cost['reference']:>8.2f} ms"
+            + "".join(f"{cost[key]:>8.2f} ms{gains[key]:>5.1f}x" for key in ("all_cpu", "worker_only", "decode"))
+        )
         suffix = "" if number == 0 else "_" + name.split(" + ")[1]
         ratios |= {key + suffix: gains[key] for key in ("all_cpu", "worker_only", "decode")}
         tables.append((name, cost))
@@ -88,13 +92,20 @@ def encode(photo: np.ndarray) -> bytes:
 
 def measure(photos: MemorySource, overrides: list[str], rounds: int, batch: int) -> dict[str, list[float]]:
     """Milliseconds per image of every variant in every round."""
-    variants = {"reference": ["DATA.PIPELINE", "reference"], "all_cpu": [],
-                "worker_only": ["DATA.COLOR_ON_DEVICE", "True"], "no_blur": NO_BLUR, "no_color": NO_COLOR}
+    variants = {
+        "reference": ["DATA.PIPELINE", "reference"],
+        "all_cpu": [],
+        "worker_only": ["DATA.COLOR_ON_DEVICE", "True"],
+        "no_blur": NO_BLUR,
+        "no_color": NO_COLOR,
+    }
     makers = {name: _maker(photos, [*overrides, *extra]) for name, extra in variants.items()}
     made = makers["no_color"](Request(0, 0, np.zeros(batch, dtype=np.int64))).views
     work: dict[str, Callable[[Request], object]] = {
-        **makers, "decode": lambda request: [decode_fast(photos.read(i)) for i in request.indices.tolist()],
-        "copy": lambda request: [view.clone() for view in made]}
+        **makers,
+        "decode": lambda request: [decode_fast(photos.read(i)) for i in request.indices.tolist()],
+        "copy": lambda request: [view.clone() for view in made],
+    }
     times: dict[str, list[float]] = {name: [] for name in work}
     for number in range(-1, rounds):  # the first is for warming up
         request = Request(0, (number + 1) * batch, np.arange(batch, dtype=np.int64) % len(photos))
@@ -114,6 +125,10 @@ def _maker(photos: MemorySource, overrides: list[str]) -> Callable[[Request], ob
 
 def shares(cost: dict[str, float]) -> dict[str, float]:
     """Milliseconds of each part of the all-CPU path, from variants that leave parts out."""
-    return {"decode": cost["decode"], "crop": cost["no_color"] - cost["decode"] - cost["copy"],
-            "colour": cost["no_blur"] - cost["no_color"], "blur": cost["all_cpu"] - cost["no_blur"],
-            "copy": cost["copy"]}
+    return {
+        "decode": cost["decode"],
+        "crop": cost["no_color"] - cost["decode"] - cost["copy"],
+        "colour": cost["no_blur"] - cost["no_color"],
+        "blur": cost["all_cpu"] - cost["no_blur"],
+        "copy": cost["copy"],
+    }

@@ -72,8 +72,9 @@ def main(argv: list[str] | None = None) -> int:
         with coco_launch.main_first():
             source, family = coco_weights.find_source(args.weights, recipe["arch"], args.seed, work_dir)
             if args.data:
-                coco_preflight.check(data, recipe, recipe, source.preprocess, work_dir, processes,
-                                     quiet=not distributed.is_main())
+                coco_preflight.check(
+                    data, recipe, recipe, source.preprocess, work_dir, processes, quiet=not distributed.is_main()
+                )
             weights = coco_weights.prepare(args.weights, source, family, "mmdet", None, work_dir)
         coco_mmdet.set_backbone(cfg, weights)
     elif not args.resume and not cfg.load_from and not cfg.model.backbone.get("init_cfg"):
@@ -91,9 +92,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tools/train_mmdet.py", description=__doc__.splitlines()[0],
-                                     epilog=__doc__.split("\n", 2)[2],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="tools/train_mmdet.py",
+        description=__doc__.splitlines()[0],
+        epilog=__doc__.split("\n", 2)[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("config")
     parser.add_argument("--work-dir", help="default: the config's, or work_dirs/<its name>")
     parser.add_argument("--weights", help="a checkpoint of any family, random, or SUPERVISED")

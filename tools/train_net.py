@@ -37,8 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     cfg = prepare(args)  # also before several processes start, so that a fault is said once and a conversion made once
     if args.num_machines * args.num_gpus > 1:
         with one_group(args.num_gpus):
-            launch(_one_of_many, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
-                   dist_url=args.dist_url, args=(args,))
+            launch(
+                _one_of_many,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
     else:
         train(args, cfg)
     return 0
@@ -66,7 +72,7 @@ def prepare(args, quiet: bool = False):
     if DATA_KEY in options[::2]:
         at = 2 * options[::2].index(DATA_KEY)
         folder = options[at + 1]
-        del options[at:at + 2]
+        del options[at : at + 2]
     cfg = coco_detectron2.load_config(args.config_file, options)
     devices.prepare("cpu" if cfg.MODEL.DEVICE == "cpu" else "auto", args.num_gpus)
     if folder:
@@ -94,8 +100,9 @@ def prepare(args, quiet: bool = False):
             raise InputError(f"--eval-only needs a trained detector, and {weights} is a backbone")
         source, family = coco_weights.find_source(weights, recipe["arch"], max(cfg.SEED, 0), out_dir)
     if folder and not args.eval_only:
-        coco_preflight.check(data, recipe, recipe, source.preprocess if source else None, out_dir, processes,
-                             quiet=quiet)
+        coco_preflight.check(
+            data, recipe, recipe, source.preprocess if source else None, out_dir, processes, quiet=quiet
+        )
     if source:
         ready = coco_weights.prepare(weights, source, family, "detectron2", recipe["model"], out_dir)
         cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.OPTIONS = str(ready.file), write_options(ready.options)
@@ -113,8 +120,10 @@ def sets_present(cfg, evaluated_only: bool) -> None:
         known = MetadataCatalog.get(name)
         place = Path(known.get("json_file") or known.get("dirname") or ".")
         if not place.exists():
-            raise InputError(f"data set '{name}' not found: {place} is missing; set DETECTRON2_DATASETS to the folder "
-                             f"that holds it, or add {DATA_KEY} PATH (annotations/, train2017/, val2017/)")
+            raise InputError(
+                f"data set '{name}' not found: {place} is missing; set DETECTRON2_DATASETS to the folder "
+                f"that holds it, or add {DATA_KEY} PATH (annotations/, train2017/, val2017/)"
+            )
 
 
 def is_detectron2(weights: str) -> bool:
@@ -129,12 +138,17 @@ def check_classes(file: Path | str, classes: list[str]) -> None:
     """A trained head of other classes than the data's would be dropped, or read as theirs, without an error."""
     content = read_file(file)[0]
     known = content.get("classes", {}).get("names")  # in files of ours; detectron2's own say only how many
-    heads = [len(value) - 1 for key, value in flatten(content, str(file)).tensors.items()
-             if key.endswith("roi_heads.box_predictor.cls_score.weight")]
+    heads = [
+        len(value) - 1
+        for key, value in flatten(content, str(file)).tensors.items()
+        if key.endswith("roi_heads.box_predictor.cls_score.weight")
+    ]
     if heads and (heads[0] != len(classes) or known not in (None, classes)):
         absent = f" (absent from the data: {', '.join(sorted({*known} - {*classes})[:5]) or 'none'})" if known else ""
-        raise InputError(f"the head in {file} knows {heads[0]} categories, the data has {len(classes)} or another "
-                         f"order{absent}: go on with the data it was trained on, or start from a backbone")
+        raise InputError(
+            f"the head in {file} knows {heads[0]} categories, the data has {len(classes)} or another "
+            f"order{absent}: go on with the data it was trained on, or start from a backbone"
+        )
 
 
 def train(args, cfg) -> None:

@@ -67,8 +67,10 @@ def _check(backbone: nn.Module, choice: str) -> None:
     if stage and int(stage[1]) >= 1 and hasattr(backbone, "forward_intermediates") and not _blocks(backbone):
         return
     known = _all_choices(backbone)
-    raise InputError(f"feature '{choice}' does not suit {getattr(backbone, 'arch', 'this backbone')}"
-                     f"{nearest(choice, known)}: use {', '.join(known)}, or auto for all of them")
+    raise InputError(
+        f"feature '{choice}' does not suit {getattr(backbone, 'arch', 'this backbone')}"
+        f"{nearest(choice, known)}: use {', '.join(known)}, or auto for all of them"
+    )
 
 
 class Features(nn.Module):
@@ -87,12 +89,13 @@ class Features(nn.Module):
     def _tokens(self, images: Tensor) -> dict[str, Tensor]:
         depth = max([int(m[1]) for m in map(CLASS_TOKEN.fullmatch, self.choices) if m], default=1)
         last, blocks = self.backbone.forward_intermediates(
-            images, indices=depth, norm=True, return_prefix_tokens=True, output_fmt="NLC")
+            images, indices=depth, norm=True, return_prefix_tokens=True, output_fmt="NLC"
+        )
         found = {"pooled": self.backbone.forward_head(last, pre_logits=True)} if "pooled" in self.choices else {}
         for choice in self.choices:
             match = CLASS_TOKEN.fullmatch(choice)
             if match:
-                parts = [prefix[:, 0] for _, prefix in blocks[-int(match[1]):]]
+                parts = [prefix[:, 0] for _, prefix in blocks[-int(match[1]) :]]
                 found[choice] = torch.cat(parts + ([blocks[-1][0].mean(1)] if match[2] else []), dim=1)
         return found
 
@@ -121,6 +124,7 @@ def prepare(images: Tensor, preprocess: dict, device: torch.device) -> Tensor:
     images = images.flip(1) if preprocess["color_order"] == "BGR" else images
     return normalize(images, preprocess["mean"], preprocess["std"], device, channels_last=True)
 
+
 PART = 4096  # images in a part
 
 
@@ -142,7 +146,7 @@ class Rows:
         found, first = [np.empty((0, self.shape[1]), self.parts[0].dtype)], 0
         for part, end in zip(self.parts, self.ends, strict=True):
             if start < end and first < stop:
-                found.append(part[max(start - first, 0):stop - first])
+                found.append(part[max(start - first, 0) : stop - first])
             first = end
         return np.concatenate(found)
 
@@ -150,16 +154,30 @@ class Rows:
 def entry_facts(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, flip: bool) -> dict:
     """Everything that decides the content of a cache entry."""
     options = {"options": subject.about["options"]} if subject.about["options"] else {}
-    return {"weights": subject.about["sha256"], "arch": subject.about["arch"], "network": subject.about["network"],
-            "data": split.source.fingerprint(), "images": len(split), "feature": choice,
-            "transform": {"resize": cfg.DATA.RESIZE, "size": cfg.DATA.SIZE, "flip": flip, **subject.preprocess,
-                          **({"max_value": cfg.DATA.MAX_VALUE} if cfg.DATA.MAX_VALUE else {}),
-                          **{key: subject.about[key] for key in ("pos_resize",) if key in subject.about}},
-            "amp": cfg.FEATURES.AMP, "dtype": cfg.FEATURES.DTYPE, **options}
+    return {
+        "weights": subject.about["sha256"],
+        "arch": subject.about["arch"],
+        "network": subject.about["network"],
+        "data": split.source.fingerprint(),
+        "images": len(split),
+        "feature": choice,
+        "transform": {
+            "resize": cfg.DATA.RESIZE,
+            "size": cfg.DATA.SIZE,
+            "flip": flip,
+            **subject.preprocess,
+            **({"max_value": cfg.DATA.MAX_VALUE} if cfg.DATA.MAX_VALUE else {}),
+            **{key: subject.about[key] for key in ("pos_resize",) if key in subject.about},
+        },
+        "amp": cfg.FEATURES.AMP,
+        "dtype": cfg.FEATURES.DTYPE,
+        **options,
+    }
 
 
-def find_entry(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, *,
-               flip: bool = False) -> tuple[Path, dict]:
+def find_entry(
+    cfg: CfgNode, subject: Subject, split: Labelled, choice: str, *, flip: bool = False
+) -> tuple[Path, dict]:
     """The folder of an entry, which need not exist yet, and its facts.
 
     Raises InputError where the entry's index says that it holds something else.
@@ -172,8 +190,16 @@ def find_entry(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, *,
     return folder, facts
 
 
-def cached_features(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, device: torch.device,
-                    stop: StopSignal, *, flip: bool = False) -> Rows:
+def cached_features(
+    cfg: CfgNode,
+    subject: Subject,
+    split: Labelled,
+    choice: str,
+    device: torch.device,
+    stop: StopSignal,
+    *,
+    flip: bool = False,
+) -> Rows:
     """The features of a split under one choice, extracted unless they are in the cache already.
 
     Raises InputError where they are damaged or another's; Stopped after a signal.
@@ -201,19 +227,30 @@ def _check_entry(index: Path, facts: dict) -> None:
         found = json.loads(index.read_text())
         other = [key for key in facts if found[key] != facts[key]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"feature cache index {index} is not readable ({error}): remove the folder {index.parent}") \
-            from None
+        raise InputError(
+            f"feature cache index {index} is not readable ({error}): remove the folder {index.parent}"
+        ) from None
     if other:
-        raise InputError(f"feature cache {index.parent} is of other {' and '.join(other)} ({found[other[0]]}, not "
-                         f"{facts[other[0]]}): remove that folder or name another FEATURES.CACHE_DIR")
+        raise InputError(
+            f"feature cache {index.parent} is of other {' and '.join(other)} ({found[other[0]]}, not "
+            f"{facts[other[0]]}): remove that folder or name another FEATURES.CACHE_DIR"
+        )
 
 
-def _extract(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, flip: bool, device: torch.device,
-             stop: StopSignal, paths: list[Path]) -> None:
+def _extract(
+    cfg: CfgNode,
+    subject: Subject,
+    split: Labelled,
+    choice: str,
+    flip: bool,
+    device: torch.device,
+    stop: StopSignal,
+    paths: list[Path],
+) -> None:
     """Write this rank's missing parts. Parts, not images, are shared, so batches are the same for every world size."""
     missing = [i for i, path in enumerate(paths) if not path.exists()]
     distributed.barrier()  # nobody writes before everybody has looked
-    mine = missing[distributed.rank()::distributed.world_size()]
+    mine = missing[distributed.rank() :: distributed.world_size()]
     rounds = -(-len(missing) // distributed.world_size())
     bar = Bar(sum(len(_part(i, len(split))) for i in mine), f"features {choice}", "image")
     for turn in range(rounds):
@@ -221,11 +258,14 @@ def _extract(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, flip:
             done = len(paths) - len(missing) + turn * distributed.world_size()
             raise Stopped(f"kept {done} of {len(paths)} parts of the features; start the same command again to go on")
         if turn < len(mine):
-            values = np.concatenate(list(extract(cfg, subject, split, _part(mine[turn], len(split)), choice, device,
-                                                 flip=flip, bar=bar)))
+            values = np.concatenate(
+                list(extract(cfg, subject, split, _part(mine[turn], len(split)), choice, device, flip=flip, bar=bar))
+            )
             if not np.isfinite(values).all():
-                raise InputError(f"{cfg.WEIGHTS}: some features are not finite as {cfg.FEATURES.DTYPE}: the "
-                                 "weights are broken, or FEATURES.DTYPE is too narrow for them")
+                raise InputError(
+                    f"{cfg.WEIGHTS}: some features are not finite as {cfg.FEATURES.DTYPE}: the "
+                    "weights are broken, or FEATURES.DTYPE is too narrow for them"
+                )
             path = paths[mine[turn]]
             write_atomically(path, lambda temporary, values=values: _save(temporary, values))
     bar.close()
@@ -242,13 +282,23 @@ def _save(path: Path, values: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def extract(cfg: CfgNode, subject: Subject, split: Labelled, indices: np.ndarray, choice: str, device: torch.device, *,
-            flip: bool = False, bar: Bar | None = None) -> Iterator[np.ndarray]:
+def extract(
+    cfg: CfgNode,
+    subject: Subject,
+    split: Labelled,
+    indices: np.ndarray,
+    choice: str,
+    device: torch.device,
+    *,
+    flip: bool = False,
+    bar: Bar | None = None,
+) -> Iterator[np.ndarray]:
     """Features [b, D] of the images `indices`, batch by batch, by a centre crop (mirrored if `flip`)."""
     features = Features(subject.backbone, [choice]).to(device, memory_format=torch.channels_last).eval()
     transform = center_crop(cfg.DATA.RESIZE, cfg.DATA.SIZE)
-    for images, used in eval_batches(split.source, indices, transform, batch_size=cfg.FEATURES.BATCH_SIZE,
-                                     workers=cfg.DATA.WORKERS):
+    for images, used in eval_batches(
+        split.source, indices, transform, batch_size=cfg.FEATURES.BATCH_SIZE, workers=cfg.DATA.WORKERS
+    ):
         images = prepare(images.flip(3) if flip else images, subject.preprocess, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.FEATURES.AMP == "bf16"):
             out = features(images)[choice]

@@ -28,8 +28,9 @@ class LinearProbes(nn.Module):
 
     frozen = ("features",)
 
-    def __init__(self, features: Features, widths: dict[str, int], classes: int, rates: list[float], seed: int,
-                 amp: bool = False):
+    def __init__(
+        self, features: Features, widths: dict[str, int], classes: int, rates: list[float], seed: int, amp: bool = False
+    ):
         super().__init__()
         self.amp = amp  # bf16 in the frozen forward; the heads stay in float32
         self.features = features.requires_grad_(False)
@@ -46,13 +47,17 @@ class LinearProbes(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
             found = self.features(images)
-        return {name: head(found[choice]) for name, head, (choice, _) in
-                zip(self.names, self.heads, self.members, strict=True)}
+        return {
+            name: head(found[choice])
+            for name, head, (choice, _) in zip(self.names, self.heads, self.members, strict=True)
+        }
 
     def groups(self, base_rate: float) -> list[dict]:
         """Optimizer groups: every head at its own rate, as a factor of `base_rate`."""
-        return [{"module": head, "lr_factor": rate / base_rate}
-                for head, (_, rate) in zip(self.heads, self.members, strict=True)]
+        return [
+            {"module": head, "lr_factor": rate / base_rate}
+            for head, (_, rate) in zip(self.heads, self.members, strict=True)
+        ]
 
 
 class Classifier(nn.Module):
@@ -69,8 +74,9 @@ class Classifier(nn.Module):
         return {"classifier": self.head(self.backbone(images))}
 
 
-def semi_head(width: int, classes: int, projection: dict[str, Tensor] | None, *, hidden: int, layers: int, norm: bool,
-              seed: int) -> tuple[nn.Sequential, str]:
+def semi_head(
+    width: int, classes: int, projection: dict[str, Tensor] | None, *, hidden: int, layers: int, norm: bool, seed: int
+) -> tuple[nn.Sequential, str]:
     """The published semi-supervised head, and where its hidden layers came from.
 
     fc - BN - GELU for every hidden layer, then fc to the classes at torch's default initialisation. `projection` is
@@ -93,20 +99,27 @@ def semi_head(width: int, classes: int, projection: dict[str, Tensor] | None, *,
     own = {key: value for key, value in head.state_dict().items() if not key.startswith(f"{len(head) - 1}.")}
     missing = [key for key in own if f"mlp.{key}" not in projection or projection[f"mlp.{key}"].shape != own[key].shape]
     if missing:
-        raise InputError(f"the checkpoint's DINO head does not fit: {', '.join(missing[:3])} missing or of another "
-                         "shape: set HEAD.FROM_DINO False")
+        raise InputError(
+            f"the checkpoint's DINO head does not fit: {', '.join(missing[:3])} missing or of another "
+            "shape: set HEAD.FROM_DINO False"
+        )
     head.load_state_dict({key: projection[f"mlp.{key}"] for key in own}, strict=False)  # all but the last layer
     return head, "DINO head"
 
 
 def _projection_layout(projection: dict[str, Tensor] | None, width: int) -> tuple[int, int, bool] | None:
     """Hidden width, number of linear layers and use of BN of a DINO head; None where it has no hidden layer."""
-    weights = {key: value for key, value in (projection or {}).items()
-               if key.startswith("mlp.") and key.endswith(".weight") and value.ndim == 2 and key.count(".") == 2}
+    weights = {
+        key: value
+        for key, value in (projection or {}).items()
+        if key.startswith("mlp.") and key.endswith(".weight") and value.ndim == 2 and key.count(".") == 2
+    }
     if len(weights) < 2:
         return None
     first = weights[min(weights, key=lambda key: int(key.split(".")[1]))]
     if first.shape[1] != width:
-        raise InputError(f"the checkpoint's DINO head takes features of width {first.shape[1]}, its backbone gives "
-                         f"{width}: set HEAD.FROM_DINO False")
+        raise InputError(
+            f"the checkpoint's DINO head takes features of width {first.shape[1]}, its backbone gives "
+            f"{width}: set HEAD.FROM_DINO False"
+        )
     return first.shape[0], len(weights), any(key.endswith("running_mean") for key in projection)

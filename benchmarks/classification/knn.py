@@ -67,25 +67,39 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
         log = RunLog(out_dir)
         for line in notes(train, val):
             log(line)
-        log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(train)} train and "
-            f"{len(val)} val images of {len(train.classes)} classes")
+        log(
+            f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(train)} train and "
+            f"{len(val)} val images of {len(train.classes)} classes"
+        )
         queries = cached_features(cfg, subject, val, cfg.KNN.FEATURE, device, stop)
         bank = queries if cfg.KNN.LEAVE_ONE_OUT else cached_features(cfg, subject, train, cfg.KNN.FEATURE, device, stop)
         check_frozen(subject.backbone, before)
-        ranked = classify(queries, bank, (val if cfg.KNN.LEAVE_ONE_OUT else train).labels, len(train.classes), ks, cfg,
-                          device, stop)
+        ranked = classify(
+            queries, bank, (val if cfg.KNN.LEAVE_ONE_OUT else train).labels, len(train.classes), ks, cfg, device, stop
+        )
         if not distributed.is_main():
             return
         found = {k: accuracy_metrics([as_ranked(ranked[k])], val.labels) for k in ks}
         metrics = found[cfg.KNN.HEADLINE_K] | {f"top1_k{k}": found[k]["top1"] for k in ks}
-        write_predictions(out_dir, {"": [as_ranked(ranked[cfg.KNN.HEADLINE_K])],
-                                    **{f"_k{k}": [as_ranked(ranked[k])] for k in ks}}, val.labels)
+        write_predictions(
+            out_dir,
+            {"": [as_ranked(ranked[cfg.KNN.HEADLINE_K])], **{f"_k{k}": [as_ranked(ranked[k])] for k in ks}},
+            val.labels,
+        )
         write_result(
-            out_dir, benchmark="knn", protocol=cfg.PROTOCOL + (" --loo" if cfg.KNN.LEAVE_ONE_OUT else ""),
-            checkpoint=subject.about, data=about_data, metrics=metrics, config=to_dict(cfg),
+            out_dir,
+            benchmark="knn",
+            protocol=cfg.PROTOCOL + (" --loo" if cfg.KNN.LEAVE_ONE_OUT else ""),
+            checkpoint=subject.about,
+            data=about_data,
+            metrics=metrics,
+            config=to_dict(cfg),
             per_seed=[{"seed": cfg.SEEDS[0], **{name: value["value"] for name, value in metrics.items()}}],
-            seconds=time.monotonic() - started, departures=departures, headline=f"k = {cfg.KNN.HEADLINE_K}",
-            **detail(as_ranked(ranked[cfg.KNN.HEADLINE_K]), val.labels, val.classes))
+            seconds=time.monotonic() - started,
+            departures=departures,
+            headline=f"k = {cfg.KNN.HEADLINE_K}",
+            **detail(as_ranked(ranked[cfg.KNN.HEADLINE_K]), val.labels, val.classes),
+        )
         for k in ks:
             low, high = found[k]["top1"]["interval"]
             log(f"k {k}: top-1 {found[k]['top1']['value']:.2f}% [{low:.2f}, {high:.2f}]")
@@ -104,13 +118,24 @@ def usable_ks(cfg: CfgNode, available: int) -> list[int]:
     return sorted({k for k in cfg.KNN.K if k <= available})
 
 
-def classify(queries: Rows, bank: Rows, bank_labels: np.ndarray, classes: int, ks: Sequence[int], cfg: CfgNode,
-             device: torch.device, stop: StopSignal) -> dict[int, torch.Tensor]:
+def classify(
+    queries: Rows,
+    bank: Rows,
+    bank_labels: np.ndarray,
+    classes: int,
+    ks: Sequence[int],
+    cfg: CfgNode,
+    device: torch.device,
+    stop: StopSignal,
+) -> dict[int, torch.Tensor]:
     """Ranked classes of every query for every k, shared over the ranks by blocks of queries."""
     labels = torch.as_tensor(bank_labels, device=device)
     mine = my_batches(len(queries), QUERIES)
-    rows = load_rows(queries, int(mine[0]), int(mine[-1]) + 1, device) if len(mine) else \
-        torch.zeros(0, queries.shape[1], device=device)
+    rows = (
+        load_rows(queries, int(mine[0]), int(mine[-1]) + 1, device)
+        if len(mine)
+        else torch.zeros(0, queries.shape[1], device=device)
+    )
     exclude = torch.as_tensor(mine, device=device) if cfg.KNN.LEAVE_ONE_OUT else None
     bar = Bar(len(bank), "neighbours", "row")
 

@@ -39,16 +39,20 @@ def open_splits(cfg: CfgNode) -> tuple[Labelled, Labelled]:
     train, val = (open_source(where, split, max_value=cfg.DATA.MAX_VALUE) for split in ("train", "val"))
     classes = train.classes
     if cfg.DATA.NUM_CLASSES and len(classes) != cfg.DATA.NUM_CLASSES:
-        raise InputError(f"{train.where} has {len(classes)} classes, DATA.NUM_CLASSES is {cfg.DATA.NUM_CLASSES}: "
-                         "name the right data directory or number")
+        raise InputError(
+            f"{train.where} has {len(classes)} classes, DATA.NUM_CLASSES is {cfg.DATA.NUM_CLASSES}: "
+            "name the right data directory or number"
+        )
     number = {name: k for k, name in enumerate(classes)}
     train_labels = np.asarray(train.labels)
     filled = set(np.unique(train_labels).tolist())
     val_labels = np.asarray(val.labels)
     strange = [val.classes[k] for k in np.unique(val_labels).tolist() if number.get(val.classes[k], -1) not in filled]
     if strange:
-        raise InputError(f"class '{strange[0]}' is in {val.where} but not in {train.where} ({len(strange)} such "
-                         "class(es)): both must hold the same classes")
+        raise InputError(
+            f"class '{strange[0]}' is in {val.where} but not in {train.where} ({len(strange)} such "
+            "class(es)): both must hold the same classes"
+        )
     if len(filled) < 2:
         raise InputError(f"{train.where} holds images of {len(filled)} class: a classifier needs at least two")
     renumber = np.array([number.get(name, -1) for name in val.classes], dtype=np.int64)
@@ -62,9 +66,13 @@ def notes(train: Labelled, val: Labelled) -> list[str]:
 
 def describe(cfg: CfgNode, train: Labelled, val: Labelled) -> dict:
     """The `data` field of a result."""
-    return {"path": str(cfg.DATA.PATH_TO_DATA_DIR), "counts": {"train": len(train), "val": len(val)},
-            "classes": len(train.classes),
-            "fingerprint": f"{train.source.fingerprint()}-{val.source.fingerprint()}"}
+    return {
+        "path": str(cfg.DATA.PATH_TO_DATA_DIR),
+        "counts": {"train": len(train), "val": len(val)},
+        "classes": len(train.classes),
+        "fingerprint": f"{train.source.fingerprint()}-{val.source.fingerprint()}",
+    }
+
 
 DATA = Path(__file__).resolve().parent / "data"
 STANDARD = {0.01: "imagenet_1percent.txt.gz", 0.1: "imagenet_10percent.txt.gz"}
@@ -88,7 +96,7 @@ def holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray,
     out = []
     for k in np.unique(labels):
         images = rng.permutation(np.flatnonzero(labels == k))
-        out.append(images[:min(max(1, round(fraction * len(images))), len(images) - 1)])
+        out.append(images[: min(max(1, round(fraction * len(images))), len(images) - 1)])
     held = np.sort(np.concatenate(out))
     if not len(held):
         raise InputError("no training image can be held out: every class has a single one")
@@ -143,12 +151,15 @@ def from_list(path: Path, train: Labelled) -> np.ndarray:
     found = [place.get(name, -2 if "/" in name else short.get(_stem(name), -2)) for name in names]
     absent = [name for name, i in zip(names, found, strict=True) if i == -2]
     if absent:
-        raise InputError(f"label list {path} names {len(absent)} file(s) that {train.source.where} does not have, e.g. "
-                         f"{absent[0]}: use the list of this data set, or LABELS.LIST '' for a balanced draw")
+        raise InputError(
+            f"label list {path} names {len(absent)} file(s) that {train.source.where} does not have, e.g. "
+            f"{absent[0]}: use the list of this data set, or LABELS.LIST '' for a balanced draw"
+        )
     vague = [name for name, i in zip(names, found, strict=True) if i == -1]
     if vague:
-        raise InputError(f"label list {path}: several files of {train.source.where} are called {vague[0]}: "
-                         "write class/file")
+        raise InputError(
+            f"label list {path}: several files of {train.source.where} are called {vague[0]}: write class/file"
+        )
     return np.unique(found)
 
 
@@ -160,6 +171,8 @@ def write_list(path: Path, train: Labelled, indices: Sequence[int]) -> None:
     """Write the images' names, `class/file`, one a line. Raises InputError if a run has begun there on other images."""
     text = b"".join(os.fsencode(f"{train.source.name(int(i))}\n") for i in indices)  # names need not be valid text
     if path.exists() and path.read_bytes() != text:
-        raise InputError(f"{path} holds other names than LABELS.LIST gives now: choose another OUTPUT_DIR, or "
-                         "bring the old list back")
+        raise InputError(
+            f"{path} holds other names than LABELS.LIST gives now: choose another OUTPUT_DIR, or "
+            "bring the old list back"
+        )
     write_atomically(path, lambda temporary: temporary.write_bytes(text))

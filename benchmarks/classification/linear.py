@@ -86,12 +86,19 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
         log = RunLog(out_dir)
         for line in notes(train, val):
             log(line)
-        log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(train)} train and "
-            f"{len(val)} val images of {len(train.classes)} classes, features {', '.join(choices)}")
+        log(
+            f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(train)} train and "
+            f"{len(val)} val images of {len(train.classes)} classes, features {', '.join(choices)}"
+        )
         runs, rows = [], {}
         if cfg.PROBE.CACHED:
-            rows = {choice: [cached_features(cfg, subject, split, choice, device, stop, flip=flip)
-                             for split, flip in needed(cfg, train, val)] for choice in choices}
+            rows = {
+                choice: [
+                    cached_features(cfg, subject, split, choice, device, stop, flip=flip)
+                    for split, flip in needed(cfg, train, val)
+                ]
+                for choice in choices
+            }
         for seed in cfg.SEEDS:
             if not cfg.PROBE.CACHED:
                 runs.append(fit_probes(cfg, subject, train, val, choices, rates, seed, out_dir, device, stop, log))
@@ -102,23 +109,39 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
             write(cfg, departures, out_dir, subject, about_data, val, runs, time.monotonic() - started, log)
 
 
-def fit_probes(cfg: CfgNode, subject: Subject, train: Labelled, val: Labelled, choices: list[str], rates: list[float],
-               seed: int, out_dir: Path, device: torch.device, stop: StopSignal, log: RunLog) -> dict:
+def fit_probes(
+    cfg: CfgNode,
+    subject: Subject,
+    train: Labelled,
+    val: Labelled,
+    choices: list[str],
+    rates: list[float],
+    seed: int,
+    out_dir: Path,
+    device: torch.device,
+    stop: StopSignal,
+    log: RunLog,
+) -> dict:
     """Train all heads of one seed; returns the run's predictions by name, and what chose them."""
     features = Features(subject.backbone, choices).to(device)
-    model = LinearProbes(features, widths(features, cfg.DATA.SIZE), len(train.classes), rates, seed,
-                         amp=cfg.FEATURES.AMP == "bf16")
+    model = LinearProbes(
+        features, widths(features, cfg.DATA.SIZE), len(train.classes), rates, seed, amp=cfg.FEATURES.AMP == "bf16"
+    )
     fitted, held = np.arange(len(train)), None
     if cfg.PROBE.HOLDOUT:
         fitted, held = holdout(train.labels, cfg.PROBE.HOLDOUT, seed)
-    job = Job(model, model.groups(cfg.SOLVER.BASE_LR), train, fitted, val, subject.preprocess, seed,
-              out_dir / f"seed_{seed}")
+    job = Job(
+        model, model.groups(cfg.SOLVER.BASE_LR), train, fitted, val, subject.preprocess, seed, out_dir / f"seed_{seed}"
+    )
     outcome = fit(cfg, job, device, stop, log)
     if held is None:
         return single(outcome, model.names[0])
     ranked = predict(cfg, model, train, held, subject.preprocess, device)
-    return chosen(outcome, {name: 100 * float(hits(value.numpy(), train.labels[held], 1).mean())
-                            for name, value in ranked.items()}, val)
+    return chosen(
+        outcome,
+        {name: 100 * float(hits(value.numpy(), train.labels[held], 1).mean()) for name, value in ranked.items()},
+        val,
+    )
 
 
 def single(outcome: Outcome, name: str) -> dict:
@@ -130,13 +153,24 @@ def single(outcome: Outcome, name: str) -> dict:
 def chosen(outcome: Outcome, held_out: dict[str, float], val: Labelled) -> dict:
     """A run of many heads: the one that is best on the held-out part of train, and every head's two accuracies."""
     winner = max(held_out, key=held_out.get)
-    heads = {name: {"holdout_top1": held_out[name], "val_top1": 100 * float(hits(value.numpy(), val.labels, 1).mean())}
-             for name, value in outcome.last.items()}
+    heads = {
+        name: {"holdout_top1": held_out[name], "val_top1": 100 * float(hits(value.numpy(), val.labels, 1).mean())}
+        for name, value in outcome.last.items()
+    }
     return {"ranked": outcome.last[winner].numpy(), "head": winner, "heads": heads, "curve": outcome.curve}
 
 
-def write(cfg: CfgNode, departures: dict, out_dir: Path, subject: Subject, about_data: dict, val: Labelled,
-          runs: list[dict], seconds: float, log: RunLog) -> None:
+def write(
+    cfg: CfgNode,
+    departures: dict,
+    out_dir: Path,
+    subject: Subject,
+    about_data: dict,
+    val: Labelled,
+    runs: list[dict],
+    seconds: float,
+    log: RunLog,
+) -> None:
     """`result.json` of all seeds. `top1` is the last epoch's; the best epoch on val stands beside it by its name."""
     predictions = {"": [run["ranked"] for run in runs]}
     if "best" in runs[0]:
@@ -144,15 +178,33 @@ def write(cfg: CfgNode, departures: dict, out_dir: Path, subject: Subject, about
     metrics = {}
     for suffix, ranked in predictions.items():
         metrics |= seed_metrics(ranked, val.labels, suffix)
-    further = {key: [run[key] for run in runs] for key in ("best_epoch", "head", "heads", "curve", "penalty", "path")
-               if key in runs[0]}
-    headline = ("logistic regression on cached centre-crop features (not the published protocol)" if cfg.PROBE.CACHED
-                else "last epoch, head chosen on a held-out part of train" if cfg.PROBE.HOLDOUT else "last epoch")
+    further = {
+        key: [run[key] for run in runs]
+        for key in ("best_epoch", "head", "heads", "curve", "penalty", "path")
+        if key in runs[0]
+    }
+    headline = (
+        "logistic regression on cached centre-crop features (not the published protocol)"
+        if cfg.PROBE.CACHED
+        else "last epoch, head chosen on a held-out part of train"
+        if cfg.PROBE.HOLDOUT
+        else "last epoch"
+    )
     write_predictions(out_dir, predictions, val.labels)
-    write_result(out_dir, benchmark="linear", protocol=cfg.PROTOCOL, checkpoint=subject.about,
-                 data=about_data, metrics=metrics,
-                 per_seed=per_seed(cfg.SEEDS, predictions, val.labels, **further), config=to_dict(cfg), seconds=seconds,
-                 departures=departures, headline=headline, **detail(runs[0]["ranked"], val.labels, val.classes))
+    write_result(
+        out_dir,
+        benchmark="linear",
+        protocol=cfg.PROTOCOL,
+        checkpoint=subject.about,
+        data=about_data,
+        metrics=metrics,
+        per_seed=per_seed(cfg.SEEDS, predictions, val.labels, **further),
+        config=to_dict(cfg),
+        seconds=seconds,
+        departures=departures,
+        headline=headline,
+        **detail(runs[0]["ranked"], val.labels, val.classes),
+    )
     for name, value in metrics.items():
         if name.startswith("top1"):
             low, high = value["interval"]

@@ -64,8 +64,15 @@ def blocks(rows, labels: np.ndarray | None, index: np.ndarray | None = None):
 class Problem:
     """Loss and gradient of a linear classifier [C, D + 1] (the bias last) over the given rows."""
 
-    def __init__(self, rows, labels: np.ndarray, classes: int, standard: Standard, index: np.ndarray | None = None,
-                 device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        rows,
+        labels: np.ndarray,
+        classes: int,
+        standard: Standard,
+        index: np.ndarray | None = None,
+        device: torch.device | str = "cpu",
+    ):
         self.rows, self.labels, self.classes, self.index, self.device = rows, labels, classes, index, device
         self.standard = standard
         self.count = len(rows) if index is None else len(index)
@@ -85,15 +92,29 @@ class Problem:
         gradient[:, :-1] += penalty * weight[:, :-1]
         return loss / self.count + 0.5 * penalty * float(weight[:, :-1].double().square().sum()), gradient
 
-    def solve(self, penalty: float, start: Tensor, *, steps: int, tolerance: float = 1e-5,
-              on_step: Callable[[], None] | None = None) -> tuple[Tensor, float, int]:
+    def solve(
+        self,
+        penalty: float,
+        start: Tensor,
+        *,
+        steps: int,
+        tolerance: float = 1e-5,
+        on_step: Callable[[], None] | None = None,
+    ) -> tuple[Tensor, float, int]:
         """Minimiser [C, D + 1], its objective, and the number of L-BFGS steps taken from `start`.
 
         Stops when the largest gradient entry falls below `tolerance`, or after `steps`.
         """
         weight = start.clone().requires_grad_(True)
-        solver = torch.optim.LBFGS([weight], max_iter=1, max_eval=25, history_size=HISTORY, tolerance_grad=tolerance,
-                                   tolerance_change=0.0, line_search_fn="strong_wolfe")
+        solver = torch.optim.LBFGS(
+            [weight],
+            max_iter=1,
+            max_eval=25,
+            history_size=HISTORY,
+            tolerance_grad=tolerance,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
+        )
 
         def closure() -> Tensor:
             loss, weight.grad = self.value(weight.detach(), penalty)
@@ -120,8 +141,9 @@ def scores(rows, weight: Tensor, standard: Standard, index: np.ndarray | None = 
         yield x @ weight[:, :-1].T + weight[:, -1]
 
 
-def path(problem: Problem, penalties: Sequence[float], width: int, *, steps: int,
-         on_step: Callable[[], None] | None = None):
+def path(
+    problem: Problem, penalties: Sequence[float], width: int, *, steps: int, on_step: Callable[[], None] | None = None
+):
     """(penalty, weight, objective, steps taken) from the strongest penalty to the weakest, each from the one before."""
     weight = torch.zeros(problem.classes, width + 1, device=problem.device)
     for penalty in sorted(penalties, reverse=True):
@@ -141,8 +163,9 @@ class Stacked:
     def __getitem__(self, rows: slice) -> np.ndarray:
         start, stop, _ = rows.indices(len(self))
         half = len(self) // 2
-        return np.concatenate([self.pair[0][min(start, half):min(stop, half)],
-                               self.pair[1][max(start - half, 0):max(stop - half, 0)]])
+        return np.concatenate(
+            [self.pair[0][min(start, half) : min(stop, half)], self.pair[1][max(start - half, 0) : max(stop - half, 0)]]
+        )
 
 
 def needed(cfg: CfgNode, train: Labelled, val: Labelled) -> list[tuple[Labelled, bool]]:
@@ -150,8 +173,16 @@ def needed(cfg: CfgNode, train: Labelled, val: Labelled) -> list[tuple[Labelled,
     return [(train, False), *([(train, True)] if cfg.PROBE.FLIPS else []), (val, False)]
 
 
-def fit_cached(cfg: CfgNode, rows: dict[str, list[Rows]], train: Labelled, val: Labelled, seed: int,
-               device: torch.device, stop: StopSignal, log: RunLog) -> dict:
+def fit_cached(
+    cfg: CfgNode,
+    rows: dict[str, list[Rows]],
+    train: Labelled,
+    val: Labelled,
+    seed: int,
+    device: torch.device,
+    stop: StopSignal,
+    log: RunLog,
+) -> dict:
     """One seed: the feature choice and penalty that are best on a held-out part of train, refitted on all of it.
 
     rows: for every feature choice, the features of the `needed` splits.
@@ -170,11 +201,19 @@ def fit_cached(cfg: CfgNode, rows: dict[str, list[Rows]], train: Labelled, val: 
     for choice in rows:
         data = Stacked(*rows[choice][:2]) if cfg.PROBE.FLIPS else rows[choice][0]
         problem = Problem(data, labels, len(train.classes), Standard.of(data, fitted), fitted, device)
-        for penalty, weight, objective, taken in path(problem, cfg.PROBE.PENALTIES, data.shape[1],
-                                                      steps=cfg.PROBE.STEPS, on_step=on_step):
+        for penalty, weight, objective, taken in path(
+            problem, cfg.PROBE.PENALTIES, data.shape[1], steps=cfg.PROBE.STEPS, on_step=on_step
+        ):
             held_out = top1(rows[choice][0], weight, problem.standard, train.labels[held], held)
-            found.append({"feature": choice, "penalty": penalty, "objective": objective, "steps": taken,
-                          "holdout_top1": held_out})
+            found.append(
+                {
+                    "feature": choice,
+                    "penalty": penalty,
+                    "objective": objective,
+                    "steps": taken,
+                    "holdout_top1": held_out,
+                }
+            )
             weights[choice, penalty] = weight
             log(f"seed {seed}, {choice}, penalty {penalty:g}: held-out top-1 {held_out:.2f}% ({taken} steps)")
     best = max(found, key=lambda row: row["holdout_top1"])  # of equals the first: the stronger penalty

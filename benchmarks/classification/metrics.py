@@ -88,14 +88,16 @@ def detail(ranked: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> di
     """`per_class` and `confusions` by class name: what a result file keeps beside its metrics."""
     return {
         "per_class": {classes[k]: round(value, 4) for k, value in per_class(ranked, labels).items()},
-        "confusions": [{"label": classes[a], "predicted": classes[b], "count": n}
-                       for a, b, n in confusions(ranked, labels)],
+        "confusions": [
+            {"label": classes[a], "predicted": classes[b], "count": n} for a, b, n in confusions(ranked, labels)
+        ],
     }
 
 
 def as_ranked(predictions: Tensor | np.ndarray) -> np.ndarray:
     """Ranked predictions on the host."""
     return predictions.cpu().numpy() if isinstance(predictions, torch.Tensor) else np.asarray(predictions)
+
 
 FILE = "predictions.npz"
 
@@ -129,8 +131,9 @@ def seed_metrics(ranked: Sequence[np.ndarray], labels: np.ndarray, suffix: str =
     return {name + suffix: value for name, value in accuracy_metrics(ranked, labels).items()}
 
 
-def per_seed(seeds: Sequence[int], runs: dict[str, Sequence[np.ndarray]], labels: np.ndarray, /,
-             **further: Sequence) -> list[dict]:
+def per_seed(
+    seeds: Sequence[int], runs: dict[str, Sequence[np.ndarray]], labels: np.ndarray, /, **further: Sequence
+) -> list[dict]:
     """One dict a seed: every metric's plain value in that run (`runs` maps a suffix to the runs' predictions)."""
     rows = []
     for i, seed in enumerate(seeds):

@@ -73,8 +73,10 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
         log = RunLog(out_dir)
         for line in notes(train, val):
             log(line)
-        log(f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(subsets[0][0])} of "
-            f"{len(train)} train images labelled ({subsets[0][1]}), {len(val)} val images")
+        log(
+            f"{cfg.PROTOCOL}: {subject.about['arch']} ({subject.about['family']}), {len(subsets[0][0])} of "
+            f"{len(train)} train images labelled ({subsets[0][1]}), {len(val)} val images"
+        )
         for seed, (indices, _) in zip(cfg.SEEDS, subsets, strict=True):
             if distributed.is_main():
                 write_list(out_dir / f"seed_{seed}" / "labels.txt", train, indices)
@@ -84,8 +86,10 @@ def run(cfg: CfgNode, departures: dict, device: torch.device) -> None:
             factor = cfg.SOLVER.BACKBONE_LR_FACTOR
             groups = [{"module": model.backbone, "lr_factor": factor}, {"module": model.head, "lr_factor": 1.0}]
             job = Job(model, groups, train, indices, val, subject.preprocess, seed, out_dir / f"seed_{seed}")
-            runs.append(single(fit(cfg, job, device, stop, log), "classifier")
-                        | {"labels": origin, "images": len(indices), "head": head_origin})
+            runs.append(
+                single(fit(cfg, job, device, stop, log), "classifier")
+                | {"labels": origin, "images": len(indices), "head": head_origin}
+            )
         if distributed.is_main():
             write(cfg, departures, out_dir, subject, about_data, val, runs, time.monotonic() - started, log)
 
@@ -97,13 +101,29 @@ def build(cfg: CfgNode, subject: Subject, classes: int, seed: int) -> tuple[nn.M
     if cfg.HEAD.KIND == "linear":
         head, origin = linear_head(width, classes, seed), "linear"
     else:
-        head, origin = semi_head(width, classes, subject.head if cfg.HEAD.FROM_DINO else None,
-                                 hidden=cfg.HEAD.HIDDEN_SIZE, layers=cfg.HEAD.LAYERS, norm=cfg.HEAD.BN, seed=seed)
+        head, origin = semi_head(
+            width,
+            classes,
+            subject.head if cfg.HEAD.FROM_DINO else None,
+            hidden=cfg.HEAD.HIDDEN_SIZE,
+            layers=cfg.HEAD.LAYERS,
+            norm=cfg.HEAD.BN,
+            seed=seed,
+        )
     return distributed.convert_sync_batchnorm(Classifier(backbone, head)), origin
 
 
-def write(cfg: CfgNode, departures: dict, out_dir: Path, subject: Subject, about_data: dict, val: Labelled,
-          runs: list[dict], seconds: float, log: RunLog) -> None:
+def write(
+    cfg: CfgNode,
+    departures: dict,
+    out_dir: Path,
+    subject: Subject,
+    about_data: dict,
+    val: Labelled,
+    runs: list[dict],
+    seconds: float,
+    log: RunLog,
+) -> None:
     """`result.json` of all seeds. `top1` is the last epoch's; the best epoch on val stands beside it by its name."""
     predictions = {"": [run["ranked"] for run in runs], "_best_epoch": [run["best"] for run in runs]}
     metrics = {}
@@ -111,10 +131,20 @@ def write(cfg: CfgNode, departures: dict, out_dir: Path, subject: Subject, about
         metrics |= seed_metrics(ranked, val.labels, suffix)
     further = {key: [run[key] for run in runs] for key in ("best_epoch", "labels", "images", "head", "curve")}
     write_predictions(out_dir, predictions, val.labels)
-    write_result(out_dir, benchmark="finetune" if cfg.LABELS.FRACTION == 1 and runs[0]["labels"] == "all labels"
-                 else "semisup", protocol=cfg.PROTOCOL, checkpoint=subject.about, data=about_data, metrics=metrics,
-                 per_seed=per_seed(cfg.SEEDS, predictions, val.labels, **further), config=to_dict(cfg), seconds=seconds,
-                 departures=departures, headline="last epoch", **detail(runs[0]["ranked"], val.labels, val.classes))
+    write_result(
+        out_dir,
+        benchmark="finetune" if cfg.LABELS.FRACTION == 1 and runs[0]["labels"] == "all labels" else "semisup",
+        protocol=cfg.PROTOCOL,
+        checkpoint=subject.about,
+        data=about_data,
+        metrics=metrics,
+        per_seed=per_seed(cfg.SEEDS, predictions, val.labels, **further),
+        config=to_dict(cfg),
+        seconds=seconds,
+        departures=departures,
+        headline="last epoch",
+        **detail(runs[0]["ranked"], val.labels, val.classes),
+    )
     for name, value in metrics.items():
         if name.startswith("top1"):
             low, high = value["interval"]

@@ -81,83 +81,131 @@ def defaults(*parts: Mapping) -> dict:
     return merged
 
 
-KNN = defaults({
-    "KNN": {
-        "K": [10, 20, 50, 100, 200],
-        "HEADLINE_K": 20,  # whose accuracy is the result's top1: named beforehand, not the best on val
-        "TEMPERATURE": 0.07,
-        "LEAVE_ONE_OUT": False,  # val against val
-        "FEATURE": "pooled",
-    },
-})
+KNN = defaults(
+    {
+        "KNN": {
+            "K": [10, 20, 50, 100, 200],
+            "HEADLINE_K": 20,  # whose accuracy is the result's top1: named beforehand, not the best on val
+            "TEMPERATURE": 0.07,
+            "LEAVE_ONE_OUT": False,  # val against val
+            "FEATURE": "pooled",
+        },
+    }
+)
 
-LINEAR = defaults(TRAINING, {
-    "PROBE": {
-        "FEATURES": ["pooled"],  # see benchmarks/classification/features.py; auto: all that suit the network
-        "LEARNING_RATES": [],  # one head each, per 256 images; empty: SOLVER.BASE_LR alone
-        "HOLDOUT": 0.0,  # part of every class of train that chooses among several heads; 0: a single head
-        "CACHED": False,  # logistic regression on features extracted once, instead of training on crops
-        "FLIPS": False,  # cached: mirrored images too
-        "PENALTIES": [1.0, 0.1, 0.01, 0.001, 1e-4, 1e-5],  # cached: the regularisation path
-        "STEPS": 200,  # cached: at most so many L-BFGS steps for each penalty
+LINEAR = defaults(
+    TRAINING,
+    {
+        "PROBE": {
+            "FEATURES": ["pooled"],  # see benchmarks/classification/features.py; auto: all that suit the network
+            "LEARNING_RATES": [],  # one head each, per 256 images; empty: SOLVER.BASE_LR alone
+            "HOLDOUT": 0.0,  # part of every class of train that chooses among several heads; 0: a single head
+            "CACHED": False,  # logistic regression on features extracted once, instead of training on crops
+            "FLIPS": False,  # cached: mirrored images too
+            "PENALTIES": [1.0, 0.1, 0.01, 0.001, 1e-4, 1e-5],  # cached: the regularisation path
+            "STEPS": 200,  # cached: at most so many L-BFGS steps for each penalty
+        },
     },
-})
+)
 
-SEMISUP = defaults(TRAINING, {
-    "LABELS": {
-        "FRACTION": 0.1,  # of the training images; 1: fine-tuning on all
-        "LIST": "standard",  # a file of names; standard: the field's ImageNet lists, elsewhere a balanced draw
+SEMISUP = defaults(
+    TRAINING,
+    {
+        "LABELS": {
+            "FRACTION": 0.1,  # of the training images; 1: fine-tuning on all
+            "LIST": "standard",  # a file of names; standard: the field's ImageNet lists, elsewhere a balanced draw
+        },
+        "HEAD": {
+            "KIND": "mlp",  # mlp (published) or linear
+            "FROM_DINO": True,  # hidden layers from DINO's projection head where the checkpoint has it
+            "HIDDEN_SIZE": 2048,  # without one
+            "LAYERS": 3,
+            "BN": True,
+        },
     },
-    "HEAD": {
-        "KIND": "mlp",  # mlp (published) or linear
-        "FROM_DINO": True,  # hidden layers from DINO's projection head where the checkpoint has it
-        "HIDDEN_SIZE": 2048,  # without one
-        "LAYERS": 3,
-        "BN": True,
-    },
-})
+)
 
 # What `check_numbers` asks of all of them.
-POSITIVE = {"DATA.RESIZE", "DATA.SIZE", "DATA.STD", "FEATURES.BATCH_SIZE", "TRAIN.BATCH_SIZE", "TRAIN.EVAL_PERIOD",
-            "TRAIN.LOG_PERIOD", "SOLVER.TOTAL_EPOCHS", "SOLVER.MOMENTUM", "HEAD.HIDDEN_SIZE", "HEAD.LAYERS"}
-MOST = {"DATA.WORKERS": 1024, "DATA.RESIZE": 4096, "SOLVER.MOMENTUM": 1, "LABELS.FRACTION": 1, "PROBE.HOLDOUT": 1,
-        "HEAD.LAYERS": 100}
+POSITIVE = {
+    "DATA.RESIZE",
+    "DATA.SIZE",
+    "DATA.STD",
+    "FEATURES.BATCH_SIZE",
+    "TRAIN.BATCH_SIZE",
+    "TRAIN.EVAL_PERIOD",
+    "TRAIN.LOG_PERIOD",
+    "SOLVER.TOTAL_EPOCHS",
+    "SOLVER.MOMENTUM",
+    "HEAD.HIDDEN_SIZE",
+    "HEAD.LAYERS",
+}
+MOST = {
+    "DATA.WORKERS": 1024,
+    "DATA.RESIZE": 4096,
+    "SOLVER.MOMENTUM": 1,
+    "LABELS.FRACTION": 1,
+    "PROBE.HOLDOUT": 1,
+    "HEAD.LAYERS": 100,
+}
 
 # What may differ between two starts of one run: where things lie and how fast they go. The batch size may change with
 # the number of processes; the training sees to it that their product, the global batch, stays.
-FREE_KEYS = ("OUTPUT_DIR", "DEVICE", "NAME", "DATA.PATH_TO_DATA_DIR", "DATA.WORKERS", "WEIGHTS", "FEATURES.CACHE_DIR",
-             "TRAIN.LOG_PERIOD", "TRAIN.SAVE_SECONDS", "TRAIN.BATCH_SIZE")
+FREE_KEYS = (
+    "OUTPUT_DIR",
+    "DEVICE",
+    "NAME",
+    "DATA.PATH_TO_DATA_DIR",
+    "DATA.WORKERS",
+    "WEIGHTS",
+    "FEATURES.CACHE_DIR",
+    "TRAIN.LOG_PERIOD",
+    "TRAIN.SAVE_SECONDS",
+    "TRAIN.BATCH_SIZE",
+)
 # What may differ from a protocol's file without changing the protocol.
-OWN_KEYS = (*(key for key in FREE_KEYS if key != "TRAIN.BATCH_SIZE"), "PROTOCOL", "SEEDS", "MODEL.BACKBONE_ARCH",
-            "MODEL.OPTIONS", "MODEL.NETWORK", "MODEL.INIT_SEED", "DATA.NUM_CLASSES", "FEATURES.BATCH_SIZE",
-            "FEATURES.DTYPE")
-
+OWN_KEYS = (
+    *(key for key in FREE_KEYS if key != "TRAIN.BATCH_SIZE"),
+    "PROTOCOL",
+    "SEEDS",
+    "MODEL.BACKBONE_ARCH",
+    "MODEL.OPTIONS",
+    "MODEL.NETWORK",
+    "MODEL.INIT_SEED",
+    "DATA.NUM_CLASSES",
+    "FEATURES.BATCH_SIZE",
+    "FEATURES.DTYPE",
+)
 
 
 def knn() -> Parser:
     parser = _parser("knn", "k-NN accuracy of frozen features: a checkpoint in, a result.json out.", "knn.yaml", KNN)
-    parser.add_argument("--loo", action="store_const", const=("KNN.LEAVE_ONE_OUT", "True"),
-                        help="leave-one-out on val, as published")
+    parser.add_argument(
+        "--loo", action="store_const", const=("KNN.LEAVE_ONE_OUT", "True"), help="leave-one-out on val, as published"
+    )
     return parser
 
 
 def linear() -> Parser:
-    return _parser("linear", "Linear probe of frozen features: a checkpoint in, a result.json out.", "linear_cnn.yaml",
-                   LINEAR)
+    return _parser(
+        "linear", "Linear probe of frozen features: a checkpoint in, a result.json out.", "linear_cnn.yaml", LINEAR
+    )
 
 
 def semisup() -> Parser:
-    return _parser("semisup", "Fine-tune on few or all labels: a checkpoint in, a result.json out.",
-                   "semi_1percent.yaml", SEMISUP)
+    return _parser(
+        "semisup", "Fine-tune on few or all labels: a checkpoint in, a result.json out.", "semi_1percent.yaml", SEMISUP
+    )
 
 
 def _parser(name: str, description: str, config: str, settings: Mapping) -> Parser:
     parser = Parser(
-        f"sslight bench {name}", description,
+        f"sslight bench {name}",
+        description,
         f"sslight bench {name} --cfg configs/classification/{config} WEIGHTS runs/r18/checkpoints/last.pth \\\n"
         f"      DATA.PATH_TO_DATA_DIR $DATA OUTPUT_DIR results/r18/{Path(config).stem}",
         epilog=f"On several GPUs: torchrun --nproc_per_node 8 -m benchmarks.{name} and the same arguments.\n"
-               "Every key and its default: benchmarks/classification/settings.py.")
+        "Every key and its default: benchmarks/classification/settings.py.",
+    )
     parser.add_argument("--cfg", metavar="FILE", help="YAML configuration, e.g. one of configs/classification/")
     parser.add_overrides(settings)
     return parser
@@ -200,13 +248,19 @@ def _check(cfg: CfgNode) -> None:
         if len(cfg.DATA[key]) not in (0, 3):
             raise InputError(f"config key 'DATA.{key}' wants three numbers (or none), not {cfg.DATA[key]}")
     check_numbers(cfg, POSITIVE, MOST, {})
-    choices = [("FEATURES.AMP", ("none", "bf16")), ("FEATURES.DTYPE", ("float32", "float16")),
-               ("TRAIN.AMP", ("none", "bf16")), ("SOLVER.OPTIMIZER", ("SGD", "LARS")),
-               ("SOLVER.SCHEDULE", ("cosine", "steps"))]
+    choices = [
+        ("FEATURES.AMP", ("none", "bf16")),
+        ("FEATURES.DTYPE", ("float32", "float16")),
+        ("TRAIN.AMP", ("none", "bf16")),
+        ("SOLVER.OPTIMIZER", ("SGD", "LARS")),
+        ("SOLVER.SCHEDULE", ("cosine", "steps")),
+    ]
     known = dict(flatten(to_dict(cfg)))
     for key, allowed in choices:
         if key in known and known[key] not in allowed:
             raise InputError(f"config key '{key}' wants one of {', '.join(allowed)}, not {known[key]!r}")
     if cfg.DATA.SIZE > cfg.DATA.RESIZE:
-        raise InputError(f"a central crop of DATA.SIZE {cfg.DATA.SIZE} pixels does not fit into DATA.RESIZE "
-                         f"{cfg.DATA.RESIZE}: the size must be at most the resize")
+        raise InputError(
+            f"a central crop of DATA.SIZE {cfg.DATA.SIZE} pixels does not fit into DATA.RESIZE "
+            f"{cfg.DATA.RESIZE}: the size must be at most the resize"
+        )

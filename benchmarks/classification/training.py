@@ -94,12 +94,13 @@ def _fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Ru
     saved_at = time.monotonic()
     while state.epoch < total:
         order = fill_up(job.subset[epoch_order(len(job.subset), job.seed, state.epoch)], batch, least(model))
-        mine = order[state.step * batch + distributed.rank()::world]
+        mine = order[state.step * batch + distributed.rank() :: world]
         transform = random_resized_crop(cfg.DATA.SIZE, job.seed, state.epoch)
         model.train()
         loss = None
-        for images, used in eval_batches(job.train.source, mine, transform, batch_size=cfg.TRAIN.BATCH_SIZE,
-                                         workers=cfg.DATA.WORKERS):
+        for images, used in eval_batches(
+            job.train.source, mine, transform, batch_size=cfg.TRAIN.BATCH_SIZE, workers=cfg.DATA.WORKERS
+        ):
             at = state.epoch + state.step / steps if cfg.SOLVER.PER_STEP else state.epoch
             rate = learning_rate(cfg, at, peak)
             for group in optimizer.param_groups:
@@ -118,8 +119,10 @@ def _fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Ru
                 saved_at = time.monotonic()
             if stopping:
                 metrics.close()
-                raise Stopped(f"saved {state.path} in epoch {state.epoch + 1} of {total} (seed {job.seed}); start the "
-                              "same command again to go on")
+                raise Stopped(
+                    f"saved {state.path} in epoch {state.epoch + 1} of {total} (seed {job.seed}); start the "
+                    "same command again to go on"
+                )
         if loss is not None:
             check_loss(loss, (state.epoch + 1) * steps - 1)
         measuring = (state.epoch + 1) % cfg.TRAIN.EVAL_PERIOD == 0 or state.epoch + 1 == total
@@ -132,8 +135,10 @@ def _fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Ru
         if measuring:
             scores = note(state.outcome, ranked, job.val, state.epoch)
             metrics.write(state.epoch * steps, end=True, epoch=state.epoch, **scores)
-            log(f"seed {job.seed}, epoch {state.epoch}/{total}: " + ", ".join(
-                f"{name} {value:.2f}%" for name, value in list(scores.items())[:4]))
+            log(
+                f"seed {job.seed}, epoch {state.epoch}/{total}: "
+                + ", ".join(f"{name} {value:.2f}%" for name, value in list(scores.items())[:4])
+            )
         state.save(model, optimizer)
         saved_at = time.monotonic()
     bar.close()
@@ -149,9 +154,11 @@ def global_batch(cfg: CfgNode, model: nn.Module, images: int) -> int:
     world, needed = distributed.world_size(), least(model)
     batch = cfg.TRAIN.BATCH_SIZE * world
     if min(batch, images) < needed * world:
-        raise InputError(f"a global batch of {min(batch, images)} training image(s) over {world} process(es): each "
-                         f"needs at least {needed}{' (batch norm)' if needed > 1 else ''}; raise TRAIN.BATCH_SIZE, "
-                         "label more images or start fewer processes")
+        raise InputError(
+            f"a global batch of {min(batch, images)} training image(s) over {world} process(es): each "
+            f"needs at least {needed}{' (batch norm)' if needed > 1 else ''}; raise TRAIN.BATCH_SIZE, "
+            "label more images or start fewer processes"
+        )
     return batch
 
 
@@ -170,8 +177,15 @@ def fill_up(order: np.ndarray, batch: int, needed: int) -> np.ndarray:
     return np.concatenate([order, order[:missing]])
 
 
-def one_step(cfg: CfgNode, runner: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor,
-             device: torch.device, share: float = 1.0) -> Tensor:
+def one_step(
+    cfg: CfgNode,
+    runner: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
+    share: float = 1.0,
+) -> Tensor:
     """One optimizer step on this rank's part of a global batch; returns the mean loss per head.
 
     Heads do not share parameters, so the sum of their losses trains each as if it were alone. A loss is the mean over
@@ -208,11 +222,23 @@ def build_optimizer(cfg: CfgNode, groups: list[dict]) -> torch.optim.Optimizer:
     for group in groups:
         if solver.OPTIMIZER == "LARS":
             parts = parameter_groups(group["module"])
-            made += [{"params": part["params"], "adapt": part["adapt"], "lr_factor": group["lr_factor"],
-                      "weight_decay": solver.WEIGHT_DECAY * part["weight_decay_factor"]} for part in parts]
+            made += [
+                {
+                    "params": part["params"],
+                    "adapt": part["adapt"],
+                    "lr_factor": group["lr_factor"],
+                    "weight_decay": solver.WEIGHT_DECAY * part["weight_decay_factor"],
+                }
+                for part in parts
+            ]
         else:
-            made.append({"params": [p for p in group["module"].parameters() if p.requires_grad],
-                         "weight_decay": solver.WEIGHT_DECAY, "lr_factor": group["lr_factor"]})
+            made.append(
+                {
+                    "params": [p for p in group["module"].parameters() if p.requires_grad],
+                    "weight_decay": solver.WEIGHT_DECAY,
+                    "lr_factor": group["lr_factor"],
+                }
+            )
     if solver.OPTIMIZER == "LARS":
         return LARS(made, momentum=solver.MOMENTUM)
     return torch.optim.SGD(made, lr=0.0, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, foreach=True)
@@ -233,8 +259,9 @@ def share_buffers(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def predict(cfg: CfgNode, model: nn.Module, split: Labelled, indices: np.ndarray | None, preprocess: dict,
-            device: torch.device) -> dict[str, Tensor]:
+def predict(
+    cfg: CfgNode, model: nn.Module, split: Labelled, indices: np.ndarray | None, preprocess: dict, device: torch.device
+) -> dict[str, Tensor]:
     """Ranked classes [images, r] of every head on centre crops of `indices` (None: all), shared over ranks."""
     indices = np.arange(len(split)) if indices is None else indices
     mine = indices[my_batches(len(indices), cfg.TRAIN.BATCH_SIZE)]
@@ -242,8 +269,13 @@ def predict(cfg: CfgNode, model: nn.Module, split: Labelled, indices: np.ndarray
     model.eval()
     found: dict[str, list[Tensor]] = {}
     bar = Bar(len(mine), "evaluate", "image")
-    for images, _ in eval_batches(split.source, mine, center_crop(cfg.DATA.RESIZE, cfg.DATA.SIZE),
-                                  batch_size=cfg.TRAIN.BATCH_SIZE, workers=cfg.DATA.WORKERS):
+    for images, _ in eval_batches(
+        split.source,
+        mine,
+        center_crop(cfg.DATA.RESIZE, cfg.DATA.SIZE),
+        batch_size=cfg.TRAIN.BATCH_SIZE,
+        workers=cfg.DATA.WORKERS,
+    ):
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.TRAIN.AMP == "bf16"):
             logits = model(prepare(images, preprocess, device))
         for name, value in logits.items():
@@ -282,8 +314,13 @@ class State:
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Write the state atomically. The buffers are rank 0's (see `parallel`)."""
         if distributed.is_main():
-            content = {"epoch": self.epoch, "step": self.step, "model": trained_state(model),
-                       "optimizer": optimizer.state_dict(), "outcome": vars(self.outcome)}
+            content = {
+                "epoch": self.epoch,
+                "step": self.step,
+                "model": trained_state(model),
+                "optimizer": optimizer.state_dict(),
+                "outcome": vars(self.outcome),
+            }
             write_atomically(self.path, lambda temporary: torch.save(content, temporary))
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -301,8 +338,10 @@ class State:
             self.epoch, self.step = content["epoch"], content["step"]
             self.outcome = Outcome(**content["outcome"])
         except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
-            raise InputError(f"{self.path} is not the state of this run ({' '.join(str(error).split())[:200]}): remove "
-                             f"{self.folder} to start it afresh") from None
+            raise InputError(
+                f"{self.path} is not the state of this run ({' '.join(str(error).split())[:200]}): remove "
+                f"{self.folder} to start it afresh"
+            ) from None
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -50,15 +50,31 @@ def load_subject(cfg: CfgNode) -> Subject:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.MODEL.INIT_SEED)
             backbone = build_backbone(cfg.MODEL.BACKBONE_ARCH, **options)
-        about = {"path": "random", "sha256": state_hash(backbone), "arch": backbone.arch, "method": "random",
-                 "family": "random", "network": "random", "options": options, "assumed": []}
+        about = {
+            "path": "random",
+            "sha256": state_hash(backbone),
+            "arch": backbone.arch,
+            "method": "random",
+            "family": "random",
+            "network": "random",
+            "options": options,
+            "assumed": [],
+        }
         preprocess, head = {}, None
     else:
-        backbone, read = load_network(cfg.WEIGHTS, arch=cfg.MODEL.BACKBONE_ARCH or None,
-                                      network=cfg.MODEL.NETWORK or None, options=options)
-        about = {"path": str(cfg.WEIGHTS), "sha256": read.sha256, "arch": read.arch, "method": read.method,
-                 "family": read.family, "network": read.network, "options": read.options,
-                 "assumed": list(read.assumed.values())}
+        backbone, read = load_network(
+            cfg.WEIGHTS, arch=cfg.MODEL.BACKBONE_ARCH or None, network=cfg.MODEL.NETWORK or None, options=options
+        )
+        about = {
+            "path": str(cfg.WEIGHTS),
+            "sha256": read.sha256,
+            "arch": read.arch,
+            "method": read.method,
+            "family": read.family,
+            "network": read.network,
+            "options": read.options,
+            "assumed": list(read.assumed.values()),
+        }
         for line in spelled(read.assumed, "MODEL.OPTIONS") if distributed.is_main() else ():
             print(f"warning: {cfg.WEIGHTS}: {line}", file=sys.stderr)
         preprocess, head = read.preprocess, read.head
@@ -69,9 +85,15 @@ def load_subject(cfg: CfgNode) -> Subject:
     if hasattr(backbone, "pos_resize"):
         about["pos_resize"] = backbone.pos_resize
     bgr = preprocess.get("color_order") == "BGR"
-    mean, std = (list(given)[::-1 if bgr else 1] for given in (cfg.DATA.MEAN, cfg.DATA.STD))  # given as of RGB
-    return Subject(backbone, about, mean or list(preprocess.get("mean", IMAGENET_MEAN)),
-                   std or list(preprocess.get("std", IMAGENET_STD)), bgr, head)
+    mean, std = (list(given)[:: -1 if bgr else 1] for given in (cfg.DATA.MEAN, cfg.DATA.STD))  # given as of RGB
+    return Subject(
+        backbone,
+        about,
+        mean or list(preprocess.get("mean", IMAGENET_MEAN)),
+        std or list(preprocess.get("std", IMAGENET_STD)),
+        bgr,
+        head,
+    )
 
 
 def state_hash(module: nn.Module) -> str:

@@ -25,15 +25,29 @@ NUMBERS = ("parameters", "flops", "latency_ms", "images_per_second")
 
 
 def parser() -> Parser:
-    made = Parser("sslight bench cost", "Parameters, FLOPs, latency at batch 1 and throughput, on this machine.",
-                  "sslight bench cost my_checkpoint.pth mobilenet_v2 -o results/cost",
-                  epilog="FLOPs are the multiply-adds of convolutions and matrix products. Latency is the median.\n"
-                         "Networks with a deployed form (MobileOne, FastViT, RepViT, RepVGG, ...) are measured in it.")
-    made.add_argument("networks", nargs="*", metavar="ARCH", default=DEFAULT,
-                      help=f"timm's names, aliases or checkpoints (default: {' '.join(DEFAULT)})")
+    made = Parser(
+        "sslight bench cost",
+        "Parameters, FLOPs, latency at batch 1 and throughput, on this machine.",
+        "sslight bench cost my_checkpoint.pth mobilenet_v2 -o results/cost",
+        epilog="FLOPs are the multiply-adds of convolutions and matrix products. Latency is the median.\n"
+        "Networks with a deployed form (MobileOne, FastViT, RepViT, RepVGG, ...) are measured in it.",
+    )
+    made.add_argument(
+        "networks",
+        nargs="*",
+        metavar="ARCH",
+        default=DEFAULT,
+        help=f"timm's names, aliases or checkpoints (default: {' '.join(DEFAULT)})",
+    )
     made.add_argument("-o", "--out", required=True, metavar="DIR", help="where ARCH/cost.json is written")
-    made.add_argument("--set", dest="options", action="append", default=[], metavar="KEY=VALUE",
-                      help="a build option that shapes do not show, e.g. num_heads=12, of every network named")
+    made.add_argument(
+        "--set",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a build option that shapes do not show, e.g. num_heads=12, of every network named",
+    )
     made.add_argument("--size", type=int, default=224, metavar="PX", help="pixels of the square image (224)")
     made.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once for the throughput (64)")
     made.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each of the two (3)")
@@ -55,14 +69,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = None if args.force else measured_before(file, about)
         kept = found is not None
         if not kept:
-            found = {"schema": SCHEMA, **about,
-                     **cost_measure.measure(arch, args.size, args.batch_size, args.seconds, options)}
+            found = {
+                "schema": SCHEMA,
+                **about,
+                **cost_measure.measure(arch, args.size, args.batch_size, args.seconds, options),
+            }
             write_json(file, found)
         form = f" ({form_of(found)})" if form_of(found) else ""
-        print(f"{label(arch, options)}{form}: {found['parameters'] / 1e6:.2f} M parameters, "
-              f"{found['flops'] / 1e9:.2f} GFLOPs, {found['latency_ms']:.2f} ms an image alone, "
-              f"{found['images_per_second']:.0f} images/s in batches of {found['batch_size']}"
-              f"{' (measured before)' if kept else ''}", flush=True)
+        print(
+            f"{label(arch, options)}{form}: {found['parameters'] / 1e6:.2f} M parameters, "
+            f"{found['flops'] / 1e9:.2f} GFLOPs, {found['latency_ms']:.2f} ms an image alone, "
+            f"{found['images_per_second']:.0f} images/s in batches of {found['batch_size']}"
+            f"{' (measured before)' if kept else ''}",
+            flush=True,
+        )
     return 0
 
 
@@ -91,8 +111,11 @@ def read_cost(file: Path) -> dict:
     try:
         cost = json.loads(file.read_text(encoding="utf-8"))
         numbers = [*(cost[key] for key in NUMBERS), *cost["latency_ms_quartiles"]]
-        whole = (len(numbers) == len(NUMBERS) + 2 and cost["form"] in FORMS
-                 and all(key in cost for key in (*SAME, "form_note", "command")))
+        whole = (
+            len(numbers) == len(NUMBERS) + 2
+            and cost["form"] in FORMS
+            and all(key in cost for key in (*SAME, "form_note", "command"))
+        )
         if cost["schema"] == SCHEMA and whole and all(0 < number < math.inf for number in numbers):
             return cost
     except (ValueError, OSError, KeyError, TypeError):

@@ -44,8 +44,15 @@ def about(arch: str, image_size: int, batch_size: int, options: Mapping | None =
     """What has to agree for two measurements to be the same."""
     here = environment()
     machine = here["device"] if torch.cuda.is_available() else f"{_processor()} ({platform.machine()})"
-    return {"arch": arch, "image_size": image_size, "batch_size": batch_size, "machine": machine,
-            "threads": here["threads"], "torch": torch.__version__, **({"options": dict(options)} if options else {})}
+    return {
+        "arch": arch,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "machine": machine,
+        "threads": here["threads"],
+        "torch": torch.__version__,
+        **({"options": dict(options)} if options else {}),
+    }
 
 
 def measure(arch: str, image_size: int, batch_size: int, seconds: float, options: Mapping | None = None) -> dict:
@@ -60,12 +67,19 @@ def measure(arch: str, image_size: int, batch_size: int, seconds: float, options
     backbone = deployed.network
     alone = times(backbone, one, seconds)
     batch = times(backbone, one.expand(batch_size, -1, -1, -1).contiguous(), seconds)
-    return {"form": deployed.form, "form_note": deployed.note,
-            "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
-            "flops": multiply_adds(backbone, one), "latency_ms": 1000 * float(np.median(alone)),
-            "latency_ms_quartiles": [1000 * float(t) for t in np.percentile(alone, (25, 75))],
-            "images_per_second": batch_size / float(np.median(batch)), "environment": environment(),
-            "git": git_state(), "command": command(), "seconds": time.monotonic() - started}
+    return {
+        "form": deployed.form,
+        "form_note": deployed.note,
+        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "flops": multiply_adds(backbone, one),
+        "latency_ms": 1000 * float(np.median(alone)),
+        "latency_ms_quartiles": [1000 * float(t) for t in np.percentile(alone, (25, 75))],
+        "images_per_second": batch_size / float(np.median(batch)),
+        "environment": environment(),
+        "git": git_state(),
+        "command": command(),
+        "seconds": time.monotonic() - started,
+    }
 
 
 @torch.inference_mode()
@@ -79,7 +93,7 @@ def times(backbone: nn.Module, images: Tensor, seconds: float) -> list[float]:
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
     warm = next((i for i, total in enumerate(np.cumsum(taken)) if total > seconds / 10), 0) + 1
-    return taken[min(warm, len(taken) // 2):]
+    return taken[min(warm, len(taken) // 2) :]
 
 
 def _processor() -> str:

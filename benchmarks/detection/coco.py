@@ -55,8 +55,13 @@ from sslight.core.rundir import StopSignal, open_run
 PLACES = ("OUTPUT_DIR", "DEVICE", "NAME", "DATA.", "LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD")
 FREE = (*PLACES, "EVAL.", "RUN.TRIALS")
 # Our keys of a schedule's parts.
-SCHEDULE = {"SOLVER.IMS_PER_BATCH": "batch", "SOLVER.BASE_LR": "lr", "SOLVER.MAX_ITER": "max_iter",
-            "SOLVER.STEPS": "steps", "SOLVER.WARMUP_ITERS": "warmup"}
+SCHEDULE = {
+    "SOLVER.IMS_PER_BATCH": "batch",
+    "SOLVER.BASE_LR": "lr",
+    "SOLVER.MAX_ITER": "max_iter",
+    "SOLVER.STEPS": "steps",
+    "SOLVER.WARMUP_ITERS": "warmup",
+}
 
 
 @dataclass(frozen=True)
@@ -89,17 +94,20 @@ def main(argv: list[str] | None = None) -> int:
     with _workplace(setup) as out_dir, StopSignal(immediate=True) as stop:
         with coco_launch.main_first():
             if source is None:
-                source, family = coco_weights.find_source(args.weights, setup.arch, settings.SEED, out_dir,
-                                                          settings.MODEL.OPTIONS)
+                source, family = coco_weights.find_source(
+                    args.weights, setup.arch, settings.SEED, out_dir, settings.MODEL.OPTIONS
+                )
             quiet = not distributed.is_main() or (prepare_only and not args.check)
             for line in () if quiet else spelled(source.assumed, "--set"):
                 print(f"warning: {args.weights}: {line}", file=sys.stderr)
-            coco_preflight.check(data, feed(setup, source.preprocess), schedule, source.preprocess, out_dir,
-                                 setup.processes, quiet=quiet)
+            coco_preflight.check(
+                data, feed(setup, source.preprocess), schedule, source.preprocess, out_dir, setup.processes, quiet=quiet
+            )
             if args.check:
                 return 0
-            weights = coco_weights.prepare(args.weights, source, family, args.framework, setup.recipe.get("model"),
-                                           out_dir)
+            weights = coco_weights.prepare(
+                args.weights, source, family, args.framework, setup.recipe.get("model"), out_dir
+            )
             data = coco_data.written(data, out_dir)
         runs = []
         for trial in range(0 if prepare_only else args.trials):
@@ -108,11 +116,23 @@ def main(argv: list[str] | None = None) -> int:
             cfg = framework.copy_config(setup.recipe_cfg)
             framework.adapt(cfg, settings, data, weights, setup.processes, settings.SEED + trial, work_dir)
             iterations = framework.train_and_test(cfg, stop)
-            runs.append(coco_result.Run(settings.SEED + trial, iterations,
-                                        framework.detections(work_dir, setup.recipe["mask"])))
+            runs.append(
+                coco_result.Run(settings.SEED + trial, iterations, framework.detections(work_dir, setup.recipe["mask"]))
+            )
         if runs and distributed.is_main():
-            coco_result.write(out_dir, args, settings, data, weights, runs, schedule, framework.to_dict(cfg),
-                              setup.file.stem, setup.departures, time.monotonic() - started)
+            coco_result.write(
+                out_dir,
+                args,
+                settings,
+                data,
+                weights,
+                runs,
+                schedule,
+                framework.to_dict(cfg),
+                setup.file.stem,
+                setup.departures,
+                time.monotonic() - started,
+            )
     if prepare_only:
         coco_launch.spread(main, sys.argv[1:] if argv is None else argv, setup.processes)
     return 0
@@ -149,9 +169,13 @@ def configure(argv: list[str] | None = None, find_data: Callable = coco_data.fin
     known = args.weights in (coco_weights.RANDOM, coco_weights.SUPERVISED)
     if known and not args.arch:
         raise InputError(f"--weights {args.weights} needs --arch, e.g. --arch resnet18")
-    source, family = (None, "") if known else coco_weights.find_source(args.weights, args.arch, settings.SEED,
-                                                                       Path(settings.OUTPUT_DIR),
-                                                                       settings.MODEL.OPTIONS)
+    source, family = (
+        (None, "")
+        if known
+        else coco_weights.find_source(
+            args.weights, args.arch, settings.SEED, Path(settings.OUTPUT_DIR), settings.MODEL.OPTIONS
+        )
+    )
     arch = canonical_arch(args.arch) if known else source.arch
     if known:
         check_options(arch, read_options(settings.MODEL.OPTIONS.split()))
@@ -167,20 +191,46 @@ def configure(argv: list[str] | None = None, find_data: Callable = coco_data.fin
         departures["--proxy"] = args.proxy
         data, schedule = coco_preflight.proxy(data, schedule, args.proxy, settings)
     framework.set_schedule(recipe_cfg, **schedule)
-    run = {"FRAMEWORK": args.framework, "TASK": args.task, "RECIPE": file.stem,
-           "WEIGHTS": source.sha256 if source else args.weights, "CATEGORIES": list(data.classes),
-           "DATA": data.fingerprint(), "NUM_GPUS": processes, "PROXY": args.proxy,
-           "SCALE_LR": args.scale_lr, "TRIALS": args.trials, "OPTIONS": framework_options}
-    return Setup(args, settings, framework, processes, data, source, family, arch, file, recipe_cfg, recipe, schedule,
-                 CfgNode({**to_dict(settings), "RUN": run}), departures)
+    run = {
+        "FRAMEWORK": args.framework,
+        "TASK": args.task,
+        "RECIPE": file.stem,
+        "WEIGHTS": source.sha256 if source else args.weights,
+        "CATEGORIES": list(data.classes),
+        "DATA": data.fingerprint(),
+        "NUM_GPUS": processes,
+        "PROXY": args.proxy,
+        "SCALE_LR": args.scale_lr,
+        "TRIALS": args.trials,
+        "OPTIONS": framework_options,
+    }
+    return Setup(
+        args,
+        settings,
+        framework,
+        processes,
+        data,
+        source,
+        family,
+        arch,
+        file,
+        recipe_cfg,
+        recipe,
+        schedule,
+        CfgNode({**to_dict(settings), "RUN": run}),
+        departures,
+    )
 
 
 def _framework_departures(framework: ModuleType, cfg: object, file: Path) -> dict:
     """{key: value} of a recipe with its overrides that differ from the shipped recipe of its name, or from its file."""
     shipped = CONFIGS / framework.__name__.split(".")[-2].removeprefix("in_") / file.name
     protocol = dict(flatten(framework.to_dict(framework.load_config(shipped if shipped.is_file() else file))))
-    return {key: value for key, value in flatten(framework.to_dict(cfg))
-            if value != protocol.get(key) and key.rpartition(".")[2].lower() not in PLACED}
+    return {
+        key: value
+        for key, value in flatten(framework.to_dict(cfg))
+        if value != protocol.get(key) and key.rpartition(".")[2].lower() not in PLACED
+    }
 
 
 def feed(setup: Setup, preprocess: dict) -> dict:
@@ -216,12 +266,16 @@ def _check_numbers(settings: CfgNode) -> None:
 
 def _check_recipe(recipe: dict, arch: str, task: str, file: Path) -> None:
     if recipe["arch"] != arch:
-        raise InputError(f"{file} builds a {recipe['arch']}, but the weights are a {arch}: choose the recipe or the "
-                         "checkpoint of the same architecture")
+        raise InputError(
+            f"{file} builds a {recipe['arch']}, but the weights are a {arch}: choose the recipe or the "
+            "checkpoint of the same architecture"
+        )
     if recipe["mask"] != (task == "seg"):
         predicts, fitting = ("masks", "seg") if recipe["mask"] else ("boxes only", "det")
-        raise InputError(f"{file} predicts {predicts}, so its task is {fitting}, not {task}: det is a detector without "
-                         "masks and its box AP, seg one with masks and its mask AP")
+        raise InputError(
+            f"{file} predicts {predicts}, so its task is {fitting}, not {task}: det is a detector without "
+            "masks and its box AP, seg one with masks and its mask AP"
+        )
 
 
 if __name__ == "__main__":

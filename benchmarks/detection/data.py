@@ -16,15 +16,21 @@ from pycocotools import mask as rle
 from sslight.core.errors import InputError
 from sslight.core.files import write_atomically
 
-WANTED = {"images": {"id": int, "file_name": str, "width": int, "height": int},
-          "categories": {"id": int, "name": str},
-          "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list}}
+WANTED = {
+    "images": {"id": int, "file_name": str, "width": int, "height": int},
+    "categories": {"id": int, "name": str},
+    "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
+}
 DISTINCT = ("images", "categories")  # annotations are numbered again where their ids are not
 DUE = {int: "an integer", str: "a text", list: "a list"}
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 CROWD, OUTSIDE, TINY, FEW_POINTS, SMALL_IMAGE = (  # why a framework leaves objects out of the training
-    "crowds or to be ignored", "outside their image", "smaller than a pixel",
-    "with polygons of fewer than 3 points", "in images smaller than the recipe's least size")
+    "crowds or to be ignored",
+    "outside their image",
+    "smaller than a pixel",
+    "with polygons of fewer than 3 points",
+    "in images smaller than the recipe's least size",
+)
 FAR = 10  # image sides: a vertex farther out is a fault of the file, and makes the C code fill the memory
 
 
@@ -110,8 +116,12 @@ def _segmentation(value: object, width: int, height: int) -> str:
     for polygon in value or ():
         if not isinstance(polygon, list) or not _finite(polygon):
             return f"with the polygon {polygon!r:.60}: a list of finite numbers is due"
-        if polygon and not (-far_x <= min(polygon[::2]) and max(polygon[::2]) <= far_x
-                            and -far_y <= min(polygon[1::2], default=0) and max(polygon[1::2], default=0) <= far_y):
+        if polygon and not (
+            -far_x <= min(polygon[::2])
+            and max(polygon[::2]) <= far_x
+            and -far_y <= min(polygon[1::2], default=0)
+            and max(polygon[1::2], default=0) <= far_y
+        ):
             return f"with a polygon that reaches more than {FAR} image sides out of its image"
     return ""
 
@@ -130,8 +140,12 @@ def _run_lengths(value: dict, width: int, height: int) -> str:
         return f"with run lengths for an image of another size: {value.get('size')!r:.60}"
     if isinstance(counts, str):
         counts = _uncompressed(counts)
-    if not isinstance(counts, list) or {int} != set(map(type, counts)) or min(counts) < 0 or (
-            sum(counts) != width * height):
+    if (
+        not isinstance(counts, list)
+        or {int} != set(map(type, counts))
+        or min(counts) < 0
+        or (sum(counts) != width * height)
+    ):
         return "with run lengths that do not fill its image"
     return ""
 
@@ -154,10 +168,14 @@ def _uncompressed(text: str) -> list[int] | None:
             number = shift = 0
     return None if shift else counts
 
+
 SPLITS = ("train", "val")
 # What a copy for the frameworks holds of every entry.
-KEPT = {"images": ("id", "file_name", "width", "height"), "categories": ("id", "name"),
-        "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")}
+KEPT = {
+    "images": ("id", "file_name", "width", "height"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"),
+}
 
 
 @dataclass(frozen=True)
@@ -202,11 +220,15 @@ def find(cfg) -> CocoData:
     for name in SPLITS:
         files, images = getattr(cfg.DATA, f"{name.upper()}_JSON"), getattr(cfg.DATA, f"{name.upper()}_IMAGES")
         if not (cfg.DATA.PATH_TO_DATA_DIR or (files and images)):
-            raise InputError("no data set: add DATA.PATH_TO_DATA_DIR PATH (annotations/, train2017/, val2017/), or "
-                             "DATA.TRAIN_JSON, DATA.TRAIN_IMAGES, DATA.VAL_JSON and DATA.VAL_IMAGES")
+            raise InputError(
+                "no data set: add DATA.PATH_TO_DATA_DIR PATH (annotations/, train2017/, val2017/), or "
+                "DATA.TRAIN_JSON, DATA.TRAIN_IMAGES, DATA.VAL_JSON and DATA.VAL_IMAGES"
+            )
         root = Path(cfg.DATA.PATH_TO_DATA_DIR)
-        splits[name] = read_split(Path(files) if files else root / "annotations" / f"instances_{name}2017.json",
-                                  Path(images) if images else root / f"{name}2017")
+        splits[name] = read_split(
+            Path(files) if files else root / "annotations" / f"instances_{name}2017.json",
+            Path(images) if images else root / f"{name}2017",
+        )
     for annotation in splits["train"].content["annotations"]:
         if annotation.get("ignore"):  # mmdet leaves it out, detectron2 refuses it: both leave crowds out
             annotation["iscrowd"] = 1
@@ -214,25 +236,34 @@ def find(cfg) -> CocoData:
     if categories[0] != categories[1]:
         odd = next(iter(set(categories[0]) ^ set(categories[1])), None)
         what = f"category {odd[0]} '{odd[1]}' is in one of them only" if odd else "their order differs"
-        raise InputError(f"{splits['train'].json} and {splits['val'].json} list different categories ({what}): "
-                         "write the same list into both")
+        raise InputError(
+            f"{splits['train'].json} and {splits['val'].json} list different categories ({what}): "
+            "write the same list into both"
+        )
     return CocoData(splits["train"], splits["val"], tuple(name for _, name in categories[0]))
 
 
 def read_split(file: Path, images: Path) -> Split:
     """Read one annotation file and see that every image it lists lies in the folder."""
     if not file.is_file():
-        raise InputError(f"COCO annotation file not found: {file}; DATA.PATH_TO_DATA_DIR needs annotations/"
-                         "instances_train2017.json and instances_val2017.json (or set DATA.*_JSON)")
+        raise InputError(
+            f"COCO annotation file not found: {file}; DATA.PATH_TO_DATA_DIR needs annotations/"
+            "instances_train2017.json and instances_val2017.json (or set DATA.*_JSON)"
+        )
     content, plain = read_annotations(file)
     if not images.is_dir():
         raise InputError(f"image folder not found: {images} (for {file})")
     present = _files_below(images)
-    absent = [image["file_name"] for image in content["images"] if os.path.normpath(image["file_name"]) not in present
-              and not os.path.isfile(images / image["file_name"])]  # links to folders are not walked
+    absent = [
+        image["file_name"]
+        for image in content["images"]
+        if os.path.normpath(image["file_name"]) not in present and not os.path.isfile(images / image["file_name"])
+    ]  # links to folders are not walked
     if absent:
-        raise InputError(f"{len(absent)} of {len(content['images'])} images listed in {file} are absent from {images}, "
-                         f"first {absent[0]}: complete the folder or remove them from the file")
+        raise InputError(
+            f"{len(absent)} of {len(content['images'])} images listed in {file} are absent from {images}, "
+            f"first {absent[0]}: complete the folder or remove them from the file"
+        )
     return Split(file, images, content, file if plain else None)
 
 
@@ -313,8 +344,12 @@ def written(data: CocoData, out_dir: Path) -> CocoData:
         split = getattr(data, name)
         if split.ready is None:
             ready = out_dir.resolve() / f"annotations_{name}.json"
-            text = json.dumps({part: [{key: entry[key] for key in keys if key in entry}
-                                      for entry in split.content[part]] for part, keys in KEPT.items()})
+            text = json.dumps(
+                {
+                    part: [{key: entry[key] for key in keys if key in entry} for entry in split.content[part]]
+                    for part, keys in KEPT.items()
+                }
+            )
             write_atomically(ready, lambda temporary, text=text: temporary.write_text(text))
             split = replace(split, ready=ready)
         splits[name] = split

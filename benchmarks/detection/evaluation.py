@@ -65,8 +65,14 @@ def match_images(evaluator) -> list[Matches]:
             counted.append(~ignore)
         order = np.argsort(-np.asarray(scores), kind="mergesort")
         none = np.zeros((len(IOU_THRESHOLDS), 0), dtype=bool)
-        classes.append(Matches(np.asarray(places, dtype=np.int64)[order], np.concatenate([none, *true], 1)[:, order],
-                               np.concatenate([none, *counted], 1)[:, order], numbers))
+        classes.append(
+            Matches(
+                np.asarray(places, dtype=np.int64)[order],
+                np.concatenate([none, *true], 1)[:, order],
+                np.concatenate([none, *counted], 1)[:, order],
+                numbers,
+            )
+        )
     return classes
 
 
@@ -125,6 +131,7 @@ def _class_precision(found: Matches, weight: np.ndarray, objects: float) -> np.n
         values[t] = precision[t, at[inside]].sum() / len(RECALLS)
     return values
 
+
 KINDS = {"box": "bbox", "mask": "segm"}
 BACKENDS = ("faster", "pycocotools")
 THRESHOLDS = {"": None, "50": 0.5, "75": 0.75}
@@ -146,8 +153,9 @@ class Evaluation:
     matches: list[Matches] = field(repr=False, default_factory=list)
 
 
-def evaluate(truth: dict, detections: Sequence[dict], kind: str, backend: str = "faster",
-             keep_matches: bool = True) -> Evaluation:
+def evaluate(
+    truth: dict, detections: Sequence[dict], kind: str, backend: str = "faster", keep_matches: bool = True
+) -> Evaluation:
     """Evaluate detections (COCO result entries) of `kind` "box" or "mask" against a COCO ground truth.
 
     Raises InputError for detections of unknown images or categories.
@@ -166,8 +174,11 @@ def evaluate(truth: dict, detections: Sequence[dict], kind: str, backend: str = 
     precision, recall = (np.concatenate(arrays, axis=-3) for arrays in zip(*parts, strict=True))
     names = [category["name"] for category in sorted(truth["categories"], key=lambda category: category["id"])]
     per_category = {name: _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(names)}
-    return Evaluation(_twelve(evaluator.params, precision, recall),
-                      {name: value for name, value in per_category.items() if np.isfinite(value)}, matches)
+    return Evaluation(
+        _twelve(evaluator.params, precision, recall),
+        {name: value for name, value in per_category.items() if np.isfinite(value)},
+        matches,
+    )
 
 
 def bootstrap(runs: Sequence[Evaluation], draws: int, seed: int = 0) -> dict[str, tuple[float, float]]:
@@ -217,16 +228,19 @@ def _renumbered(truth: dict, detections: Sequence[dict]) -> tuple[dict, list[dic
     The libraries note a match by the object's id, with 0 for none, and keep the other ids as floats: whole numbers
     beyond 2^53 run together.
     """
-    images, categories = ({old: new for new, old in enumerate(sorted(entry["id"] for entry in truth[part]), 1)}
-                          for part in ("images", "categories"))
+    images, categories = (
+        {old: new for new, old in enumerate(sorted(entry["id"] for entry in truth[part]), 1)}
+        for part in ("images", "categories")
+    )
 
     def of(entry: dict) -> dict:
         return {**entry, "image_id": images[entry["image_id"]], "category_id": categories[entry["category_id"]]}
 
-    return {"images": [{**image, "id": images[image["id"]]} for image in truth["images"]],
-            "categories": [{**category, "id": categories[category["id"]]} for category in truth["categories"]],
-            "annotations": [{**of(entry), "id": number} for number, entry in enumerate(truth["annotations"], 1)],
-            }, [of(entry) for entry in detections]
+    return {
+        "images": [{**image, "id": images[image["id"]]} for image in truth["images"]],
+        "categories": [{**category, "id": categories[category["id"]]} for category in truth["categories"]],
+        "annotations": [{**of(entry), "id": number} for number, entry in enumerate(truth["annotations"], 1)],
+    }, [of(entry) for entry in detections]
 
 
 def _pulled_in(polygon: list[float], width: int, height: int) -> list[float]:
@@ -242,18 +256,26 @@ def _check(truth: dict, detections: Sequence[dict]) -> None:
     categories = {category["id"] for category in truth["categories"]}
     for entry in detections:
         if entry["image_id"] not in images:
-            raise InputError(f"detections name image {entry['image_id']}, which the ground truth does not list: "
-                             "they belong to another data set")
+            raise InputError(
+                f"detections name image {entry['image_id']}, which the ground truth does not list: "
+                "they belong to another data set"
+            )
         if entry["category_id"] not in categories:
-            raise InputError(f"detections name category {entry['category_id']}, which the ground truth does not list: "
-                             "the detector's head has other classes than the data")
+            raise InputError(
+                f"detections name category {entry['category_id']}, which the ground truth does not list: "
+                "the detector's head has other classes than the data"
+            )
 
 
 def _as_result(entry: dict, kind: str) -> dict:
     """One detection for one kind: with both fields present, the libraries would take a mask's area from its box."""
     wanted = "segmentation" if kind == "mask" else "bbox"
-    return {"image_id": entry["image_id"], "category_id": entry["category_id"], "score": entry["score"],
-            wanted: copy.copy(entry[wanted])}
+    return {
+        "image_id": entry["image_id"],
+        "category_id": entry["category_id"],
+        "score": entry["score"],
+        wanted: copy.copy(entry[wanted]),
+    }
 
 
 def _evaluated(truth: dict, entries: list[dict], iou_type: str, backend: str) -> Iterator:
@@ -273,7 +295,7 @@ def _evaluated(truth: dict, entries: list[dict], iou_type: str, backend: str) ->
         found = ground.loadRes(entries)
     for first in range(0, len(categories), together):
         evaluator = Evaluator(ground, found, iou_type)
-        evaluator.params.maxDets, evaluator.params.catIds = [1, 10, 100], categories[first:first + together]
+        evaluator.params.maxDets, evaluator.params.catIds = [1, 10, 100], categories[first : first + together]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluator.evaluate()
             evaluator.accumulate()
@@ -310,6 +332,7 @@ def _nothing_found(truth: dict, kind: str, keep_matches: bool) -> Evaluation:
     entry = {"image_id": image["id"], "category_id": category["id"], "score": 0.0, "bbox": box}
     if kind == "mask":
         from pycocotools import mask
+
         blank = mask.encode(np.zeros((image["height"], image["width"]), np.uint8, order="F"))
         entry["segmentation"] = {"size": blank["size"], "counts": blank["counts"].decode()}
     return evaluate(truth, [entry], kind, keep_matches=keep_matches)

@@ -66,10 +66,13 @@ def check(splits: Sequence[Split], out_dir: Path | None) -> None:
 def _fingerprint(split: Split, pool: ThreadPoolExecutor) -> str:
     digest = hashlib.sha256(str(split.images.resolve()).encode())
     images = split.content["images"]
-    for image, facts in zip(images, pool.map(lambda image: os.stat(split.images / image["file_name"]), images),
-                            strict=True):
-        digest.update(f"{image['file_name']}\0{image['width']}\0{image['height']}\0{facts.st_size}\0"
-                      f"{facts.st_mtime_ns}\n".encode())
+    for image, facts in zip(
+        images, pool.map(lambda image: os.stat(split.images / image["file_name"]), images), strict=True
+    ):
+        digest.update(
+            f"{image['file_name']}\0{image['width']}\0{image['height']}\0{facts.st_size}\0"
+            f"{facts.st_mtime_ns}\n".encode()
+        )
     return digest.hexdigest()
 
 
@@ -96,15 +99,19 @@ def _fault(split: Split, image: dict, decode: bool) -> str:
                 file.seek(0)
                 upright = decode_reference(file.read()).size
     except Exception as error:  # noqa: BLE001  formats' parsers raise whatever they stumble over
-        return (f"image cannot be read: {path} ({' '.join(str(error).split())[:160]}); replace it or remove it from "
-                f"{split.json}")
+        return (
+            f"image cannot be read: {path} ({' '.join(str(error).split())[:160]}); replace it or remove it from "
+            f"{split.json}"
+        )
     wanted = image["width"], image["height"]
     if upright == wanted:
         return ""
     says = f"{path} is {upright[0]}x{upright[1]} pixels, but {split.json} says {wanted[0]}x{wanted[1]}"
     if stored == wanted:
-        return (f"{says}, its size before its EXIF orientation turns it, which both frameworks heed: annotate the "
-                "image as it is shown, or save it without that tag")
+        return (
+            f"{says}, its size before its EXIF orientation turns it, which both frameworks heed: annotate the "
+            "image as it is shown, or save it without that tag"
+        )
     return f"{says}: images and annotations do not belong together"
 
 
@@ -130,11 +137,15 @@ def whole(file: BinaryIO) -> bool:
 
 def unreadable(path: str | Path, reason: object) -> UnreadableImage:
     """The error for an image of a training or a test."""
-    return UnreadableImage(f"image cannot be read: {path} ({' '.join(str(reason).split())[:160]}); replace it or "
-                           "remove it from the annotation file")
+    return UnreadableImage(
+        f"image cannot be read: {path} ({' '.join(str(reason).split())[:160]}); replace it or "
+        "remove it from the annotation file"
+    )
 
 
 def other_size(path: str | Path, size: tuple[int, int], wanted: tuple[int, int]) -> UnreadableImage:
     """The error for an image (width, height) that was replaced by one of another size since it was checked."""
-    return UnreadableImage(f"{path} is {size[0]}x{size[1]} pixels, but its entry says {wanted[0]}x{wanted[1]}: images "
-                           "and annotations do not belong together")
+    return UnreadableImage(
+        f"{path} is {size[0]}x{size[1]} pixels, but its entry says {wanted[0]}x{wanted[1]}: images "
+        "and annotations do not belong together"
+    )

@@ -28,8 +28,10 @@ from sslight.core import devices, distributed
 from sslight.core.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, Stopped
 from sslight.core.processes import STOP_SIGNALS, run_command, second_ends
 
-NEEDED = {"torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-          "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_NODELIST")}
+NEEDED = {
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_NODELIST"),
+}
 START = {"torchrun": "torchrun --nproc_per_node GPUS", "slurm": "srun --ntasks-per-node GPUS"}
 FIRST_PORT, PORTS = 20000, 20000  # a job's port is drawn from these by its number
 
@@ -58,8 +60,10 @@ def join(launcher: str) -> int:
     distributed.end_with_launcher()
     missing = [name for name in NEEDED[launcher] if name not in os.environ]
     if missing:
-        raise InputError(f"--launcher {launcher}, but {missing[0]} is not set: start the command with "
-                         f"`{START[launcher]} ...`, one process per GPU, or use --num-gpus on one machine")
+        raise InputError(
+            f"--launcher {launcher}, but {missing[0]} is not set: start the command with "
+            f"`{START[launcher]} ...`, one process per GPU, or use --num-gpus on one machine"
+        )
     if launcher == "slurm":
         os.environ.update(from_slurm(os.environ))
     if not dist.is_initialized():
@@ -77,9 +81,14 @@ def from_slurm(env) -> dict[str, str]:
     if not found:
         raise InputError(f"srun started unequal numbers of tasks ({shares}): use --ntasks-per-node with --nodes")
     port = FIRST_PORT + int(env.get("SLURM_JOB_ID", 0)) % PORTS
-    return {"RANK": env["SLURM_PROCID"], "WORLD_SIZE": env["SLURM_NTASKS"], "LOCAL_RANK": env["SLURM_LOCALID"],
-            "LOCAL_WORLD_SIZE": found.group(1), "MASTER_PORT": env.get("MASTER_PORT", str(port)),
-            "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(env["SLURM_JOB_NODELIST"])}
+    return {
+        "RANK": env["SLURM_PROCID"],
+        "WORLD_SIZE": env["SLURM_NTASKS"],
+        "LOCAL_RANK": env["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": found.group(1),
+        "MASTER_PORT": env.get("MASTER_PORT", str(port)),
+        "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(env["SLURM_JOB_NODELIST"]),
+    }
 
 
 def _first_host(nodes: str) -> str:
@@ -87,8 +96,9 @@ def _first_host(nodes: str) -> str:
         listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
         return listed.stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
-        raise InputError(f"scontrol does not resolve SLURM's node list '{nodes}': set MASTER_ADDR to the first "
-                         "machine's name") from None
+        raise InputError(
+            f"scontrol does not resolve SLURM's node list '{nodes}': set MASTER_ADDR to the first machine's name"
+        ) from None
 
 
 def any_rank(flag: bool) -> bool:
@@ -121,8 +131,9 @@ def spread(command: Callable[[Sequence[str]], int], argv: Sequence[str], process
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with one_group(processes):
-        torch.multiprocessing.start_processes(_one, args=(command, list(argv), processes, port), nprocs=processes,
-                                              start_method="spawn")
+        torch.multiprocessing.start_processes(
+            _one, args=(command, list(argv), processes, port), nprocs=processes, start_method="spawn"
+        )
 
 
 @contextlib.contextmanager
@@ -132,6 +143,7 @@ def one_group(processes: int) -> Iterator[None]:
     Raises Stopped when they saved and stopped, and leaves with exit code 2 when one of them refused its input (it has
     said why).
     """
+
     def pass_on(number: int, frame: object) -> None:
         second_ends(number)
         for child in multiprocessing.active_children():
@@ -152,6 +164,12 @@ def one_group(processes: int) -> Iterator[None]:
 
 
 def _one(local_rank: int, command: Callable, argv: list[str], processes: int, port: int) -> None:
-    os.environ.update(RANK=str(local_rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(processes),
-                      LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(local_rank),
+        LOCAL_RANK=str(local_rank),
+        WORLD_SIZE=str(processes),
+        LOCAL_WORLD_SIZE=str(processes),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     run_command(lambda: command([*argv, "--launcher", "torchrun"]))

@@ -49,8 +49,10 @@ def choose_recipe(framework: str, task: str, arch: str, neck: str | None, schedu
             name = found.expand(short)
             break
     else:
-        raise NoRecipe(f"no recipe for backbone '{arch}': write one (TimmBackbone in mmdet, build_timm_fpn_backbone "
-                       "in detectron2) and pass it with --config")
+        raise NoRecipe(
+            f"no recipe for backbone '{arch}': write one (TimmBackbone in mmdet, build_timm_fpn_backbone "
+            "in detectron2) and pass it with --config"
+        )
     folder, suffix = CONFIGS / framework, ".py" if framework == "mmdet" else ".yaml"
     kind = "faster" if task == "det" else "mask"
     file = folder / f"{kind}_rcnn_{name}_{neck or NECKS[name[0]]}_{schedule}{suffix}"
@@ -73,6 +75,7 @@ def resolve_schedule(recipe: dict, settings, scale_lr: bool) -> dict:
     warmup = solver.WARMUP_ITERS if solver.WARMUP_ITERS >= 0 else round(recipe["warmup"] * min(ratio, 1))
     lr = solver.BASE_LR or recipe["lr"] * (batch / recipe["batch"] if scale_lr else 1)
     return {"batch": batch, "lr": lr, "max_iter": max_iter, "steps": steps, "warmup": warmup}
+
 
 LAUNCHERS = ("none", "torchrun", "slurm")
 EPILOG = """
@@ -119,10 +122,12 @@ MOST = {"SEED": 2**31, "DATA.WORKERS": 1024, "EVAL.BOOTSTRAP": 100_000}
 
 def at_least(least: int) -> Callable[[str], int]:
     """The type of an option that takes whole numbers from `least` on."""
+
     def number(text: str) -> int:
         if not (text.isdecimal() and int(text) >= least):
             raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least {least}")
         return int(text)
+
     return number
 
 
@@ -138,36 +143,66 @@ def fraction(text: str) -> float:
 
 def parser() -> Parser:
     parser = Parser(
-        "sslight bench coco", "Object detection and instance segmentation from a backbone, in mmdet or detectron2.",
+        "sslight bench coco",
+        "Object detection and instance segmentation from a backbone, in mmdet or detectron2.",
         "sslight bench coco --framework mmdet --task seg --weights runs/r18/checkpoints/last.pth \\\n"
         "      DATA.PATH_TO_DATA_DIR $COCO OUTPUT_DIR results/r18/coco",
         "torchrun --nproc_per_node 8 sslight.py bench coco --launcher torchrun --framework detectron2 --task det \\\n"
         "      --weights runs/r18/checkpoints/last.pth DATA.PATH_TO_DATA_DIR $COCO OUTPUT_DIR results/r18/coco_d2",
-        epilog=EPILOG)
+        epilog=EPILOG,
+    )
     parser.add_argument("--framework", choices=FRAMEWORKS, required=True)
-    parser.add_argument("--task", choices=("det", "seg"), required=True,
-                        help="det: Faster R-CNN, box AP; seg: Mask R-CNN, mask AP")
-    parser.add_argument("--weights", required=True,
-                        help="a checkpoint that `sslight convert` reads, random, or SUPERVISED (torchvision's ImageNet "
-                             "ones; timm's where torchvision has none)")
+    parser.add_argument(
+        "--task", choices=("det", "seg"), required=True, help="det: Faster R-CNN, box AP; seg: Mask R-CNN, mask AP"
+    )
+    parser.add_argument(
+        "--weights",
+        required=True,
+        help="a checkpoint that `sslight convert` reads, random, or SUPERVISED (torchvision's ImageNet "
+        "ones; timm's where torchvision has none)",
+    )
     parser.add_argument("--schedule", choices=("1x", "2x"), default="1x")
     parser.add_argument("--arch", help="backbone; a checkpoint's own by default")
-    parser.add_argument("--set", dest="options", action="append", default=[], metavar="KEY=VALUE",
-                        help="a build option that the checkpoint does not tell, e.g. num_heads=12: MODEL.OPTIONS")
-    parser.add_argument("--neck", choices=("fpn", "p4p6", "c4", "vitdet"),
-                        help="default: fpn for ResNets, the published p4p6 for MobileNetV2, vitdet for ViTs")
+    parser.add_argument(
+        "--set",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a build option that the checkpoint does not tell, e.g. num_heads=12: MODEL.OPTIONS",
+    )
+    parser.add_argument(
+        "--neck",
+        choices=("fpn", "p4p6", "c4", "vitdet"),
+        help="default: fpn for ResNets, the published p4p6 for MobileNetV2, vitdet for ViTs",
+    )
     parser.add_argument("--config", help="a recipe of the framework instead of the chosen one")
-    parser.add_argument("--num-gpus", type=at_least(1), default=1, metavar="N",
-                        help="processes on this machine, one per GPU (without GPUs they share the CPU)")
-    parser.add_argument("--launcher", choices=LAUNCHERS, default="none",
-                        help="what started this process as one of many, on one or more machines")
+    parser.add_argument(
+        "--num-gpus",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="processes on this machine, one per GPU (without GPUs they share the CPU)",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=LAUNCHERS,
+        default="none",
+        help="what started this process as one of many, on one or more machines",
+    )
     parser.add_argument("--amp", action="store_true", help="automatic mixed precision: TRAIN.AMP True")
     parser.add_argument("--scale-lr", action="store_true", help="scale the learning rate with the batch, linearly")
-    parser.add_argument("--proxy", type=fraction, metavar="FRACTION", default=0.0,
-                        help="train on this fraction of the images with the schedule shortened to match")
+    parser.add_argument(
+        "--proxy",
+        type=fraction,
+        metavar="FRACTION",
+        default=0.0,
+        help="train on this fraction of the images with the schedule shortened to match",
+    )
     parser.add_argument("--trials", type=at_least(1), default=1, help="repeat with this many seeds, SEED and up")
-    parser.add_argument("--show", type=at_least(0), metavar="N", default=0,
-                        help="pictures of predictions beside the truth")
+    parser.add_argument(
+        "--show", type=at_least(0), metavar="N", default=0, help="pictures of predictions beside the truth"
+    )
     parser.add_argument("--check", action="store_true", help="only the checks that every run begins with")
     parser.add_overrides(DEFAULTS)
     return parser

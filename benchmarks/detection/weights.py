@@ -58,13 +58,22 @@ def find_source(weights: str, arch: str | None, seed: int, out_dir: Path, option
         file = out_dir / "weights" / f"{name}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
         state, preprocess = _random(arch, seed, given) if weights == RANDOM else _supervised(arch)
-        save_backbone(file, state, arch=arch, method=weights.lower(), preprocess=preprocess,
-                      converted=f"made by --weights {weights}", options=given)
+        save_backbone(
+            file,
+            state,
+            arch=arch,
+            method=weights.lower(),
+            preprocess=preprocess,
+            converted=f"made by --weights {weights}",
+            options=given,
+        )
         return read_checkpoint(file), weights.lower()
     source = read_checkpoint(weights, options=given)
     if arch and canonical_arch(arch) != source.arch:
-        raise InputError(f"{weights} holds a {source.arch}, but --arch or the recipe asks for {canonical_arch(arch)}: "
-                         "choose the checkpoint or the recipe of the same architecture")
+        raise InputError(
+            f"{weights} holds a {source.arch}, but --arch or the recipe asks for {canonical_arch(arch)}: "
+            "choose the checkpoint or the recipe of the same architecture"
+        )
     return source, source.family
 
 
@@ -80,10 +89,17 @@ def prepare(weights: str, source: Checkpoint, family: str, framework: str, model
     if not file.is_file():
         wrapped = {"state_dict": tensors} if framework == "mmdet" else {"model": tensors}
         write_atomically(file, lambda temporary: torch.save(wrapped, temporary))
-    described = {"path": str(weights), "sha256": source.sha256, "arch": source.arch, "method": source.method,
-                 "family": family, "network": source.network, "options": source.options,
-                 "assumed": list(source.assumed.values()),
-                 "converted": {"file": str(file), "sha256": sha256(file)}}
+    described = {
+        "path": str(weights),
+        "sha256": source.sha256,
+        "arch": source.arch,
+        "method": source.method,
+        "family": family,
+        "network": source.network,
+        "options": source.options,
+        "assumed": list(source.assumed.values()),
+        "converted": {"file": str(file), "sha256": sha256(file)},
+    }
     return Weights(file, tensors, source.arch, source.preprocess, described, source.options)
 
 
@@ -106,17 +122,25 @@ def _supervised(arch: str) -> tuple[dict[str, Tensor], dict]:
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001  (hub and network libraries raise many kinds)
-        raise InputError(f"no ImageNet weights for {arch} can be reached ({str(error).splitlines()[0]}): pass a "
-                         "downloaded file as --weights") from None
+        raise InputError(
+            f"no ImageNet weights for {arch} can be reached ({str(error).splitlines()[0]}): pass a "
+            "downloaded file as --weights"
+        ) from None
     trained = timm.data.resolve_model_data_config(model)
-    return model.state_dict(), {"mean": list(trained["mean"]), "std": list(trained["std"]), "color_order": "RGB",
-                                "size": trained["input_size"][-1]}
+    return model.state_dict(), {
+        "mean": list(trained["mean"]),
+        "std": list(trained["std"]),
+        "color_order": "RGB",
+        "size": trained["input_size"][-1],
+    }
+
 
 SHOWN = 12  # differences spelled out in the error; the rest is counted
 
 
-def prove(built: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Path | str,
-          new: tuple[str, ...] = ()) -> int:
+def prove(
+    built: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Path | str, new: tuple[str, ...] = ()
+) -> int:
     """Compare a detector's backbone with the tensors of the file it was loaded from; returns how many are equal.
 
     built, expected: state dicts under the same names. Batch norms' `num_batches_tracked` may be absent from either.
@@ -137,6 +161,8 @@ def prove(built: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Pat
             faults.append(f"{key} has other values than in the file")
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise InputError(f"the detector's backbone is not that of {file}: {'; '.join(faults[:SHOWN])}{more}; "
-                         "the recipe's architecture must be the checkpoint's")
+        raise InputError(
+            f"the detector's backbone is not that of {file}: {'; '.join(faults[:SHOWN])}{more}; "
+            "the recipe's architecture must be the checkpoint's"
+        )
     return len(built.keys() & expected.keys())

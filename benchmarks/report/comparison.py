@@ -18,9 +18,30 @@ from sslight.core.errors import InputError, nearest_file
 from sslight.core.result import read_result
 
 # Settings which say where things lie, how fast they go, how often a run is repeated, or which network is measured.
-FREE = {"weights", "output_dir", "out_dir", "out", "path_to_data_dir", "data_root", "cache_dir", "workers",
-        "num_workers", "persistent_workers", "log_period", "network", "init_seed", "backbone_arch", "seeds", "seed",
-        "protocol", "work_dir", "load_from", "dump_dir", "batch_size_features", "num_classes"}
+FREE = {
+    "weights",
+    "output_dir",
+    "out_dir",
+    "out",
+    "path_to_data_dir",
+    "data_root",
+    "cache_dir",
+    "workers",
+    "num_workers",
+    "persistent_workers",
+    "log_period",
+    "network",
+    "init_seed",
+    "backbone_arch",
+    "seeds",
+    "seed",
+    "protocol",
+    "work_dir",
+    "load_from",
+    "dump_dir",
+    "batch_size_features",
+    "num_classes",
+}
 NAMES = ("NAME", "settings.NAME")  # of the network; a framework's own keys of that name do decide
 WEIGHT_SUFFIXES = (".pth", ".pkl", ".safetensors")
 COMBINED = "the two intervals combined"
@@ -91,8 +112,13 @@ class Entry:
     def settings(self) -> dict[str, object]:
         """What has to agree for a comparison, as flat {name: value}, without what only says where a file lies."""
         result = self.result
-        found = {"benchmark": self.benchmark, "protocol": result["protocol"], "framework": self.framework,
-                 "architecture": result["checkpoint"]["arch"], "data": result["data"]["fingerprint"]}
+        found = {
+            "benchmark": self.benchmark,
+            "protocol": result["protocol"],
+            "framework": self.framework,
+            "architecture": result["checkpoint"]["arch"],
+            "data": result["data"]["fingerprint"],
+        }
         for key, value in flatten(result["config"]):
             if key.rsplit(".", 1)[-1].lower() not in FREE and key not in NAMES:
                 found[f"config {key}"] = _plain(value)
@@ -146,8 +172,9 @@ def load(places: Sequence[Path | str]) -> tuple[list[Entry], list[str]]:
     files: dict[Path, None] = {}
     for place in map(Path, places):
         if not place.exists():
-            raise InputError(f"no such directory: {place}{nearest_file(place)}; name a folder that holds result.json "
-                             "files")
+            raise InputError(
+                f"no such directory: {place}{nearest_file(place)}; name a folder that holds result.json files"
+            )
         for path in [place] if place.is_file() else sorted(place.rglob("result.json")):
             files[path] = None
     entries, faults = [], []
@@ -164,6 +191,7 @@ def load(places: Sequence[Path | str]) -> tuple[list[Entry], list[str]]:
 
 def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
     """The entries, tagged where networks share a label: by what differs in path and network, else by their hashes."""
+
     def identity(entry: Entry) -> tuple[str, tuple[str, ...]]:
         about = entry.result["checkpoint"]
         return str(about["sha256"]), (*Path(str(about["path"])).parts, str(about.get("network") or ""))
@@ -175,7 +203,7 @@ def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
         paths = [other for _, other in namesakes]
         start = len(os.path.commonprefix(paths))
         end = len(os.path.commonprefix([other[start:][::-1] for other in paths]))
-        differing = "/".join(filter(None, path[start:len(path) - end]))
+        differing = "/".join(filter(None, path[start : len(path) - end]))
         unique = len(set(paths)) == len(paths)
         found.append(replace(entry, tag=(differing if unique else sha256[:8]) if len(paths) > 1 else ""))
     return found
@@ -243,16 +271,26 @@ def _plain(value: object) -> object:
 def row(entry: Entry, name: str, baseline: Entry | None, differs: list[str]) -> Row:
     """One metric beside the baseline's, with a difference where nothing forbids it."""
     metric = entry.result["metrics"][name]
-    own = {"entry": entry, "metric": name, "value": metric["value"], "interval": metric["interval"],
-           "headline": name in entry.headlines, "std": metric.get("std")}
+    own = {
+        "entry": entry,
+        "metric": name,
+        "value": metric["value"],
+        "interval": metric["interval"],
+        "headline": name in entry.headlines,
+        "std": metric.get("std"),
+    }
     other = baseline.result["metrics"].get(name) if baseline else None
     if other is None:
         return Row(**own)
     own |= {"baseline": baseline, "base_value": other["value"], "base_interval": other["interval"], "differs": differs}
     if differs:
         return Row(**own)
-    return Row(**own, difference=metric["value"] - other["value"],
-               difference_interval=difference_interval(metric, other), how=COMBINED)
+    return Row(
+        **own,
+        difference=metric["value"] - other["value"],
+        difference_interval=difference_interval(metric, other),
+        how=COMBINED,
+    )
 
 
 def difference_interval(a: dict, b: dict) -> list[float] | None:
@@ -265,5 +303,7 @@ def difference_interval(a: dict, b: dict) -> list[float] | None:
     if not a["interval"] or not b["interval"]:
         return None
     (la, ua), (lb, ub), difference = a["interval"], b["interval"], a["value"] - b["value"]
-    return [difference - math.hypot(a["value"] - la, ub - b["value"]),
-            difference + math.hypot(ua - a["value"], b["value"] - lb)]
+    return [
+        difference - math.hypot(a["value"] - la, ub - b["value"]),
+        difference + math.hypot(ua - a["value"], b["value"] - lb),
+    ]

@@ -60,8 +60,13 @@ def _rows(entry: Entry, other: Entry) -> list[Row]:
         else:
             found.append(line)
             continue
-        found.append(replace(line, difference_interval=[min(low, line.difference), max(high, line.difference)],
-                             how=f"paired over {images:,} images"))
+        found.append(
+            replace(
+                line,
+                difference_interval=[min(low, line.difference), max(high, line.difference)],
+                how=f"paired over {images:,} images",
+            )
+        )
     return found
 
 

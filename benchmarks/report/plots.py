@@ -22,8 +22,16 @@ from benchmarks.report.comparison import Entry, Row, alike, network_of
 OURS, RANDOM = "#0b6bcb", "#8a8f98"
 OTHERS = (OURS, "#c2410c", "#15803d", "#7e22ce", "#be185d", "#0e7490")
 MOST_BARS, MOST_LINES, MOST_PLOTS, MOST_PICTURES = 30, 8, 6, 24  # plots: of each kind; pictures: in the whole page
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-         "legend.frameon": False, "svg.hashsalt": "sslight", "text.parse_math": False}  # names are text, not formulas
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "svg.hashsalt": "sslight",
+    "text.parse_math": False,
+}  # names are text, not formulas
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,8 @@ def plot(figure: Figure, caption: str) -> Picture:
 def short(text: str, most: int = 40) -> str:
     """The text, with its middle left out where it is long."""
     text = " ".join(str(text).split())
-    return text if len(text) <= most else f"{text[:most // 2]}…{text[-(most // 2 - 1):]}"
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
+
 
 AXES = (("parameters", 1e6, "parameters, M"), ("flops", 1e9, "FLOPs, G"), ("latency_ms", 1, "latency at batch 1, ms"))
 
@@ -95,8 +104,14 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def _measurement(row: Row) -> tuple:
     """What has to agree for two networks of different architectures to be on one picture."""
     result = row.entry.result
-    return (row.entry.benchmark, row.metric, result["protocol"], tuple(row.entry.departures), row.entry.image_size,
-            result["data"]["fingerprint"])
+    return (
+        row.entry.benchmark,
+        row.metric,
+        result["protocol"],
+        tuple(row.entry.departures),
+        row.entry.image_size,
+        result["data"]["fingerprint"],
+    )
 
 
 def _panels(rows: Sequence[Row], known: dict[str, dict], machine: str) -> Picture:
@@ -107,10 +122,19 @@ def _panels(rows: Sequence[Row], known: dict[str, dict], machine: str) -> Pictur
         axes.step(*zip(*best, strict=True), where="post", color=OURS, alpha=0.4, linewidth=1)
         for row, (cost, value) in zip(rows, points, strict=True):
             error = [[value - row.interval[0]], [row.interval[1] - value]] if row.interval else None
-            axes.errorbar(cost, value, yerr=error, fmt="o", color=RANDOM if row.entry.random else OURS, markersize=4,
-                          capsize=2, mfc=None if (cost, value) in best else "white")
-            axes.annotate(short(row.entry.label, 24), (cost, value), fontsize=7, xytext=(4, 3),
-                          textcoords="offset points")
+            axes.errorbar(
+                cost,
+                value,
+                yerr=error,
+                fmt="o",
+                color=RANDOM if row.entry.random else OURS,
+                markersize=4,
+                capsize=2,
+                mfc=None if (cost, value) in best else "white",
+            )
+            axes.annotate(
+                short(row.entry.label, 24), (cost, value), fontsize=7, xytext=(4, 3), textcoords="offset points"
+            )
         axes.margins(x=0.25)
         axes.set_xlabel(label)
         axes.set_ylabel("percent")
@@ -124,8 +148,11 @@ def run_curves(run: Path) -> list[Picture]:
     """Loss over steps, and what was measured at epochs' ends, from a run's `metrics.jsonl`."""
     pictures = []
     lines = read_metrics(run / "metrics.jsonl")
-    for name, label in (("loss", "loss"), ("knn_top1", "k-NN top-1, percent"),
-                        ("probe_top1", "joint probe top-1, percent")):
+    for name, label in (
+        ("loss", "loss"),
+        ("knn_top1", "k-NN top-1, percent"),
+        ("probe_top1", "joint probe top-1, percent"),
+    ):
         points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
         points = [(step, value) for step, value in points if math.isfinite(value)]
         if len(points) < 2:
@@ -210,8 +237,13 @@ def sweep(entry: Entry) -> list[Picture]:
     axes.set_xlabel("learning rate per 256 images" if run.get("heads") else "penalty")
     axes.set_ylabel("held-out top-1, percent")
     legend(figure)
-    return [plot(figure, f"{entry.benchmark} of {entry.label} ({entry.result['protocol']}): every head by the held-out "
-                         "part of train, the best one ringed.")]
+    return [
+        plot(
+            figure,
+            f"{entry.benchmark} of {entry.label} ({entry.result['protocol']}): every head by the held-out "
+            "part of train, the best one ringed.",
+        )
+    ]
 
 
 def _heads(heads: object, score: str) -> list[tuple[str, float, float]]:
@@ -226,8 +258,12 @@ def _heads(heads: object, score: str) -> list[tuple[str, float, float]]:
 
 def _penalties(path: object) -> list[tuple[str, float, float]]:
     """(feature, penalty, percent) of a regularisation path."""
-    return [(str(row.get("feature")), row["penalty"], row["holdout_top1"]) for row in _dicts(path)
-            if _numbers(row.get("penalty"), row.get("holdout_top1")) and row["penalty"] > 0]
+    return [
+        (str(row.get("feature")), row["penalty"], row["holdout_top1"])
+        for row in _dicts(path)
+        if _numbers(row.get("penalty"), row.get("holdout_top1")) and row["penalty"] > 0
+    ]
+
 
 PICTURE_BYTES = 4_000_000
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
@@ -238,12 +274,16 @@ def draw_all(report) -> list[Picture]:
     """The plots for which the results hold figures, then the example pictures that lie beside results and runs."""
     rows, entries = report.rows, report.entries
     with rc_context(STYLE):
-        pictures = [*_headlines(rows, report.against), *first(pareto(rows, report.costs)),
-                    *first(map(_over_k, alike([entry for entry in entries if len(_ks(entry)) > 1]))),
-                    *first(map(run_curves, report.runs)),
-                    *first(map(benchmark_curves, with_curves(entries))),
-                    *first(map(sweep, entries)),
-                    *first(map(_by_size, rows)), *first(map(_by_class, rows))]
+        pictures = [
+            *_headlines(rows, report.against),
+            *first(pareto(rows, report.costs)),
+            *first(map(_over_k, alike([entry for entry in entries if len(_ks(entry)) > 1]))),
+            *first(map(run_curves, report.runs)),
+            *first(map(benchmark_curves, with_curves(entries))),
+            *first(map(sweep, entries)),
+            *first(map(_by_size, rows)),
+            *first(map(_by_class, rows)),
+        ]
     return pictures + list(islice(_examples(entries, report.runs), MOST_PICTURES))
 
 
@@ -259,15 +299,22 @@ def _headlines(rows: Sequence[Row], against: str) -> list[Picture]:
     several = len({row.entry.label for row in shown}) > 1
     figure, axes = new_axes(0.8 + 0.42 * len(shown))
     for i, row in enumerate(shown):
-        for value, interval, colour, offset in ((row.value, row.interval, RANDOM if row.entry.random else OURS, -0.13),
-                                                (row.base_value, row.base_interval, RANDOM, 0.13)):
+        for value, interval, colour, offset in (
+            (row.value, row.interval, RANDOM if row.entry.random else OURS, -0.13),
+            (row.base_value, row.base_interval, RANDOM, 0.13),
+        ):
             if value is None:
                 continue
             error = [[value - interval[0]], [interval[1] - value]] if interval else None
             axes.errorbar(value, i + offset, xerr=error, fmt="o", color=colour, capsize=3, markersize=5)
-    axes.set_yticks(range(len(shown)),
-                    [short(_title(row), 28) + f"\n{short(row.entry.label, 28)}" * several
-                     + " *" * bool(row.entry.departures) for row in shown], fontsize=8)
+    axes.set_yticks(
+        range(len(shown)),
+        [
+            short(_title(row), 28) + f"\n{short(row.entry.label, 28)}" * several + " *" * bool(row.entry.departures)
+            for row in shown
+        ],
+        fontsize=8,
+    )
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("percent, with 95% interval")
     axes.plot([], [], "o", color=OURS, label="measured network")
@@ -284,8 +331,14 @@ def _over_k(group: Sequence[Entry]) -> list[Picture]:
     for entry in group[:MOST_LINES]:
         points = _ks(entry)
         colour = RANDOM if entry.random else next(colours)
-        axes.plot(list(points), [metric["value"] for metric in points.values()], "o-", color=colour, markersize=4,
-                  label=short(entry.label))
+        axes.plot(
+            list(points),
+            [metric["value"] for metric in points.values()],
+            "o-",
+            color=colour,
+            markersize=4,
+            label=short(entry.label),
+        )
         if all(metric["interval"] for metric in points.values()):
             low, high = zip(*(metric["interval"] for metric in points.values()), strict=True)
             axes.fill_between(list(points), low, high, color=colour, alpha=0.15, linewidth=0)
@@ -303,8 +356,13 @@ def _over_k(group: Sequence[Entry]) -> list[Picture]:
 def _ks(entry: Entry) -> dict[int, dict]:
     """The metrics `top1_k<number>` of a k-NN result, by number."""
     prefix = "top1_k"
-    return dict(sorted((int(name[len(prefix):]), metric) for name, metric in entry.result["metrics"].items()
-                       if entry.benchmark == "knn" and name.startswith(prefix) and name[len(prefix):].isdecimal()))
+    return dict(
+        sorted(
+            (int(name[len(prefix) :]), metric)
+            for name, metric in entry.result["metrics"].items()
+            if entry.benchmark == "knn" and name.startswith(prefix) and name[len(prefix) :].isdecimal()
+        )
+    )
 
 
 def _by_class(row: Row) -> list[Picture]:
@@ -316,13 +374,18 @@ def _by_class(row: Row) -> list[Picture]:
     names = list(ours)
     if len(names) > MOST_BARS:
         names = sorted(names, key=lambda name: ours[name])
-        names = names[:MOST_BARS // 2] + names[-MOST_BARS // 2:]
+        names = names[: MOST_BARS // 2] + names[-MOST_BARS // 2 :]
     figure, axes = new_axes(1.0 + 0.2 * len(names))
     places = range(len(names))
     axes.barh([i - 0.2 for i in places], [ours[name] for name in names], 0.4, color=OURS, label=short(row.entry.label))
     if theirs:
-        axes.barh([i + 0.2 for i in places], [theirs.get(name, math.nan) for name in names], 0.4, color=RANDOM,
-                  label=short(row.baseline.label))
+        axes.barh(
+            [i + 0.2 for i in places],
+            [theirs.get(name, math.nan) for name in names],
+            0.4,
+            color=RANDOM,
+            label=short(row.baseline.label),
+        )
     axes.set_yticks(places, [short(name, 18) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("percent")
@@ -363,8 +426,9 @@ def _examples(entries: Sequence[Entry], runs: Sequence[Path]) -> Iterator[Pictur
     for entry in entries:
         names, what = entry.result.get("pictures"), ", truth left, detections right" * (entry.benchmark == "coco")
         for name in names if isinstance(names, list) else []:
-            yield from _embedded(entry.path.parent, str(name),
-                                 f"{entry.label} {entry.framework}: {Path(str(name)).stem}{what}")
+            yield from _embedded(
+                entry.path.parent, str(name), f"{entry.label} {entry.framework}: {Path(str(name)).stem}{what}"
+            )
 
 
 def _embedded(folder: Path, name: str, caption: str) -> Iterator[Picture]:

@@ -76,16 +76,29 @@ def beside_published(rows: Sequence[Row], file: Path | str) -> Table | None:
     try:
         columns = {column["title"]: column for column in content["columns"].values()}
         titles = {name: column["title"] for name, column in content["columns"].items()}
-        lines = [Line(line["method"], line["recipe"], line["arch"],
-                      {titles[name]: _as_published(value) for name, value in line["numbers"].items()})
-                 for line in content["rows"]]
+        lines = [
+            Line(
+                line["method"],
+                line["recipe"],
+                line["arch"],
+                {titles[name]: _as_published(value) for name, value in line["numbers"].items()},
+            )
+            for line in content["rows"]
+        ]
         ours = _our_lines(rows, columns)
         if not ours:
             return None
         archs = dict.fromkeys(line.arch for line in [*lines, *ours])
         ordered = [line for arch in archs for part in (lines, ours) for line in part if line.arch == arch]
-        differences = [Difference(title, line, measured) for line in lines for mine in ours if mine.arch == line.arch
-                       for title in line.numbers for measured in mine.ours.get(title, []) if not measured.differs]
+        differences = [
+            Difference(title, line, measured)
+            for line in lines
+            for mine in ours
+            if mine.arch == line.arch
+            for title in line.numbers
+            for measured in mine.ours.get(title, [])
+            if not measured.differs
+        ]
         return Table(content["source"], list(columns), ordered, differences)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"{file} is not a table of published numbers: {error!r:.200}") from None
@@ -107,12 +120,14 @@ def _our_lines(rows: Sequence[Row], columns: Mapping[str, dict]) -> list[Line]:
         known = dict(flatten(row.entry.result))
         for title, column in columns.items():
             if (row.entry.benchmark, row.metric) != (column["benchmark"], column["metric"]) or any(
-                    known.get(key) != value for key, value in column.get("where", {}).items()):
+                known.get(key) != value for key, value in column.get("where", {}).items()
+            ):
                 continue
             checkpoint = row.entry.result["checkpoint"]
-            line = lines.setdefault((row.entry.label, checkpoint["sha256"], checkpoint["path"],
-                                     checkpoint.get("network")),
-                                    Line(row.entry.label, "ours", checkpoint["arch"]))
+            line = lines.setdefault(
+                (row.entry.label, checkpoint["sha256"], checkpoint["path"], checkpoint.get("network")),
+                Line(row.entry.label, "ours", checkpoint["arch"]),
+            )
             line.ours.setdefault(title, []).append(Measured(row, _differs(row.entry, column)))
     return list(lines.values())
 

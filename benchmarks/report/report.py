@@ -30,23 +30,33 @@ from sslight.core.processes import run_command
 PUBLISHED = CONFIGS / "suites" / "published.yaml"
 MOST_ROWS = 80  # in the terminal; where there are more, it shows the headline metrics
 SUFFIXES = (".html", ".md", ".csv", ".json")
-HOW = ("Intervals of values are as the result files give them: bootstrap over the test images, and over the seeds "
-       "where there are several; ± is the standard deviation over seeds. ")
-HOW_RANDOM = ("The interval of a difference combines the two intervals in quadrature (MOVER) as if the networks were "
-              "independent; ")
-HOW_DIFF = ("The interval of a difference is bootstrapped over the images, the same draw for both sides, where a row "
-            "says \"paired\"; elsewhere the two intervals are combined in quadrature (MOVER) as if independent; ")
-LEVEL = "all are 95%. \"Higher\" and \"lower\" mean that the interval excludes zero."
+HOW = (
+    "Intervals of values are as the result files give them: bootstrap over the test images, and over the seeds "
+    "where there are several; ± is the standard deviation over seeds. "
+)
+HOW_RANDOM = (
+    "The interval of a difference combines the two intervals in quadrature (MOVER) as if the networks were "
+    "independent; "
+)
+HOW_DIFF = (
+    "The interval of a difference is bootstrapped over the images, the same draw for both sides, where a row "
+    'says "paired"; elsewhere the two intervals are combined in quadrature (MOVER) as if independent; '
+)
+LEVEL = 'all are 95%. "Higher" and "lower" mean that the interval excludes zero.'
 
 
 def parser() -> Parser:
-    made = Parser("sslight report", "One page over many results, beside the published numbers.",
-                  "sslight report results runs/r18 -o report.html report.csv",
-                  "sslight report --diff results/mine results/random-resnet18 -o diff.html")
+    made = Parser(
+        "sslight report",
+        "One page over many results, beside the published numbers.",
+        "sslight report results runs/r18 -o report.html report.csv",
+        "sslight report --diff results/mine results/random-resnet18 -o diff.html",
+    )
     made.add_argument("places", nargs="*", metavar="DIR", help="folders with results, and run directories")
     made.add_argument("--diff", nargs=2, metavar=("A", "B"), help="paired differences of two folders or result files")
-    made.add_argument("-o", "--output", nargs="+", default=[], metavar="FILE",
-                      help=f"files to write: {', '.join(SUFFIXES)}")
+    made.add_argument(
+        "-o", "--output", nargs="+", default=[], metavar="FILE", help=f"files to write: {', '.join(SUFFIXES)}"
+    )
     made.add_argument("--published", default=PUBLISHED, metavar="YAML", help="published numbers to put beside ours")
     made.add_argument("--title", help="heading of the page")
     return made
@@ -55,8 +65,10 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if bool(args.places) == bool(args.diff):
-        raise InputError("name the folders that hold results, e.g. sslight report results -o report.html, or two of "
-                         "them after --diff")
+        raise InputError(
+            "name the folders that hold results, e.g. sslight report results -o report.html, or two of "
+            "them after --diff"
+        )
     for output in map(Path, args.output):
         if output.suffix not in SUFFIXES:
             raise InputError(f"cannot write a report as '{output.name}': end it in {', '.join(SUFFIXES)}")
@@ -90,10 +102,17 @@ def gather(places: Sequence[Path | str], table: Path, title: str | None) -> Repo
             costs.append(read_cost(file))
         except InputError as error:
             faults.append(str(error))
-    return Report(title or "Downstream results", found, entries, faults, HOW + HOW_RANDOM + LEVEL,
-                  published=published.beside_published(found, table), costs=costs,
-                  without_cost=without_cost(found, costs),
-                  runs=[run for run in runs if not measured & {run, *run.parents}])
+    return Report(
+        title or "Downstream results",
+        found,
+        entries,
+        faults,
+        HOW + HOW_RANDOM + LEVEL,
+        published=published.beside_published(found, table),
+        costs=costs,
+        without_cost=without_cost(found, costs),
+        runs=[run for run in runs if not measured & {run, *run.parents}],
+    )
 
 
 def diff(a: Path | str, b: Path | str, title: str | None) -> Report:
@@ -119,9 +138,14 @@ def without_cost(rows: Sequence[Row], costs: Sequence[dict]) -> list[tuple[str, 
         if row.entry.image_size and (row.entry.network, row.entry.image_size) not in measured:
             options = row.entry.network.removeprefix(row.entry.arch)  # a command has one set of them
             lacking.setdefault((row.entry.image_size, options), {})[row.entry.arch] = None
-    found = [(f"No accuracy against cost for {', '.join(archs)}{options} at {size} px, where no cost was measured; "
-              "measure it:", f"sslight bench cost {' '.join(archs)}{options} --size {size} -o DIR")
-             for (size, options), archs in lacking.items()]
+    found = [
+        (
+            f"No accuracy against cost for {', '.join(archs)}{options} at {size} px, where no cost was measured; "
+            "measure it:",
+            f"sslight bench cost {' '.join(archs)}{options} --size {size} -o DIR",
+        )
+        for (size, options), archs in lacking.items()
+    ]
     if costs and any(row.entry.benchmark == "coco" for row in rows):
         found.append(("No accuracy against cost for detection: its images vary in size, a cost is of one size.", ""))
     return found
@@ -131,27 +155,47 @@ def print_table(report: Report, console: Console | None = None) -> None:
     """The table in the terminal; names are printed as text, never read as markup."""
     console = console or Console(width=None if sys.stdout.isatty() else 120)
     networks = list(dict.fromkeys(row.entry.label for row in report.rows))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-                  title=Text(visible(f"{listed(networks)}: percent, with 95% intervals")))
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=Text(visible(f"{listed(networks)}: percent, with 95% intervals")),
+    )
     fixed = ("value", Path(report.against).name, "difference")
     for name in ("benchmark", "metric", *["network"] * (len(networks) > 1), *fixed, "verdict"):
-        table.add_column(Text(visible(name)), overflow="fold", no_wrap=name in fixed,
-                         min_width={"benchmark": 9, "verdict": 10}.get(name))
+        table.add_column(
+            Text(visible(name)),
+            overflow="fold",
+            no_wrap=name in fixed,
+            min_width={"benchmark": 9, "verdict": 10}.get(name),
+        )
     headlines = [row for row in report.rows if row.headline]
     rest = [row for row in report.rows if not row.headline] if len(report.rows) <= MOST_ROWS else []
     for row in headlines + rest:
         colour = {"higher": "green", "lower": "red", "not comparable": "yellow"}.get(row.verdict, "")
-        cells = [benchmark(row), row.metric, *[row.entry.label] * (len(networks) > 1),
-                 _value(row.entry, row.value, row.interval), _value(row.baseline, row.base_value, row.base_interval),
-                 f"{number(row.difference, row.difference_interval, True)}\n{span(row.difference_interval, True)}"]
+        cells = [
+            benchmark(row),
+            row.metric,
+            *[row.entry.label] * (len(networks) > 1),
+            _value(row.entry, row.value, row.interval),
+            _value(row.baseline, row.base_value, row.base_interval),
+            f"{number(row.difference, row.difference_interval, True)}\n{span(row.difference_interval, True)}",
+        ]
         said = verdict(row) + ", paired" * row.how.startswith("paired")
-        table.add_row(*(Text(visible(text).strip()) for text in cells), Text(visible(said), style=colour),
-                      style="bold" if row.headline else "")
+        table.add_row(
+            *(Text(visible(text).strip()) for text in cells),
+            Text(visible(said), style=colour),
+            style="bold" if row.headline else "",
+        )
     console.print(table)
-    for entry in {entry.path: entry for row in headlines + rest for entry in (row.entry, row.baseline)
-                  if entry and entry.departures}.values():
-        console.print(Text(visible(f"* {entry.label} departs from {entry.result['protocol']} in "
-                                   f"{listed(entry.departures)}")))
+    for entry in {
+        entry.path: entry
+        for row in headlines + rest
+        for entry in (row.entry, row.baseline)
+        if entry and entry.departures
+    }.values():
+        console.print(
+            Text(visible(f"* {entry.label} departs from {entry.result['protocol']} in {listed(entry.departures)}"))
+        )
     for text, command in report.without_cost if report.costs else ():
         console.print(Text(visible(f"{text} {command}".strip())))
     left = len(report.rows) - len(headlines) - len(rest)

@@ -30,8 +30,10 @@ def options(words: Sequence[str], processes: int) -> dict:
         raise InputError("submitit is not installed: pip install -e '.[cluster]'")
     absent = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
     if absent:
-        raise InputError(f"--launcher slurm needs SLURM's {', '.join(absent)}, which is not on PATH: submit from a "
-                         "machine of the cluster, or leave --launcher out")
+        raise InputError(
+            f"--launcher slurm needs SLURM's {', '.join(absent)}, which is not on PATH: submit from a "
+            "machine of the cluster, or leave --launcher out"
+        )
     from submitit.slurm.slurm import SlurmExecutor
 
     known = SlurmExecutor._valid_parameters() - OWN
@@ -39,8 +41,10 @@ def options(words: Sequence[str], processes: int) -> dict:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in known:
-            raise InputError(f"--slurm {word}{nearest(name, known)}: it takes OPTION=VALUE, where OPTION is one of "
-                             f"{', '.join(sorted(known))}")
+            raise InputError(
+                f"--slurm {word}{nearest(name, known)}: it takes OPTION=VALUE, where OPTION is one of "
+                f"{', '.join(sorted(known))}"
+            )
         found[name] = int(value) if value.isdigit() else value == "True" or value  # a flag is `exclusive=True`
     if not isinstance(found["time"], int):
         raise InputError(f"--slurm time={found['time']}: give the time limit in minutes, e.g. time=1440")
@@ -71,11 +75,16 @@ def submit(part: Part, parameters: dict, processes: int, after: str | None) -> s
     from submitit.slurm.slurm import SlurmExecutor
 
     executor = SlurmExecutor(part.folder / "jobs", max_num_timeout=REQUEUES)
-    executor.update_parameters(**{
-        "job_name": part.name.replace("/", "-"), "signal_delay_s": SIGNAL_DELAY,
-        "setup": [f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"],  # has `Job`
-        "additional_parameters": {"requeue": True}, **({"dependency": f"afterany:{after}"} if after else {}),
-        **parameters})
+    executor.update_parameters(
+        **{
+            "job_name": part.name.replace("/", "-"),
+            "signal_delay_s": SIGNAL_DELAY,
+            "setup": [f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"],  # has `Job`
+            "additional_parameters": {"requeue": True},
+            **({"dependency": f"afterany:{after}"} if after else {}),
+            **parameters,
+        }
+    )
     try:
         return executor.submit(Job(part.command(processes))).job_id
     except FailedJobError as error:

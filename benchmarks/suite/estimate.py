@@ -22,9 +22,11 @@ from sslight.core.errors import InputError
 from sslight.core.result import read_result
 
 TRAINING = 3  # forward passes that a training pass counts as: the backward one costs about two
-HOW = ("A measured time is that of the last start of the same evaluation of the same architecture in this folder. The "
-       "others count images through the backbone at the speed that a random one has on this machine right now, a "
-       "training pass as three, a detector's images by their pixels: decoding and a detector's heads come on top.")
+HOW = (
+    "A measured time is that of the last start of the same evaluation of the same architecture in this folder. The "
+    "others count images through the backbone at the speed that a random one has on this machine right now, a "
+    "training pass as three, a detector's images by their pixels: decoding and a detector's heads come on top."
+)
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,13 @@ def classification_work(benchmark: str, cfg: CfgNode, train: int, val: int, subj
         if benchmark == "semisup":
             shown = TRAINING * cfg.LABELS.FRACTION * train
         passes = len(cfg.SEEDS) * (epochs * shown + math.ceil(epochs / cfg.TRAIN.EVAL_PERIOD) * val)
-    return Work(subject.about["arch"], passes, cfg.DATA.SIZE ** 2)
+    return Work(subject.about["arch"], passes, cfg.DATA.SIZE**2)
 
 
 def detection_work(arch: str, side: int, schedule: dict, data: CocoData, trials: int) -> Work:
     """The work of training and testing detectors on images whose shorter side is `side`, of COCO's usual shape."""
     passes = trials * (TRAINING * schedule["max_iter"] * schedule["batch"] + data.val.image_count)
-    return Work(arch, passes, side ** 2 * 4 / 3)
+    return Work(arch, passes, side**2 * 4 / 3)
 
 
 def estimate(part: Part, work: Work, processes: int, results: Iterable[Path]) -> tuple[float, str]:
@@ -69,7 +71,7 @@ def estimate(part: Part, work: Work, processes: int, results: Iterable[Path]) ->
     if work.seconds:
         return work.seconds, "by its settings"
     side = min(224, round(math.sqrt(work.pixels)))
-    seconds = work.passes * seconds_per_image(work.arch, side) * work.pixels / side ** 2 / processes
+    seconds = work.passes * seconds_per_image(work.arch, side) * work.pixels / side**2 / processes
     return seconds, f"{work.passes:,.0f} passes of {math.sqrt(work.pixels):.0f} px"
 
 
@@ -78,7 +80,7 @@ def seconds_per_image(arch: str, side: int, seconds: float = 1.0) -> float:
     """Seconds of a forward pass per image of `side` px on this machine, measured for about so many seconds."""
     devices.prepare()
     device = devices.own_device()
-    count = 64 if device.type == "cuda" else max(1, 64 * 64 // side ** 2)
+    count = 64 if device.type == "cuda" else max(1, 64 * 64 // side**2)
     images = torch.randn(count, 3, side, side, device=device)
     return float(np.median(times(build_backbone(arch).eval().to(device), images, seconds))) / count
 

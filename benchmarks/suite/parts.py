@@ -82,8 +82,9 @@ def find_networks(words: Sequence[str], arch: str | None, out_dir: Path, options
         if not re.fullmatch(r"[\w.+-]+", network.name):
             raise InputError(f"'{network.name}' is to name a folder: use letters, digits, and . _ + -")
         if names.count(network.name) > 1:
-            raise InputError(f"two checkpoints would be called '{network.name}': name them, as in "
-                             f"--weights NAME={network.weights}")
+            raise InputError(
+                f"two checkpoints would be called '{network.name}': name them, as in --weights NAME={network.weights}"
+            )
     return found
 
 
@@ -95,15 +96,28 @@ def name_of(file: Path) -> str:
     return f"{file.parent.name}-{file.stem}" if (file.parent / "config.yaml").is_file() else file.stem
 
 
-def make_parts(networks: Sequence[Network], evaluations: Sequence[Evaluation], given: Mapping[str, str], out_dir: Path,
-               processes: int) -> list[Part]:
+def make_parts(
+    networks: Sequence[Network],
+    evaluations: Sequence[Evaluation],
+    given: Mapping[str, str],
+    out_dir: Path,
+    processes: int,
+) -> list[Part]:
     """Every evaluation of every network, one network after the other. `given`: the command line's {key: value}."""
     pairs = list(zip(evaluations, lay_over(evaluations, given), strict=True))
-    parts = [_part(network, evaluation, settings, out_dir / network.name, processes)
-             for network in networks for evaluation, settings in pairs if evaluation.benchmark != "cost"]
+    parts = [
+        _part(network, evaluation, settings, out_dir / network.name, processes)
+        for network in networks
+        for evaluation, settings in pairs
+        if evaluation.benchmark != "cost"
+    ]
     archs = dict.fromkeys((network.arch, network.options) for network in networks)
-    return parts + [_cost_part(*arch, evaluation, out_dir / "cost")
-                    for evaluation in evaluations if evaluation.benchmark == "cost" for arch in archs]
+    return parts + [
+        _cost_part(*arch, evaluation, out_dir / "cost")
+        for evaluation in evaluations
+        if evaluation.benchmark == "cost"
+        for arch in archs
+    ]
 
 
 def _cost_part(arch: str, options: str, evaluation: Evaluation, place: Path) -> Part:
@@ -127,5 +141,9 @@ def _part(network: Network, evaluation: Evaluation, settings: dict, place: Path,
         fixed = {"WEIGHTS": network.weights} | ({"MODEL.BACKBONE_ARCH": arch} if arch else {})
         settings = {"FEATURES.CACHE_DIR": place / "features", **settings}  # extracted once for all of a network
     pairs = {**settings, **fixed, **({"NAME": network.name} if network.named else {}), "OUTPUT_DIR": folder}
-    return Part(network, evaluation, (*words, *evaluation.options, *(str(word) for pair in pairs.items()
-                                                                     for word in pair)), folder)
+    return Part(
+        network,
+        evaluation,
+        (*words, *evaluation.options, *(str(word) for pair in pairs.items() for word in pair)),
+        folder,
+    )

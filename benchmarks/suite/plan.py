@@ -79,8 +79,13 @@ def _classification(part: Part, processes: int, here: bool, data: dict) -> Step:
     subject = load_subject(cfg)
     module.ready(cfg, train, val, subject)
     check_same_run(part.folder, identity(cfg, subject, fingerprint, processes), FREE_KEYS)
-    done = is_done(part.folder, subject.about["sha256"], fingerprint, deciding(to_dict(cfg), FREE_KEYS),
-                   1 if name == "knn" else len(cfg.SEEDS))
+    done = is_done(
+        part.folder,
+        subject.about["sha256"],
+        fingerprint,
+        deciding(to_dict(cfg), FREE_KEYS),
+        1 if name == "knn" else len(cfg.SEEDS),
+    )
     work = classification_work(name, cfg, len(train), len(val), subject)
     return _step(part, work, done, caches=name == "knn" or (name == "linear" and cfg.PROBE.CACHED))
 
@@ -100,13 +105,20 @@ def _detection(part: Part, here: bool, data: dict) -> Step:
         devices.check(setup.settings.DEVICE, setup.processes)
         preprocess = setup.source.preprocess if setup.source else IMAGENET
         coco_preflight.amp_possible(setup.settings.TRAIN.AMP)
-        coco_preflight.check(setup.data, setup.recipe, setup.schedule, preprocess, Path(), setup.processes,
-                             quiet=True, remember=False)
+        coco_preflight.check(
+            setup.data, setup.recipe, setup.schedule, preprocess, Path(), setup.processes, quiet=True, remember=False
+        )
     check_same_run(part.folder, setup.identity, coco.FREE)
-    done = is_done(part.folder, setup.source.sha256 if setup.source else "", setup.data.fingerprint(),
-                   deciding(to_dict(setup.settings), coco.PLACES), setup.args.trials)
-    return _step(part, detection_work(setup.arch, setup.recipe["side"], setup.schedule, setup.data, setup.args.trials),
-                 done)
+    done = is_done(
+        part.folder,
+        setup.source.sha256 if setup.source else "",
+        setup.data.fingerprint(),
+        deciding(to_dict(setup.settings), coco.PLACES),
+        setup.args.trials,
+    )
+    return _step(
+        part, detection_work(setup.arch, setup.recipe["side"], setup.schedule, setup.data, setup.args.trials), done
+    )
 
 
 def _cost(part: Part, here: bool) -> Step:
@@ -114,8 +126,11 @@ def _cost(part: Part, here: bool) -> Step:
         devices.check()
     args = cost.parser().parse_args(part.words[1:])
     about = cost_measure.about(part.network.arch, args.size, args.batch_size, read_options(args.options))
-    return _step(part, Work(part.network.arch, seconds=2 * args.seconds),
-                 cost.measured_before(part.folder / "cost.json", about) is not None)
+    return _step(
+        part,
+        Work(part.network.arch, seconds=2 * args.seconds),
+        cost.measured_before(part.folder / "cost.json", about) is not None,
+    )
 
 
 def _step(part: Part, work: Work, done: bool, caches: bool = False) -> Step:
@@ -132,5 +147,9 @@ def is_done(folder: Path, sha256: str, fingerprint: str, settings: dict, runs: i
     except InputError:
         return False
     found = dict(flatten(result["config"].get("settings", result["config"])))
-    return (sha256 in ("", result["checkpoint"]["sha256"]) and fingerprint == result["data"]["fingerprint"]
-            and all(found.get(key, "") == value for key, value in settings.items()) and len(result["per_seed"]) == runs)
+    return (
+        sha256 in ("", result["checkpoint"]["sha256"])
+        and fingerprint == result["data"]["fingerprint"]
+        and all(found.get(key, "") == value for key, value in settings.items())
+        and len(result["per_seed"]) == runs
+    )

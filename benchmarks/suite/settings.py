@@ -1,14 +1,14 @@
 """A suite: the evaluations that a YAML file lists, and what the command line says to all or to some of them.
 
-    settings: {KEY: VALUE}              # of every evaluation that knows the key
-    evaluations:
-      linear:                           # the name of its folder, and of its own settings: linear.KEY VALUE
-        benchmark: linear               # knn, linear, semisup, coco, or cost (once for each architecture)
-        config: FILE, or {PATTERN: FILE}   # beside this file; of several the first whose pattern fits the architecture
-                                        # or the framework; coco chooses its recipe itself where there is none
-        frameworks: [mmdet]             # coco: one evaluation in each, named NAME_FRAMEWORK
-        options: [--task, det]          # further words of the benchmark's command
-        settings: {KEY: VALUE}
+settings: {KEY: VALUE}              # of every evaluation that knows the key
+evaluations:
+  linear:                           # the name of its folder, and of its own settings: linear.KEY VALUE
+    benchmark: linear               # knn, linear, semisup, coco, or cost (once for each architecture)
+    config: FILE, or {PATTERN: FILE}   # beside this file; of several the first whose pattern fits the architecture
+                                    # or the framework; coco chooses its recipe itself where there is none
+    frameworks: [mmdet]             # coco: one evaluation in each, named NAME_FRAMEWORK
+    options: [--task, det]          # further words of the benchmark's command
+    settings: {KEY: VALUE}
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def read_suite(word: str, frameworks: Sequence[str]) -> list[Evaluation]:
     path = path if path.is_file() else SUITES / f"{word}.yaml"
     if not path.is_file():
         known = [file.stem for file in sorted(SUITES.glob("*.yaml")) if "evaluations:" in file.read_text()]
-        raise InputError(f"suite not found: {word}{nearest(Path(word).stem, known)}: name a file, or one of "
-                         f"{', '.join(known)}")
+        raise InputError(
+            f"suite not found: {word}{nearest(Path(word).stem, known)}: name a file, or one of {', '.join(known)}"
+        )
     tree = read_yaml(path)
     if not isinstance(tree, dict) or not isinstance(tree.get("evaluations"), dict) or not tree["evaluations"]:
         raise InputError(f"{path} is not a suite: it needs 'evaluations:' with a name and a benchmark for each")
@@ -93,13 +94,18 @@ def _read_entry(path: Path, name: str, entry: object, shared: dict, frameworks: 
     chosen = (frameworks or entry.get("frameworks") or FRAMEWORKS) if entry["benchmark"] == "coco" else [""]
     for framework in chosen:
         if framework and framework not in list(FRAMEWORKS):
-            raise InputError(f"{where}: unknown framework '{framework}'{nearest(framework, FRAMEWORKS)}: use "
-                             f"{', '.join(FRAMEWORKS)}")
+            raise InputError(
+                f"{where}: unknown framework '{framework}'{nearest(framework, FRAMEWORKS)}: use {', '.join(FRAMEWORKS)}"
+            )
     known, options = keys_of(entry["benchmark"]), tuple(map(str, entry.get("options") or ()))
     settings = {key: value for key, value in shared.items() if key in known}
     settings |= dict(flatten(entry.get("settings") or {}))
-    return [Evaluation("_".join(filter(None, (name, framework))), name, entry["benchmark"], framework, configs, options,
-                       settings) for framework in chosen]
+    return [
+        Evaluation(
+            "_".join(filter(None, (name, framework))), name, entry["benchmark"], framework, configs, options, settings
+        )
+        for framework in chosen
+    ]
 
 
 def keys_of(benchmark: str) -> set[str]:
@@ -141,12 +147,19 @@ def _check_keys(keys: Iterable[str], evaluations: Sequence[Evaluation], where: s
     known = {name for evaluation in evaluations for name in keys_of(evaluation.benchmark)}
     for key in keys:
         if key not in known:
-            raise InputError(f"unknown config key '{key}' ({where}){nearest_key(key, known)}: no evaluation of "
-                             "the suite has it")
+            raise InputError(
+                f"unknown config key '{key}' ({where}){nearest_key(key, known)}: no evaluation of the suite has it"
+            )
+
 
 # The settings of each benchmark that a suite may set.
-DEFAULTS = {"knn": settings.KNN, "linear": settings.LINEAR, "semisup": settings.SEMISUP, "coco": coco_options.DEFAULTS,
-            "cost": {}}
+DEFAULTS = {
+    "knn": settings.KNN,
+    "linear": settings.LINEAR,
+    "semisup": settings.SEMISUP,
+    "coco": coco_options.DEFAULTS,
+    "cost": {},
+}
 EPILOG = """
 Everything that can be wrong is looked for before anything runs. Each evaluation is a process of its own with its
 results in OUTPUT_DIR/NETWORK/EVALUATION; the same command again skips what has a valid result of the same weights, data
@@ -158,24 +171,45 @@ semisup, coco) to those of that name alone. benchmarks/suite/settings.py says wh
 
 def parser() -> Parser:
     parser = Parser(
-        "sslight bench all", "Every evaluation of a suite, for every checkpoint and baseline, one after the other.",
+        "sslight bench all",
+        "Every evaluation of a suite, for every checkpoint and baseline, one after the other.",
         "sslight bench all --weights mine=my_checkpoint.pth random --suite paper --framework mmdet --dry-run \\\n"
         "      DATA.PATH_TO_DATA_DIR $DATA coco.DATA.PATH_TO_DATA_DIR $COCO OUTPUT_DIR results",
         "sslight bench all --weights mine=my_checkpoint.pth random --suite paper --framework mmdet \\\n"
         "      DATA.PATH_TO_DATA_DIR $DATA coco.DATA.PATH_TO_DATA_DIR $COCO OUTPUT_DIR results",
-        epilog=EPILOG)
-    parser.add_argument("--weights", nargs="+", required=True, metavar="CKPT",
-                        help="checkpoints that `sslight convert` reads, each FILE or NAME=FILE; baselines: random, "
-                             "SUPERVISED (ImageNet weights of torchvision or timm)")
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        required=True,
+        metavar="CKPT",
+        help="checkpoints that `sslight convert` reads, each FILE or NAME=FILE; baselines: random, "
+        "SUPERVISED (ImageNet weights of torchvision or timm)",
+    )
     parser.add_argument("--suite", required=True, help="a file, or the name of one in configs/suites: paper, demo")
-    parser.add_argument("--framework", action="append", default=[], choices=coco_options.FRAMEWORKS,
-                        help="detection in this alone, not in all of the suite's; may be repeated")
+    parser.add_argument(
+        "--framework",
+        action="append",
+        default=[],
+        choices=coco_options.FRAMEWORKS,
+        help="detection in this alone, not in all of the suite's; may be repeated",
+    )
     parser.add_argument("--arch", help="backbone of the baselines, and of checkpoints that do not tell")
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes of each evaluation")
     parser.add_argument("--dry-run", action="store_true", help="show what would run, what not and why, and the cost")
-    parser.add_argument("--launcher", choices=("local", "slurm"), default="local",
-                        help="slurm: each evaluation a job of its own, which is requeued when it is preempted")
-    parser.add_argument("--slurm", action="append", default=[], metavar="OPTION=VALUE",
-                        help="an option of sbatch, e.g. partition=gpu, time=1440 (minutes); may be repeated")
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "slurm"),
+        default="local",
+        help="slurm: each evaluation a job of its own, which is requeued when it is preempted",
+    )
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of sbatch, e.g. partition=gpu, time=1440 (minutes); may be repeated",
+    )
     parser.add_overrides(dict(pair for known in DEFAULTS.values() for pair in flatten(known)))
     return parser

@@ -84,16 +84,22 @@ def run_all(parts: Sequence[Part], processes: int) -> int:
                 time.sleep(0.5)
             code = EXIT_STOPPED if runner.signals else runner.run(part.command(processes), log)
             if runner.signals or code == EXIT_STOPPED:
-                raise Stopped(f"in {part.name}, {len(parts) - number} more to come; start the same command again to go "
-                              "on")
+                raise Stopped(
+                    f"in {part.name}, {len(parts) - number} more to come; start the same command again to go on"
+                )
             fault = f"exit code {code}" if code else _missing(part)
             failed += [part] * bool(fault)
-            ended.append(f"{'failed' if fault else 'done':<10}{part.name}: {time.monotonic() - started:.0f} s"
-                         + (f", {fault}, see {log}" if fault else ""))
+            ended.append(
+                f"{'failed' if fault else 'done':<10}{part.name}: {time.monotonic() - started:.0f} s"
+                + (f", {fault}, see {log}" if fault else "")
+            )
     print("\n" + "\n".join(ended))
     if failed:
-        print(f"error: {len(failed)} of {len(parts)} evaluations failed: {', '.join(part.name for part in failed)}; "
-              "the same command runs them again", file=sys.stderr)
+        print(
+            f"error: {len(failed)} of {len(parts)} evaluations failed: {', '.join(part.name for part in failed)}; "
+            "the same command runs them again",
+            file=sys.stderr,
+        )
     return EXIT_PARTS_FAILED if failed else EXIT_DONE
 
 

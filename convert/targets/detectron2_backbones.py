@@ -28,18 +28,22 @@ R18_R34_RES5_BLOCKS = {18: 2, 34: 3}
 
 def add_config(cfg: CfgNode) -> None:
     """Add the keys that our YAML files use beside detectron2's own, with defaults, to its `get_cfg()`."""
-    cfg.MODEL.TIMM = CfgNode({
-        "ARCH": "mobilenetv2_100",  # an alias of pretrain.backbones or a timm name
-        "NORM": "SyncBN",  # or BN
-        "OPTIONS": "",  # further arguments of the timm network, such as "num_heads=12"
-    })
-    cfg.MODEL.VITDET = CfgNode({
-        "IMAGE_SIZE": 1024,  # pixels; images are padded to this square
-        "WINDOW_SIZE": 14,  # patches; of the blocks without global attention
-        "GLOBAL_BLOCKS": 4,  # evenly spaced, the last block among them
-        "DROP_PATH_RATE": 0.1,
-        "USE_REL_POS": True,
-    })
+    cfg.MODEL.TIMM = CfgNode(
+        {
+            "ARCH": "mobilenetv2_100",  # an alias of pretrain.backbones or a timm name
+            "NORM": "SyncBN",  # or BN
+            "OPTIONS": "",  # further arguments of the timm network, such as "num_heads=12"
+        }
+    )
+    cfg.MODEL.VITDET = CfgNode(
+        {
+            "IMAGE_SIZE": 1024,  # pixels; images are padded to this square
+            "WINDOW_SIZE": 14,  # patches; of the blocks without global attention
+            "GLOBAL_BLOCKS": 4,  # evenly spaced, the last block among them
+            "DROP_PATH_RATE": 0.1,
+            "USE_REL_POS": True,
+        }
+    )
     cfg.SOLVER.OPTIMIZER = "SGD"  # or AdamW
     cfg.SOLVER.LAYER_DECAY = 1.0  # AdamW: factor of the learning rate from one ViT block to the one before it
 
@@ -67,10 +71,17 @@ class TimmBottomUp(Backbone):
 
 
 def _pyramid(cfg: CfgNode, stages: list[int]) -> FPN:
-    bottom_up = TimmBottomUp(cfg.MODEL.TIMM.ARCH, stages, list(cfg.MODEL.FPN.IN_FEATURES), cfg.MODEL.TIMM.NORM,
-                            _options(cfg))
-    return FPN(bottom_up, cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM,
-               LastLevelMaxPool(), cfg.MODEL.FPN.FUSE_TYPE)
+    bottom_up = TimmBottomUp(
+        cfg.MODEL.TIMM.ARCH, stages, list(cfg.MODEL.FPN.IN_FEATURES), cfg.MODEL.TIMM.NORM, _options(cfg)
+    )
+    return FPN(
+        bottom_up,
+        cfg.MODEL.FPN.IN_FEATURES,
+        cfg.MODEL.FPN.OUT_CHANNELS,
+        cfg.MODEL.FPN.NORM,
+        LastLevelMaxPool(),
+        cfg.MODEL.FPN.FUSE_TYPE,
+    )
 
 
 @BACKBONE_REGISTRY.register()
@@ -82,8 +93,10 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     for name in cfg.MODEL.FPN.IN_FEATURES:
         stride = 2 ** int(name.removeprefix("stage")) if name.removeprefix("stage").isdigit() else 0
         if stride not in reductions:
-            raise InputError(f"MODEL.FPN.IN_FEATURES: backbone '{cfg.MODEL.TIMM.ARCH}' has no feature '{name}'; "
-                             f"it has {', '.join(f'stage{r.bit_length() - 1}' for r in reductions)}")
+            raise InputError(
+                f"MODEL.FPN.IN_FEATURES: backbone '{cfg.MODEL.TIMM.ARCH}' has no feature '{name}'; "
+                f"it has {', '.join(f'stage{r.bit_length() - 1}' for r in reductions)}"
+            )
         stages.append(reductions.index(stride))
     return _pyramid(cfg, stages)
 
@@ -103,15 +116,31 @@ def build_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeature
         raise InputError(f"MODEL.TIMM.ARCH '{arch}' is not a plain ViT: use build_timm_fpn_backbone for pyramids")
     depth, block = len(model.blocks), model.blocks[0]
     every = max(1, depth // options.GLOBAL_BLOCKS)
-    net = ViT(img_size=options.IMAGE_SIZE, patch_size=model.patch_embed.patch_size[0], embed_dim=model.embed_dim,
-              depth=depth, num_heads=block.attn.num_heads, drop_path_rate=options.DROP_PATH_RATE,
-              mlp_ratio=block.mlp.fc1.out_features / model.embed_dim, qkv_bias=block.attn.qkv.bias is not None,
-              norm_layer=partial(nn.LayerNorm, eps=1e-6), window_size=options.WINDOW_SIZE,
-              window_block_indexes=[i for i in range(depth) if (i + 1) % every],
-              use_rel_pos=options.USE_REL_POS, pretrain_img_size=model.patch_embed.img_size[0],
-              pretrain_use_cls_token=not model.no_embed_class)
-    return SimpleFeaturePyramid(net, "last_feat", cfg.MODEL.FPN.OUT_CHANNELS, (4.0, 2.0, 1.0, 0.5),
-                                LastLevelMaxPool(), "LN", square_pad=options.IMAGE_SIZE)
+    net = ViT(
+        img_size=options.IMAGE_SIZE,
+        patch_size=model.patch_embed.patch_size[0],
+        embed_dim=model.embed_dim,
+        depth=depth,
+        num_heads=block.attn.num_heads,
+        drop_path_rate=options.DROP_PATH_RATE,
+        mlp_ratio=block.mlp.fc1.out_features / model.embed_dim,
+        qkv_bias=block.attn.qkv.bias is not None,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        window_size=options.WINDOW_SIZE,
+        window_block_indexes=[i for i in range(depth) if (i + 1) % every],
+        use_rel_pos=options.USE_REL_POS,
+        pretrain_img_size=model.patch_embed.img_size[0],
+        pretrain_use_cls_token=not model.no_embed_class,
+    )
+    return SimpleFeaturePyramid(
+        net,
+        "last_feat",
+        cfg.MODEL.FPN.OUT_CHANNELS,
+        (4.0, 2.0, 1.0, 0.5),
+        LastLevelMaxPool(),
+        "LN",
+        square_pad=options.IMAGE_SIZE,
+    )
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -123,8 +152,16 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
         resnets = cfg.MODEL.RESNETS
         if resnets.DEPTH in R18_R34_RES5_BLOCKS:
             blocks, width = R18_R34_RES5_BLOCKS[resnets.DEPTH], 8 * resnets.RES2_OUT_CHANNELS
-            res5 = nn.Sequential(*ResNet.make_stage(BasicBlock, blocks, stride_per_block=[2] + [1] * (blocks - 1),
-                                                    in_channels=width // 2, out_channels=width, norm=resnets.NORM))
+            res5 = nn.Sequential(
+                *ResNet.make_stage(
+                    BasicBlock,
+                    blocks,
+                    stride_per_block=[2] + [1] * (blocks - 1),
+                    in_channels=width // 2,
+                    out_channels=width,
+                    norm=resnets.NORM,
+                )
+            )
         else:
             res5, width = super()._build_res5_block(cfg)
         res5.add_module("norm", get_norm(resnets.NORM, width))

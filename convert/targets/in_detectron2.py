@@ -51,9 +51,16 @@ def _resnet(arch: str, model: str) -> Holder:
     holder.roi_heads = Holder()
     if depth < 50:  # the stock C4 head knows bottleneck blocks only
         blocks = {18: 2, 34: 3}[depth]
-        holder.roi_heads.res5 = nn.Sequential(*ResNet.make_stage(
-            BasicBlock, blocks, stride_per_block=[2] + [1] * (blocks - 1), in_channels=256, out_channels=512,
-            norm="BN"))
+        holder.roi_heads.res5 = nn.Sequential(
+            *ResNet.make_stage(
+                BasicBlock,
+                blocks,
+                stride_per_block=[2] + [1] * (blocks - 1),
+                in_channels=256,
+                out_channels=512,
+                norm="BN",
+            )
+        )
     else:
         holder.roi_heads.res5, _ = Res5ROIHeads._build_res5_block(cfg)
     return holder
@@ -65,6 +72,7 @@ def _registered(checkpoint: Checkpoint) -> Holder:
 
     from convert.targets.detectron2_backbones import add_config, build_timm_fpn_backbone
     from pretrain.backbones import build_backbone, write_options
+
     cfg = get_cfg()
     add_config(cfg)
     cfg.MODEL.TIMM.ARCH, cfg.MODEL.TIMM.NORM = checkpoint.arch, "BN"
@@ -82,20 +90,27 @@ def _vitdet(checkpoint: Checkpoint) -> Holder:
     state = checkpoint.state
     width, _, _, patch = state["patch_embed.proj.weight"].shape
     positions = state["pos_embed"].shape[1]
-    side = int(positions ** 0.5)
+    side = int(positions**0.5)
     heads = checkpoint.options.get("num_heads") or vit_heads(checkpoint.arch)
     holder, holder.backbone = Holder(), Holder()
     holder.backbone.net = ViT(
-        img_size=side * patch, patch_size=patch, embed_dim=width, depth=12, num_heads=heads,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6), pretrain_img_size=side * patch,
-        pretrain_use_cls_token=positions != side * side)
+        img_size=side * patch,
+        patch_size=patch,
+        embed_dim=width,
+        depth=12,
+        num_heads=heads,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        pretrain_img_size=side * patch,
+        pretrain_use_cls_token=positions != side * side,
+    )
     return holder
 
 
 def _bottom_up(holder: Holder, model: str) -> dict[str, Tensor]:
     """The holder's tensors that come from the source network (the neck's are not in the file)."""
-    starts = {"fpn": ("backbone.bottom_up.",), "c4": ("backbone.", "roi_heads.res5."),
-              "vitdet": ("backbone.net.",)}[model]
+    starts = {"fpn": ("backbone.bottom_up.",), "c4": ("backbone.", "roi_heads.res5."), "vitdet": ("backbone.net.",)}[
+        model
+    ]
     return {key: value for key, value in holder.state_dict().items() if key.startswith(starts)}
 
 
@@ -105,13 +120,15 @@ def expected_list(checkpoint: Checkpoint, model: str | None) -> dict[str, tuple]
     return {key: tuple(value.shape) for key, value in _bottom_up(build(checkpoint, model), model).items()}
 
 
-def features(path: Path, checkpoint: Checkpoint, images: Tensor, *, model: str | None = None, **_
-             ) -> tuple[dict[str, Tensor], str]:
+def features(
+    path: Path, checkpoint: Checkpoint, images: Tensor, *, model: str | None = None, **_
+) -> tuple[dict[str, Tensor], str]:
     """Stage features of detectron2's modules after its checkpointer read the file, and what was done."""
     from detectron2.checkpoint import DetectionCheckpointer
 
     from convert.safe_files import read_file
     from convert.verify import check_loaded
+
     model = default_model(checkpoint.arch, model)
     holder = build(checkpoint, model)
     logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)  # it lists the neck as missing, rightly
@@ -119,8 +136,9 @@ def features(path: Path, checkpoint: Checkpoint, images: Tensor, *, model: str |
     content = read_file(path)[0]
     check_loaded("detectron2's checkpointer", _bottom_up(holder, model), content.get("model", content))
     with torch.no_grad():
-        return _forward(holder.eval(), checkpoint, model, images), \
-            f"loaded by detectron2's DetectionCheckpointer ({model})"
+        return _forward(
+            holder.eval(), checkpoint, model, images
+        ), f"loaded by detectron2's DetectionCheckpointer ({model})"
 
 
 def _forward(holder: Holder, checkpoint: Checkpoint, model: str, images: Tensor) -> dict[str, Tensor]:

@@ -25,8 +25,13 @@ def backbone_config(arch: str, options: dict) -> dict:
         return {"type": "TimmBackbone", "arch": arch, "out_indices": tuple(range(stages)), "options": options}
     shared = {"frozen_stages": -1, "norm_cfg": {"type": "BN"}, "norm_eval": False}
     if kind_of(arch) == "resnet":
-        return {"type": "ResNet", "depth": int(arch.removeprefix("resnet")), "out_indices": (0, 1, 2, 3),
-                "style": "pytorch", **shared}
+        return {
+            "type": "ResNet",
+            "depth": int(arch.removeprefix("resnet")),
+            "out_indices": (0, 1, 2, 3),
+            "style": "pytorch",
+            **shared,
+        }
     return {"type": "MobileNetV2", "widen_factor": int(arch[-3:]) / 100, "out_indices": tuple(range(8)), **shared}
 
 
@@ -37,6 +42,7 @@ def build(arch: str, init: dict | None = None, options: dict | None = None) -> t
     from mmdet.utils import register_all_modules
 
     from convert.targets import mmdet_backbones  # noqa: F401 - registers TimmBackbone
+
     register_all_modules(init_default_scope=True)
     return MODELS.build({**backbone_config(arch, options or {}), "init_cfg": init})
 
@@ -61,8 +67,9 @@ def expected_list(checkpoint: Checkpoint, model: str | None) -> dict[str, tuple]
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def features(path: Path, checkpoint: Checkpoint, images: Tensor, *, prefix: str = "", **_
-             ) -> tuple[dict[str, Tensor], str]:
+def features(
+    path: Path, checkpoint: Checkpoint, images: Tensor, *, prefix: str = "", **_
+) -> tuple[dict[str, Tensor], str]:
     """Stage features of mmdet's backbone after `init_weights()` from the file, and what was done."""
     from convert.verify import check_loaded
 
@@ -71,8 +78,11 @@ def features(path: Path, checkpoint: Checkpoint, images: Tensor, *, prefix: str 
     with quiet():
         backbone.init_weights()
     tensors = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    check_loaded("mmdet's Pretrained init", backbone.state_dict(),
-                 {key.removeprefix(prefix): value for key, value in tensors.items()})
+    check_loaded(
+        "mmdet's Pretrained init",
+        backbone.state_dict(),
+        {key.removeprefix(prefix): value for key, value in tensors.items()},
+    )
     backbone.eval()  # mmdet's eval() returns None on some backbones: no chaining
     with torch.no_grad():
         maps = _forward(backbone, checkpoint.arch, images)

@@ -32,8 +32,9 @@ class _Outputs(nn.Module):
         return (self.network(images), *maps)
 
 
-def export(path: Path, checkpoint: Checkpoint, *, stages: bool = False, picture: Path | None = None
-           ) -> tuple[Verified, dict]:
+def export(
+    path: Path, checkpoint: Checkpoint, *, stages: bool = False, picture: Path | None = None
+) -> tuple[Verified, dict]:
     """Write `path` and check it against torch's network, as it was read, at two batch and image sizes.
 
     Returns what was checked and facts: `form` (see `Deployed`), its `exported_parameters` and `gflops` (multiply-adds
@@ -62,8 +63,9 @@ def export(path: Path, checkpoint: Checkpoint, *, stages: bool = False, picture:
     verified = Verified()
     if deployed.form == "deployed":
         verified.differences["torch's deployed form"] = {"largest": deployed.difference}
-        verified.steps.append("training branches and norms folded by timm: largest relative difference "
-                              f"{deployed.difference:.2g}")
+        verified.steps.append(
+            f"training branches and norms folded by timm: largest relative difference {deployed.difference:.2g}"
+        )
     elif deployed.form == "training":
         verified.steps.append(f"the TRAINING form is exported, which is larger and slower: {deployed.note}")
     for images in (example, _other(example, _step(checkpoint))):
@@ -78,11 +80,18 @@ def export(path: Path, checkpoint: Checkpoint, *, stages: bool = False, picture:
         verified.differences[f"onnxruntime at {shape}"] = seen
         verified.steps.append(f"run by onnxruntime on {shape}: largest relative difference {max(seen.values()):.2g}")
     if checkpoint.preprocess.get("pos_resize", "timm") != "timm":
-        verified.steps.append(f"positions for other sizes than {checkpoint.preprocess['size']} px are resized with "
-                              "timm's antialiasing, not as in training (features differ by about 1%)")
+        verified.steps.append(
+            f"positions for other sizes than {checkpoint.preprocess['size']} px are resized with "
+            "timm's antialiasing, not as in training (features differ by about 1%)"
+        )
     count = sum(parameter.numel() for parameter in deployed.network.parameters())
-    return verified, {"form": deployed.form, "exported_parameters": count, "gflops": round(flops / 1e9, 4),
-                      "inputs": ["images [N, 3, H, W]"], "outputs": names}
+    return verified, {
+        "form": deployed.form,
+        "exported_parameters": count,
+        "gflops": round(flops / 1e9, 4),
+        "inputs": ["images [N, 3, H, W]"],
+        "outputs": names,
+    }
 
 
 def _step(checkpoint: Checkpoint) -> int:
@@ -105,10 +114,20 @@ def _write(outputs: nn.Module, example: Tensor, path: Path, names: list[str], st
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            torch.onnx.export(outputs, (batch,), path, dynamo=True, input_names=["images"], output_names=names,
-                              dynamic_shapes=({0: torch.export.Dim.DYNAMIC, **sides},), external_data=False)
+            torch.onnx.export(
+                outputs,
+                (batch,),
+                path,
+                dynamo=True,
+                input_names=["images"],
+                output_names=names,
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC, **sides},),
+                external_data=False,
+            )
     except Exception as error:  # noqa: BLE001 - the exporter raises many kinds; each means this network does not export
-        raise InputError(f"this network does not export to ONNX with free sizes ({type(error).__name__}: "
-                         f"{' '.join(str(error).split())[:200]})") from None
+        raise InputError(
+            f"this network does not export to ONNX with free sizes ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]})"
+        ) from None
     finally:
         logging.disable(level)

@@ -46,7 +46,8 @@ class _StandIn(ModuleType):
         def unavailable(*_args, **_kwargs):
             raise NotImplementedError(
                 f"mmcv operator '{name}' needs mmcv's compiled operators, which mmcv-lite lacks; install mmcv 2.1.0 "
-                "(pip install 'setuptools<82' && pip install --no-build-isolation mmcv==2.1.0) or choose another model")
+                "(pip install 'setuptools<82' && pip install --no-build-isolation mmcv==2.1.0) or choose another model"
+            )
 
         return unavailable
 
@@ -81,25 +82,59 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     return torchvision_nms(boxes, scores.to(boxes.dtype), iou_threshold)
 
 
-def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, *,
-                      aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
-                      pool_mode: int, aligned: bool) -> None:
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    *,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """Fill `output` [K, C, h, w] with the features `input` [N, C, H, W] averaged in the bins of `rois` [K, 5]."""
     _only_average(pool_mode)
     dtype = _precise(input)
-    output.copy_(torchvision_roi_align(input.to(dtype), rois.to(dtype), (aligned_height, aligned_width), spatial_scale,
-                                       sampling_ratio, aligned))
+    output.copy_(
+        torchvision_roi_align(
+            input.to(dtype), rois.to(dtype), (aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned
+        )
+    )
 
 
-def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, *,
-                       aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
-                       pool_mode: int, aligned: bool) -> None:
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    *,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """Add to `grad_input` [N, C, H, W] the gradient that `grad_output` [K, C, h, w] sends to the features."""
     _only_average(pool_mode)
     dtype = _precise(grad_output)
-    grad_input.add_(torch.ops.torchvision._roi_align_backward(
-        grad_output.to(dtype), rois.to(dtype), spatial_scale, aligned_height, aligned_width, *grad_input.shape,
-        sampling_ratio, aligned).to(grad_input.dtype))
+    grad_input.add_(
+        torch.ops.torchvision._roi_align_backward(
+            grad_output.to(dtype),
+            rois.to(dtype),
+            spatial_scale,
+            aligned_height,
+            aligned_width,
+            *grad_input.shape,
+            sampling_ratio,
+            aligned,
+        ).to(grad_input.dtype)
+    )
 
 
 def _precise(tensor: Tensor) -> torch.dtype:
@@ -109,5 +144,7 @@ def _precise(tensor: Tensor) -> torch.dtype:
 
 def _only_average(pool_mode: int) -> None:
     if pool_mode != AVERAGE:
-        raise NotImplementedError("mmcv operator 'roi_align' with max pooling needs mmcv's compiled operators; "
-                                  "install mmcv 2.1.0 or use pool_mode 'avg'")
+        raise NotImplementedError(
+            "mmcv operator 'roi_align' with max pooling needs mmcv's compiled operators; "
+            "install mmcv 2.1.0 or use pool_mode 'avg'"
+        )

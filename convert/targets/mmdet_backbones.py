@@ -32,12 +32,17 @@ class TimmBackbone(BaseModule):
     init_cfg: `dict(type='Pretrained', checkpoint=FILE)` with keys under `model.`, or None.
     """
 
-    def __init__(self, arch: str, out_indices: Sequence[int] = (1, 2, 3, 4), norm_cfg: dict | None = None,
-                 init_cfg: dict | None = None, options: dict | None = None):
+    def __init__(
+        self,
+        arch: str,
+        out_indices: Sequence[int] = (1, 2, 3, 4),
+        norm_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+        options: dict | None = None,
+    ):
         super().__init__(init_cfg)
         self.out_indices = tuple(out_indices)
-        self.model, shapes = build_stages(arch, self.out_indices, (norm_cfg or {"type": "BN"})["type"],
-                                          options)
+        self.model, shapes = build_stages(arch, self.out_indices, (norm_cfg or {"type": "BN"})["type"], options)
         self.out_channels = [channels for channels, _ in shapes]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -15,8 +15,13 @@ from convert.support import kind_of, refusal
 from pretrain.backbones import write_options
 from sslight.core.errors import InputError
 
-SUFFIXES = {"timm": (".safetensors",), "torchvision": (".pth", ".pt"), "detectron2": (".pth", ".pkl"),
-            "mmdet": (".pth", ".pt"), "onnx": (".onnx",)}
+SUFFIXES = {
+    "timm": (".safetensors",),
+    "torchvision": (".pth", ".pt"),
+    "detectron2": (".pth", ".pkl"),
+    "mmdet": (".pth", ".pt"),
+    "onnx": (".onnx",),
+}
 MODELS = ("fpn", "c4", "vitdet")
 
 _PLAIN = {"resnet": layouts.RESNET_TIMM, "mobilenetv2": layouts.MOBILENET_TORCHVISION, "vit": layouts.VIT_TORCHVISION}
@@ -56,8 +61,13 @@ def rename(checkpoint: Checkpoint, to: str, *, model: str | None = None, prefix:
     return made
 
 
-def _renamed(checkpoint: Checkpoint, table: tuple[Rule, ...], place: Callable[[str], str] = str,
-             state: dict[str, Tensor] | None = None, dropped: dict | None = None) -> Outgoing:
+def _renamed(
+    checkpoint: Checkpoint,
+    table: tuple[Rule, ...],
+    place: Callable[[str], str] = str,
+    state: dict[str, Tensor] | None = None,
+    dropped: dict | None = None,
+) -> Outgoing:
     state = checkpoint.state if state is None else state
     done = apply_table(table, state, to_timm=False, where=f"{checkpoint.arch} to the target's names")
     return Outgoing({place(name): state[key] for key, name in done.keys.items()}, done.counts, dropped or {})
@@ -73,8 +83,10 @@ def _torchvision(checkpoint: Checkpoint) -> Outgoing:
         _refuse_vit_extras(checkpoint, "torchvision's ViT")
         patch, positions = state["patch_embed.proj.weight"].shape[-1], state["pos_embed"].shape[1]
         if patch != 16 or positions != 197:
-            raise InputError(f"{checkpoint.arch} cannot go to torchvision: its vit_b_16 has patch 16 and "
-                             f"197 positions, not patch {patch} and {positions}")
+            raise InputError(
+                f"{checkpoint.arch} cannot go to torchvision: its vit_b_16 has patch 16 and "
+                f"197 positions, not patch {patch} and {positions}"
+            )
     usual = kind == "vit" and checkpoint.options.get("num_heads") == vit_heads(checkpoint.arch)
     _refuse_options(checkpoint, "torchvision's network", {"num_heads"} if usual else ())
     return _renamed(checkpoint, _PLAIN[kind])
@@ -99,8 +111,11 @@ def _detectron2(checkpoint: Checkpoint, model: str) -> Outgoing:
     if model not in fits:
         raise InputError(f"unknown --model '{model}': use one of {', '.join(MODELS)}")
     if not fits[model]:
-        needs = {"fpn": "a pyramid of stages; use vitdet", "c4": "a ResNet, whose last stage is its box head",
-                 "vitdet": "a plain ViT"}
+        needs = {
+            "fpn": "a pyramid of stages; use vitdet",
+            "c4": "a ResNet, whose last stage is its box head",
+            "vitdet": "a plain ViT",
+        }
         raise InputError(f"{checkpoint.arch} cannot go to detectron2's {model}: it needs {needs[model]}")
     if model == "vitdet":
         return _vitdet(checkpoint)
@@ -111,6 +126,7 @@ def _detectron2(checkpoint: Checkpoint, model: str) -> Outgoing:
             if model == "c4":
                 return ("roi_heads." if name.startswith("res5.") else "backbone.") + name
             return _DETECTRON2_PREFIX["fpn"] + name
+
         return _renamed(checkpoint, layouts.RESNET_DETECTRON2, place)
     return _renamed(checkpoint, (Rule(_DETECTRON2_PREFIX["fpn"] + "model.{rest}", "{rest}"),))
 
@@ -121,8 +137,12 @@ def _vitdet(checkpoint: Checkpoint) -> Outgoing:
     _refuse_options(checkpoint, "ViTDet", {"num_heads", "patch_size", "img_size", "no_embed_class"})
     gone = [key for key in checkpoint.state if key == "cls_token" or key.startswith("norm.")]
     state = {key: value for key, value in checkpoint.state.items() if key not in gone}
-    return _renamed(checkpoint, (Rule(_DETECTRON2_PREFIX["vitdet"] + "{rest}", "{rest}"),), state=state,
-                    dropped={"ViTDet has no class token and no final norm": gone})
+    return _renamed(
+        checkpoint,
+        (Rule(_DETECTRON2_PREFIX["vitdet"] + "{rest}", "{rest}"),),
+        state=state,
+        dropped={"ViTDet has no class token and no final norm": gone},
+    )
 
 
 def _refuse_options(checkpoint: Checkpoint, where: str, known: Collection[str] = ()) -> None:
@@ -134,6 +154,9 @@ def _refuse_options(checkpoint: Checkpoint, where: str, known: Collection[str] =
 def _refuse_vit_extras(checkpoint: Checkpoint, where: str) -> None:
     extras = [key for key in ("dist_token", "reg_token", "blocks.0.ls1.gamma") if key in checkpoint.state]
     if extras:
-        names = {"dist_token": "a distillation token", "reg_token": "register tokens",
-                 "blocks.0.ls1.gamma": "layer scale"}
+        names = {
+            "dist_token": "a distillation token",
+            "reg_token": "register tokens",
+            "blocks.0.ls1.gamma": "layer scale",
+        }
         raise InputError(f"{checkpoint.arch} has {' and '.join(names[key] for key in extras)}, which {where} lacks")

@@ -39,34 +39,61 @@ def _origin(checkpoint: Checkpoint) -> str:
 
 def _detectron2(out: Path, checkpoint: Checkpoint, model: str) -> str:
     mean, std = _pixels(checkpoint)
-    lines = [f"# {_origin(checkpoint)} for detectron2 ({model}).",
-             f"# Paste it into a COCO recipe ({model.upper()}) below its `_BASE_`, or name this file as the `_BASE_` "
-             "of one that sets no WEIGHTS.",
-             "MODEL:", f'  WEIGHTS: "{out.resolve()}"', f"  PIXEL_MEAN: {mean}", f"  PIXEL_STD: {std}",
-             "  BACKBONE:", "    FREEZE_AT: 0"]
+    lines = [
+        f"# {_origin(checkpoint)} for detectron2 ({model}).",
+        f"# Paste it into a COCO recipe ({model.upper()}) below its `_BASE_`, or name this file as the `_BASE_` "
+        "of one that sets no WEIGHTS.",
+        "MODEL:",
+        f'  WEIGHTS: "{out.resolve()}"',
+        f"  PIXEL_MEAN: {mean}",
+        f"  PIXEL_STD: {std}",
+        "  BACKBONE:",
+        "    FREEZE_AT: 0",
+    ]
     if kind_of(checkpoint.arch) == "resnet":
         depth = int(checkpoint.arch.removeprefix("resnet"))
         features = "[res2, res3, res4, res5]" if model == "fpn" else "[res4]"
-        lines += ["  RESNETS:", f"    DEPTH: {depth}", "    NORM: SyncBN", "    STRIDE_IN_1X1: False",
-                  f"    RES2_OUT_CHANNELS: {64 if depth < 50 else 256}", f"    OUT_FEATURES: {features}"]
+        lines += [
+            "  RESNETS:",
+            f"    DEPTH: {depth}",
+            "    NORM: SyncBN",
+            "    STRIDE_IN_1X1: False",
+            f"    RES2_OUT_CHANNELS: {64 if depth < 50 else 256}",
+            f"    OUT_FEATURES: {features}",
+        ]
         if model == "fpn":
             lines += ["  FPN:", f"    IN_FEATURES: {features}"]
         elif depth < 50:
-            lines += ["  ROI_HEADS:", "    NAME: Res5ROIHeadsExtraNorm  # of convert.targets.detectron2_backbones: "
-                      "the stock C4 head knows bottleneck blocks only"]
+            lines += [
+                "  ROI_HEADS:",
+                "    NAME: Res5ROIHeadsExtraNorm  # of convert.targets.detectron2_backbones: "
+                "the stock C4 head knows bottleneck blocks only",
+            ]
     else:
         name = checkpoint.arch
         published = name.startswith("mobilenetv2")
-        lines[-2:] = ["  BACKBONE:", "    FREEZE_AT: 0", "    NAME: "
-                      + ("build_mobilenetv2_p4p6_backbone" if published else "build_timm_fpn_backbone")
-                      + "  # import convert.targets.detectron2_backbones; add_config(cfg)",
-                      "  TIMM:", f"    ARCH: {name}", "    NORM: SyncBN",
-                      *([f'    OPTIONS: "{write_options(checkpoint.options)}"'] if checkpoint.options else []),
-                      "  FPN:",
-                      f"    IN_FEATURES: {'[stage4, stage5]' if published else '[stage2, stage3, stage4, stage5]'}"]
+        lines[-2:] = [
+            "  BACKBONE:",
+            "    FREEZE_AT: 0",
+            "    NAME: "
+            + ("build_mobilenetv2_p4p6_backbone" if published else "build_timm_fpn_backbone")
+            + "  # import convert.targets.detectron2_backbones; add_config(cfg)",
+            "  TIMM:",
+            f"    ARCH: {name}",
+            "    NORM: SyncBN",
+            *([f'    OPTIONS: "{write_options(checkpoint.options)}"'] if checkpoint.options else []),
+            "  FPN:",
+            f"    IN_FEATURES: {'[stage4, stage5]' if published else '[stage2, stage3, stage4, stage5]'}",
+        ]
         if published:
-            lines += ["  ANCHOR_GENERATOR:", "    SIZES: [[32, 64, 128], [64, 128, 256], [128, 256, 512]]",
-                      "  RPN:", "    IN_FEATURES: [p4, p5, p6]", "  ROI_HEADS:", "    IN_FEATURES: [p4, p5]"]
+            lines += [
+                "  ANCHOR_GENERATOR:",
+                "    SIZES: [[32, 64, 128], [64, 128, 256], [128, 256, 512]]",
+                "  RPN:",
+                "    IN_FEATURES: [p4, p5, p6]",
+                "  ROI_HEADS:",
+                "    IN_FEATURES: [p4, p5]",
+            ]
     return "\n".join([*lines, "INPUT:", f"  FORMAT: {checkpoint.preprocess['color_order']}", ""])
 
 
@@ -74,7 +101,7 @@ def _vitdet(out: Path, checkpoint: Checkpoint) -> str:
     mean, std = _pixels(checkpoint)
     width, _, _, patch = checkpoint.state["patch_embed.proj.weight"].shape
     positions = checkpoint.state["pos_embed"].shape[1]
-    side = int(positions ** 0.5)
+    side = int(positions**0.5)
     heads = checkpoint.options.get("num_heads") or vit_heads(checkpoint.arch)
     return f'''# {_origin(checkpoint)} for ViTDet: paste into a LazyConfig after its `model` is defined.
 model.backbone.net.update(
@@ -83,7 +110,7 @@ model.backbone.net.update(
 )
 model.pixel_mean = {mean}
 model.pixel_std = {std}
-model.input_format = "{checkpoint.preprocess['color_order']}"
+model.input_format = "{checkpoint.preprocess["color_order"]}"
 train.init_checkpoint = "{out.resolve()}"
 '''
 
@@ -106,7 +133,7 @@ def _mmdet(out: Path, checkpoint: Checkpoint, prefix: str) -> str:
     start = f", prefix='{prefix}'" if prefix else ""
     lines.append(f"init_cfg=dict(type='Pretrained', checkpoint='{out.resolve()}'{start})")
     backbone = "".join(f"        {line},\n" for line in lines)
-    return f'''# {_origin(checkpoint)} for mmdet: a whole config; name your own recipe as `_base_`, or paste from it.
+    return f"""# {_origin(checkpoint)} for mmdet: a whole config; name your own recipe as `_base_`, or paste from it.
 _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 {imports}model = dict(
     data_preprocessor=dict(
@@ -116,7 +143,7 @@ _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
         _delete_=True,
 {backbone}    ),
     neck=dict(in_channels={_pyramid_channels(checkpoint)}))
-'''
+"""
 
 
 def _pyramid_channels(checkpoint: Checkpoint) -> list[int]:
@@ -134,13 +161,13 @@ def _pyramid_channels(checkpoint: Checkpoint) -> list[int]:
 def _transform(checkpoint: Checkpoint) -> str:
     preprocess = checkpoint.preprocess
     turn = "    transforms.Lambda(lambda image: image.flip(0)),  # to BGR\n" * (preprocess["color_order"] == "BGR")
-    return f'''transform = transforms.Compose([
+    return f"""transform = transforms.Compose([
     transforms.Resize({round(preprocess["size"] * 256 / 224)}, transforms.InterpolationMode.BICUBIC),
     transforms.CenterCrop({preprocess["size"]}),
     transforms.ToTensor(),  # RGB, 0..1
 {turn}    transforms.Normalize(mean={list(preprocess["mean"])}, std={list(preprocess["std"])}),
 ])
-'''
+"""
 
 
 def _timm(out: Path, checkpoint: Checkpoint, _: str) -> str:

@@ -14,8 +14,9 @@ from sslight.core.errors import InputError
 FINAL_CONV = -1  # index of the map after MobileNetV2's and EfficientNet's last 1x1 convolution
 
 
-def build_stages(arch: str, indices: Sequence[int], norm: str = "BN", options: Mapping | None = None
-                 ) -> tuple[nn.Module, list[tuple[int, int]]]:
+def build_stages(
+    arch: str, indices: Sequence[int], norm: str = "BN", options: Mapping | None = None
+) -> tuple[nn.Module, list[tuple[int, int]]]:
     """A randomly initialised network and the (channels, stride) of the stages at `indices`.
 
     Stages count from 0, the highest resolution; FINAL_CONV takes the wide map that some networks pool. Parameters
@@ -28,8 +29,10 @@ def build_stages(arch: str, indices: Sequence[int], norm: str = "BN", options: M
     maps = list(stage_features(model.eval(), images))
     strides = [64 // feature.shape[-1] for feature in maps]
     if len(set(strides)) < len(strides):
-        raise InputError(f"backbone '{arch}' has no feature pyramid (every stage has stride {strides[0]}): "
-                         "use the ViTDet recipe for plain ViTs")
+        raise InputError(
+            f"backbone '{arch}' has no feature pyramid (every stage has stride {strides[0]}): "
+            "use the ViTDet recipe for plain ViTs"
+        )
     for index in indices:
         if not FINAL_CONV <= index < len(maps) or index == FINAL_CONV and not hasattr(model, "conv_head"):
             raise InputError(f"backbone '{arch}' has no stage {index}; it has 0 to {len(maps) - 1}, strides {strides}")

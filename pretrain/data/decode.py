@@ -95,7 +95,7 @@ def _white(image: PILImage.Image, data: bytes, max_value: float) -> float:
         if bits > 8 and MAX_SAMPLE_VALUE in tags:
             recorded = float(np.max(tags[MAX_SAMPLE_VALUE]))
         elif 8 < bits < 16:
-            recorded = 2.0 ** bits - 1
+            recorded = 2.0**bits - 1
     elif image.format == "JPEG2000":
         bits = 1 + (data[data.index(b"\xff\x4f\xff\x51") + 42] & 0x7F)  # precision of the first component
     elif image.mode == "F":  # a portable float map
@@ -149,8 +149,8 @@ def _png_intact(data: bytes) -> bool:
     """Whether the checksums of a PNG's pixels are right, which PIL doesn't compare."""
     at = 8  # behind the signature
     while at + 12 <= len(data):
-        end = at + 8 + int.from_bytes(data[at:at + 4])
-        if data[at + 4:at + 8] == b"IDAT" and zlib.crc32(data[at + 4:end]) != int.from_bytes(data[end:end + 4]):
+        end = at + 8 + int.from_bytes(data[at : at + 4])
+        if data[at + 4 : at + 8] == b"IDAT" and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
             return False
         at = end + 4
     return True
@@ -184,7 +184,7 @@ def plain_jpeg(data: bytes) -> bool:
             return components in (1, 3) and (single or _scans(data) <= MAX_SCANS)
         if not 0xC0 <= marker <= 0xFE or 0xD0 <= marker <= 0xD9 or length < 2:  # no segment with a length
             return False
-        if marker == 0xE1 and b"tiff:Orientation" in data[at:at + 2 + length]:
+        if marker == 0xE1 and b"tiff:Orientation" in data[at : at + 2 + length]:
             return False
         if marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
             pixels = ((data[at + 5] << 8) + data[at + 6]) * ((data[at + 7] << 8) + data[at + 8])

@@ -38,7 +38,7 @@ def decode_fast(data: bytes, max_value: float = 0.0) -> np.ndarray:
 
 def render_fast(image: np.ndarray, view: View, d: Draw, out: np.ndarray) -> None:
     """Write one view into `out`, uint8 [size, size, 3], contiguous."""
-    part = image[d.top:d.top + d.height, d.left:d.left + d.width]
+    part = image[d.top : d.top + d.height, d.left : d.left + d.width]
     # the kernel wants its input contiguous: a flip costs no more than that copy, and all that follows is symmetric
     resize_fast(cv2.flip(part, 1) if d.flip else np.ascontiguousarray(part), out)
     done = recolor_fast(out, d.color, _scratch(view.size))
@@ -141,7 +141,7 @@ def blur_kernel(steps: int) -> np.ndarray:
     edge = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
     box = np.array([edge, *[1.0] * (2 * whole + 1), edge]) / (2 * whole + 1 + 2 * edge)
     kernel = np.convolve(np.convolve(box, box), box)
-    half = np.round(kernel[len(kernel) // 2 + 1:] * KERNEL_UNIT).astype(int)
-    half = half[:np.count_nonzero(half)]  # the weights fall off from the centre
+    half = np.round(kernel[len(kernel) // 2 + 1 :] * KERNEL_UNIT).astype(int)
+    half = half[: np.count_nonzero(half)]  # the weights fall off from the centre
     units = np.concatenate([half[::-1], [KERNEL_UNIT - 2 * half.sum()], half])
     return (units / KERNEL_UNIT).astype(np.float32)

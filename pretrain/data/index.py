@@ -17,13 +17,38 @@ import torch
 
 from sslight.core.errors import InputError
 
-EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
-              ".pgm", ".jp2", ".avif"}
+EXTENSIONS = {
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".mpo",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+    ".avif",
+}
 # How the kinds of image that the decoders accept begin, each with an extension of theirs.
-SIGNATURES = {extension: re.compile(start, re.DOTALL) for extension, start in {
-    ".jpg": rb"\xff\xd8\xff", ".png": rb"\x89PNG\r\n\x1a\n", ".gif": rb"GIF8[79]a", ".webp": rb"RIFF....WEBP",
-    ".bmp": rb"BM.{12}[\x0c\x10(48@lm|]\0\0\0", ".tif": rb"II[*+]\0|MM\0[*+]", ".ppm": rb"P[1-6]\s+[#\d]",
-    ".jp2": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n", ".avif": rb"....ftyp(?:avif|avis|mif1|msf1)"}.items()}
+SIGNATURES = {
+    extension: re.compile(start, re.DOTALL)
+    for extension, start in {
+        ".jpg": rb"\xff\xd8\xff",
+        ".png": rb"\x89PNG\r\n\x1a\n",
+        ".gif": rb"GIF8[79]a",
+        ".webp": rb"RIFF....WEBP",
+        ".bmp": rb"BM.{12}[\x0c\x10(48@lm|]\0\0\0",
+        ".tif": rb"II[*+]\0|MM\0[*+]",
+        ".ppm": rb"P[1-6]\s+[#\d]",
+        ".jp2": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n",
+        ".avif": rb"....ftyp(?:avif|avis|mif1|msf1)",
+    }.items()
+}
 HEAD = 32  # bytes in which all of them show
 NAMED = 3  # of the files that are passed over
 FINGERPRINT_SAMPLES = 1000  # images whose sizes are looked at
@@ -55,8 +80,10 @@ class PassedOver:
         """`3 files that are no images: a/notes.txt, b/._1.jpg, ...`, or an empty string."""
         if not self.count:
             return ""
-        return (f"{self.count} file{'s that are no images' if self.count > 1 else ' that is no image'}: "
-                f"{', '.join(self.first)}{', ...' * (self.count > NAMED)}")
+        return (
+            f"{self.count} file{'s that are no images' if self.count > 1 else ' that is no image'}: "
+            f"{', '.join(self.first)}{', ...' * (self.count > NAMED)}"
+        )
 
 
 def inside(name: str, where: Path | str) -> str:
@@ -65,8 +92,10 @@ def inside(name: str, where: Path | str) -> str:
     if "" in parts or "." in parts:  # `tar c .` writes ./class/file
         parts = [part for part in parts if part not in ("", ".")]
     if name.startswith("/") or "\0" in name or ".." in parts or not parts:
-        raise InputError(f"{where} holds the name {name!r}, which is none of a file inside a data directory: do not "
-                         "trust the file, or write it anew")
+        raise InputError(
+            f"{where} holds the name {name!r}, which is none of a file inside a data directory: do not "
+            "trust the file, or write it anew"
+        )
     return "/".join(parts)
 
 
@@ -101,7 +130,7 @@ class Names:
     def __getitem__(self, i: int) -> str:
         ends = self._ends.numpy()
         start = ends[i - 1] if i else 0
-        return os.fsdecode(self._data.numpy()[start:ends[i]].tobytes())
+        return os.fsdecode(self._data.numpy()[start : ends[i]].tobytes())
 
     def hash(self) -> hashlib._Hash:
         """SHA-256 over all names so far, open for more."""
@@ -148,8 +177,10 @@ class Source:
 
     def unclear(self, i: int, reason: object) -> InputError:
         """What to raise for an image whose pixels cannot be read without a guess."""
-        return InputError(f"{self.name(i)} in {self.where} has {reason}: set DATA.MAX_VALUE to the value that is white "
-                          "(e.g. 4095 of 12 bits, 65535 of 16), or convert such images to RGB of 8 bits")
+        return InputError(
+            f"{self.name(i)} in {self.where} has {reason}: set DATA.MAX_VALUE to the value that is white "
+            "(e.g. 4095 of 12 bits, 65535 of 16), or convert such images to RGB of 8 bits"
+        )
 
     @property
     def has_labels(self) -> bool:

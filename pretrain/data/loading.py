@@ -27,26 +27,43 @@ HELD = 2  # batches that the process itself holds while it takes the next one: t
 SHARED = "/dev/shm"  # where Linux keeps shared memory
 
 
-def batch_loader(dataset: Dataset, requests: Sequence, workers: int, batches: int, batch_bytes: int,
-                 persistent: bool = False) -> DataLoader:
+def batch_loader(
+    dataset: Dataset, requests: Sequence, workers: int, batches: int, batch_bytes: int, persistent: bool = False
+) -> DataLoader:
     """A loader whose items are whole batches: `dataset[request]` for each of `requests`, in order.
 
     At most `batches` of `batch_bytes` each. Raises InputError as `check_shared_memory` does.
     """
     check_shared_memory(workers, batch_bytes, most=batches)
     options = {"prefetch_factor": PREFETCH, "persistent_workers": persistent} if workers else {}
-    return DataLoader(dataset, sampler=requests, batch_size=None, num_workers=workers, worker_init_fn=start_worker,
-                      pin_memory=torch.cuda.is_available(), generator=torch.Generator(), **options)
+    return DataLoader(
+        dataset,
+        sampler=requests,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=start_worker,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+        **options,
+    )
 
 
-def check_shared_memory(workers: int, item_bytes: int, *, held: int = HELD, most: int | None = None,
-                        processes: int | None = None, key: str = "DATA.WORKERS") -> None:
+def check_shared_memory(
+    workers: int,
+    item_bytes: int,
+    *,
+    held: int = HELD,
+    most: int | None = None,
+    processes: int | None = None,
+    key: str = "DATA.WORKERS",
+) -> None:
     """Raise InputError where what loader workers have under way does not fit into the shared memory.
 
     A worker that finds it full dies of a bus error. Containers have 64 MB unless they are told otherwise.
     Items of `item_bytes` lie there, PREFETCH for each worker and `held` with the process, `most` at most; `processes`
     of this machine do the same (default: as the launcher says). `key` sets the number of workers.
     """
+
     def needed(workers: int) -> int:
         items = PREFETCH * workers + held
         return item_bytes * (items if most is None else min(items, most)) if workers else 0
@@ -61,9 +78,11 @@ def check_shared_memory(workers: int, item_bytes: int, *, held: int = HELD, most
         return
     fitting = next(fewer for fewer in range(workers - 1, -1, -1) if needed(fewer) <= room)
     total = processes * needed(workers)
-    raise InputError(f"{SHARED} has {room * processes / 1e6:.0f} MB of shared memory to spare, and {key} {workers} in "
-                     f"{processes} process(es) fills up to {total / 1e6:.0f} MB: start the container with more (docker "
-                     f"--shm-size={-(-2 * total // 2**30)}g), or set {key} {fitting}")
+    raise InputError(
+        f"{SHARED} has {room * processes / 1e6:.0f} MB of shared memory to spare, and {key} {workers} in "
+        f"{processes} process(es) fills up to {total / 1e6:.0f} MB: start the container with more (docker "
+        f"--shm-size={-(-2 * total // 2**30)}g), or set {key} {fitting}"
+    )
 
 
 def start_worker(_: int = 0) -> None:
@@ -81,8 +100,14 @@ def empty_images(count: int, size: int) -> Tensor:
     return torch.tensor([], dtype=torch.uint8).set_(storage, 0, shape)
 
 
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu", *,
-              channels_last: bool = False) -> Tensor:
+def normalize(
+    images: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    *,
+    channels_last: bool = False,
+) -> Tensor:
     """uint8 [N, 3, H, W] -> (images / 255 - mean) / std, float32 on the device."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     scale, shift = _constants(tuple(mean), tuple(std), torch.device(device))
@@ -95,6 +120,7 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
     """Factor and offset of the normalisation, [1, 3, 1, 1], kept on the device."""
     mean, std = (torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (mean, std))
     return (1 / (255 * std)).to(device), (mean / std).to(device)
+
 
 LONGEST = 32  # times the shorter side: of a longer image the rest goes first, or resizing it could fill the memory
 
@@ -113,12 +139,12 @@ class CenterCrop:
         short = min(height, width)
         if max(height, width) > LONGEST * short:
             top, left = (max(0, side - LONGEST * short) // 2 for side in (height, width))
-            image = image[top:top + LONGEST * short, left:left + LONGEST * short]
+            image = image[top : top + LONGEST * short, left : left + LONGEST * short]
             height, width = image.shape[:2]
         new = np.empty((self.resize * height // short, self.resize * width // short, 3), dtype=np.uint8)
         resize_fast(np.ascontiguousarray(image), new)
         top, left = (round((side - self.size) / 2) for side in new.shape[:2])
-        out[:] = new[top:top + self.size, left:left + self.size]
+        out[:] = new[top : top + self.size, left : left + self.size]
 
 
 @dataclass(frozen=True)
@@ -148,16 +174,23 @@ def random_resized_crop(size: int, seed: int, epoch: int) -> RandomResizedCrop:
     return RandomResizedCrop(size, seed, epoch)
 
 
-def eval_batches(source: Source, indices: Sequence[int] | np.ndarray, transform: Transform, *, batch_size: int,
-                 workers: int, corrupt: list[tuple[str, str]] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def eval_batches(
+    source: Source,
+    indices: Sequence[int] | np.ndarray,
+    transform: Transform,
+    *,
+    batch_size: int,
+    workers: int,
+    corrupt: list[tuple[str, str]] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of uint8 images [B, 3, size, size] and their indices [B], in the order of `indices`, the last batch short.
 
     A corrupt image is left out of its batch and, if `corrupt` is given, appended to it as (name, reason); otherwise
     it is an InputError. A batch that would be empty is not yielded.
     """
     indices = np.asarray(indices, dtype=np.int64)
-    requests = [indices[k:k + batch_size] for k in range(0, len(indices), batch_size)]
-    batch_bytes = max(map(len, requests), default=0) * 3 * transform.size ** 2
+    requests = [indices[k : k + batch_size] for k in range(0, len(indices), batch_size)]
+    batch_bytes = max(map(len, requests), default=0) * 3 * transform.size**2
     for batch in batch_loader(_EvalBatches(source, transform), requests, workers, len(requests), batch_bytes):
         if isinstance(batch, InputError):  # raised here, it is one line; through the loader it would be a traceback
             raise batch
@@ -187,14 +220,14 @@ class _EvalBatches(Dataset):
                 continue
             self.transform(image, index, out[len(used)].numpy())
             used.append(index)
-        return out[:len(used)].permute(0, 3, 1, 2), torch.tensor(used, dtype=torch.int64), corrupt
+        return out[: len(used)].permute(0, 3, 1, 2), torch.tensor(used, dtype=torch.int64), corrupt
+
 
 PIPELINES = {"fast": (decode_fast, render_fast), "reference": (decode_reference, render)}
 NO_COLOR = Color((), (1.0, 1.0, 1.0, 0.0), False, 0.0, False)
 REPLACEMENT_TRIES = 32  # other samples tried for a corrupt one
 # Streams of random numbers of one (seed, epoch); the epoch number fills the lower bits of the generator's key.
 ORDER_STREAM, REPLACEMENT_STREAM = 1 << 62, 1 << 61
-
 
 
 @dataclass
@@ -214,8 +247,12 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; called by the loader's pinning thread."""
-        return replace(self, views=[v.pin_memory() for v in self.views], indices=self.indices.pin_memory(),
-                       color=self.color and [c.pin_memory() for c in self.color])
+        return replace(
+            self,
+            views=[v.pin_memory() for v in self.views],
+            indices=self.indices.pin_memory(),
+            color=self.color and [c.pin_memory() for c in self.color],
+        )
 
 
 class CorruptCounter:
@@ -244,16 +281,20 @@ class CorruptCounter:
     def _check(self) -> None:
         if len(self.reasons) > self.limit * self.images:
             listed = "; ".join(f"{name} ({reason})" for name, reason in sorted(self.reasons.items()))
-            raise InputError(f"{len(self.reasons)} of {self.images} images are corrupt, more than DATA.MAX_CORRUPT "
-                             f"{self.limit:g} allows: {listed}; mend or remove them, or raise DATA.MAX_CORRUPT")
+            raise InputError(
+                f"{len(self.reasons)} of {self.images} images are corrupt, more than DATA.MAX_CORRUPT "
+                f"{self.limit:g} allows: {listed}; mend or remove them, or raise DATA.MAX_CORRUPT"
+            )
 
 
 def batches_per_epoch(source: Source, cfg: CfgNode, world: int) -> int:
     """Batches of each process in an epoch, without the incomplete last one. Raises InputError if there is none."""
     number = len(source) // (cfg.TRAIN.BATCH_SIZE * world)
     if not number:
-        raise InputError(f"{len(source)} images in {source.where} do not fill one batch of TRAIN.BATCH_SIZE "
-                         f"{cfg.TRAIN.BATCH_SIZE} on {world} process(es): lower TRAIN.BATCH_SIZE")
+        raise InputError(
+            f"{len(source)} images in {source.where} do not fill one batch of TRAIN.BATCH_SIZE "
+            f"{cfg.TRAIN.BATCH_SIZE} on {world} process(es): lower TRAIN.BATCH_SIZE"
+        )
     return number
 
 
@@ -281,9 +322,10 @@ class TrainLoader:
         self.batches = batches_per_epoch(source, cfg, world)
         self._requests: list[Request] = []
         dataset = TrainBatches(source, views, cfg)
-        batch_bytes = cfg.TRAIN.BATCH_SIZE * sum(3 * view.size ** 2 for view in views)
-        self._loader = batch_loader(dataset, self._requests, cfg.DATA.WORKERS, self.batches, batch_bytes,
-                                    persistent=True)
+        batch_bytes = cfg.TRAIN.BATCH_SIZE * sum(3 * view.size**2 for view in views)
+        self._loader = batch_loader(
+            dataset, self._requests, cfg.DATA.WORKERS, self.batches, batch_bytes, persistent=True
+        )
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from number `first_batch` on."""
@@ -292,15 +334,16 @@ class TrainLoader:
         for number in range(first_batch, self.batches):
             # ranks take neighbouring slices: N processes see what one process with the N-fold batch would
             first = (number * self.world + self.rank) * self.batch_size
-            self._requests.append(Request(epoch, first, order[first:first + self.batch_size]))
+            self._requests.append(Request(epoch, first, order[first : first + self.batch_size]))
         for batch in self._loader:
             if isinstance(batch, InputError):  # raised here, it is one line; through the loader it would be a traceback
                 raise batch
             yield batch
 
 
-def train_batches(source: Source, views: list[View], cfg: CfgNode, *, epoch: int, first_batch: int = 0, rank: int = 0,
-                  world: int = 1) -> Iterator[Batch]:
+def train_batches(
+    source: Source, views: list[View], cfg: CfgNode, *, epoch: int, first_batch: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
     """The batches of one epoch of one process (see `TrainLoader`, which keeps its workers over several epochs)."""
     yield from TrainLoader(source, views, cfg, rank=rank, world=world).epoch(epoch, first_batch)
 
@@ -357,8 +400,10 @@ class TrainBatches(Dataset):
                 raise self.source.unclear(index, error) from None
             except (CorruptImage, OSError) as error:
                 corrupt.append((self.source.name(index), str(error)))
-        raise InputError(f"{REPLACEMENT_TRIES + 1} images in a row are corrupt in {self.source.where}: "
-                         f"{'; '.join(f'{name} ({reason})' for name, reason in corrupt)}")
+        raise InputError(
+            f"{REPLACEMENT_TRIES + 1} images in a row are corrupt in {self.source.where}: "
+            f"{'; '.join(f'{name} ({reason})' for name, reason in corrupt)}"
+        )
 
     def _candidates(self, request: Request, i: int) -> Iterator[int]:
         yield int(request.indices[i])

@@ -362,8 +362,10 @@ def _verify(packer: Packer, journal: Path, images: int, split: str) -> None:
         except (OSError, KeyError):
             same = False
         if not same:
-            raise InputError(f"{name} in {packer.work} is not what was read from the source (or shares its name with "
-                             "another image there): remove that directory and start again")
+            raise InputError(
+                f"{name} in {packer.work} is not what was read from the source (or shares its name with "
+                "another image there): remove that directory and start again"
+            )
         bar.update(1)
     bar.close()
 

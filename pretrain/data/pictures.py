@@ -27,7 +27,7 @@ def views_picture(views: list[Tensor], cfg: CfgNode) -> Tensor:
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
     canvas = torch.zeros(len(views[0]), len(views), 3, size, size)
     for column, view in enumerate(views):
-        canvas[:, column, :, :view.shape[-2], :view.shape[-1]] = view.cpu().float() * std + mean
+        canvas[:, column, :, : view.shape[-2], : view.shape[-1]] = view.cpu().float() * std + mean
     grid = make_grid(canvas.flatten(0, 1), nrow=len(views), padding=2, pad_value=1.0)
     return (grid.clamp(0, 1) * 255).round().byte()
 

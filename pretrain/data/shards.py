@@ -101,7 +101,7 @@ def _pax_fields(data: bytes) -> dict[bytes, bytes]:
         length = int(data.split(b" ", 1)[0])
         if length < 1:
             raise ValueError
-        key, _, value = data[:length - 1].split(b" ", 1)[1].partition(b"=")
+        key, _, value = data[: length - 1].split(b" ", 1)[1].partition(b"=")
         fields[key] = value
         data = data[length:]
     return fields
@@ -149,8 +149,13 @@ class ShardSource(Source):
                 yield from self._emit(columns, number, members, stream.fileno(), passed_over)
 
     @staticmethod
-    def _emit(columns: dict[str, array], number: int, members: list[tuple[str, int, int]], handle: int,
-              passed_over: PassedOver) -> Iterator[str]:
+    def _emit(
+        columns: dict[str, array],
+        number: int,
+        members: list[tuple[str, int, int]],
+        handle: int,
+        passed_over: PassedOver,
+    ) -> Iterator[str]:
         """A sample's image, by its name or else by its content, and its label."""
         label, images, others = (-1, 0), [], []
         for member in members:
@@ -160,7 +165,8 @@ class ShardSource(Source):
             elif "." not in part:
                 (images if is_image(member[0]) else others).append(member)
         image = next(iter(images), None) or next(
-            (member for member in others if extension_of(os.pread(handle, min(HEAD, member[2]), member[1]))), None)
+            (member for member in others if extension_of(os.pread(handle, min(HEAD, member[2]), member[1]))), None
+        )
         if image:
             for column, value in zip(columns.values(), (number, *image[1:], *label), strict=True):
                 column.append(value)
@@ -242,8 +248,10 @@ def remote_shards(url: str, split: str) -> list[Path]:
     else:
         found = _list_remote(url, split)
     if not found:
-        raise InputError(f"no split '{split}' at {url}: it needs {split}-*.tar there; a server that cannot list its "
-                         "files wants a pattern such as URL/{split}-{000000..000146}.tar")
+        raise InputError(
+            f"no split '{split}' at {url}: it needs {split}-*.tar there; a server that cannot list its "
+            "files wants a pattern such as URL/{split}-{000000..000146}.tar"
+        )
     classes = found[0].rpartition("/")[0] + f"/{split}-classes.txt"
     folder = Path(os.environ.get("SSLIGHT_CACHE") or Path.home() / ".cache" / "sslight") / "shards"
     folder /= hashlib.sha256(f"{url} {split}".encode()).hexdigest()[:16]
@@ -264,8 +272,10 @@ def _list_remote(url: str, split: str) -> list[str]:
         system, root = fsspec.core.url_to_fs(url)
         return sorted(system.unstrip_protocol(name) for name in system.glob(f"{root.rstrip('/')}/{split}-*.tar"))
     except Exception as error:  # noqa: BLE001  every file system has errors of its own
-        raise InputError(f"cannot list {url} ({type(error).__name__}: {error}); name the shards instead: "
-                         "URL/{split}-{000000..000146}.tar") from None
+        raise InputError(
+            f"cannot list {url} ({type(error).__name__}: {error}); name the shards instead: "
+            "URL/{split}-{000000..000146}.tar"
+        ) from None
 
 
 def _fetch(url: str, file: Path) -> Path:

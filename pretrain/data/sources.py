@@ -29,8 +29,9 @@ class FolderSource(Source):
         try:
             classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not _is_hidden(e.name))
             if labels and not classes:
-                raise InputError(f"no class folders in {root}: put the images of each class into a folder of its own "
-                                 "there")
+                raise InputError(
+                    f"no class folders in {root}: put the images of each class into a folder of its own there"
+                )
             passed_over = PassedOver()
             names = Names(_walk(root, passed_over))
             self.passed_over = str(passed_over)
@@ -57,8 +58,9 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _walk(root: Path, passed_over: PassedOver, inside: str = "",
-          above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+def _walk(
+    root: Path, passed_over: PassedOver, inside: str = "", above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[str]:
     """Relative names of all images below, sorted, folder by folder; links are followed. What is none is noted.
 
     An image is a file with the name of one, or that begins as one does; only of other names the content is read.
@@ -132,11 +134,15 @@ class HDF5Source(Source):
 
         names: list[str] = []
         links: list[str] = []
-        group.id.links.iterate(lambda name, link: (names if link.type == h5py.h5l.TYPE_HARD else links).append(
-            os.fsdecode(name)), info=True)
+        group.id.links.iterate(
+            lambda name, link: (names if link.type == h5py.h5l.TYPE_HARD else links).append(os.fsdecode(name)),
+            info=True,
+        )
         if links:
-            raise InputError(f"{self.file} holds a link, {links[0]!r} in {group.name}, where a class or an image "
-                             "belongs: write the file anew, without links")
+            raise InputError(
+                f"{self.file} holds a link, {links[0]!r} in {group.name}, where a class or an image "
+                "belongs: write the file anew, without links"
+            )
         return sorted(names)
 
     def _open(self):
@@ -226,14 +232,18 @@ def _open(path: str | Path, split: str, labels: bool) -> Source:
     if not root.is_dir():
         raise InputError(f"data directory not found: {path}{nearest_file(path)}")
     shards = sorted(root.glob(f"{glob.escape(split)}-*.tar"))
-    forms = {f"{split}/": (root / split).is_dir(), f"{split}.h5": (root / f"{split}.h5").is_file(),
-             f"{split}-*.tar": bool(shards)}
+    forms = {
+        f"{split}/": (root / split).is_dir(),
+        f"{split}.h5": (root / f"{split}.h5").is_file(),
+        f"{split}-*.tar": bool(shards),
+    }
     forms = [form for form, there in forms.items() if there]
     if not forms:
         there = ", ".join(sorted(entry.name for entry in os.scandir(root))[:8]) or "nothing"
         within = f"; name the directory that it lies in, {root.parent}" * (root.name in ("train", "val"))
-        raise InputError(f"no split '{split}' in {path}: it needs {split}/, {split}.h5 or {split}-*.tar; "
-                         f"it holds {there}{within}")
+        raise InputError(
+            f"no split '{split}' in {path}: it needs {split}/, {split}.h5 or {split}-*.tar; it holds {there}{within}"
+        )
     if len(forms) > 1:
         raise InputError(f"split '{split}' is there more than once in {path} ({' and '.join(forms)}): keep one")
     if forms[0] == f"{split}/":

@@ -86,15 +86,31 @@ def view_set(cfg: CfgNode) -> list[View]:
         if not all(0 <= p <= 1 for p in values):
             raise InputError(f"config key 'VIEWS.{key}' wants probabilities between 0 and 1, not {v[key]}")
     if min(v.COLOR_JITTER) < 0 or v.COLOR_JITTER[HUE] > 0.5:
-        raise InputError("config key 'VIEWS.COLOR_JITTER' wants strengths >= 0, the hue's at most 0.5, "
-                         f"not {v.COLOR_JITTER}")
+        raise InputError(
+            f"config key 'VIEWS.COLOR_JITTER' wants strengths >= 0, the hue's at most 0.5, not {v.COLOR_JITTER}"
+        )
     if v.GLOBAL_SIZE < 1 or v.LOCAL_SIZE < 1 or v.LOCAL_NUMBER < 0:
-        raise InputError("config keys 'VIEWS.GLOBAL_SIZE' and 'VIEWS.LOCAL_SIZE' want pixels >= 1, "
-                         "'VIEWS.LOCAL_NUMBER' wants 0 or more")
-    common = {"flip_prob": v.FLIP_PROB, "jitter": tuple(v.COLOR_JITTER), "jitter_prob": v.COLOR_JITTER_PROB,
-              "grayscale_prob": v.GRAYSCALE_PROB}
-    views = [View(v.GLOBAL_SIZE, tuple(v.GLOBAL_SCALE), True, blur_prob=v.BLUR_PROB[i],
-                  solarize_prob=v.SOLARIZE_PROB[i], **common) for i in range(2)]
+        raise InputError(
+            "config keys 'VIEWS.GLOBAL_SIZE' and 'VIEWS.LOCAL_SIZE' want pixels >= 1, "
+            "'VIEWS.LOCAL_NUMBER' wants 0 or more"
+        )
+    common = {
+        "flip_prob": v.FLIP_PROB,
+        "jitter": tuple(v.COLOR_JITTER),
+        "jitter_prob": v.COLOR_JITTER_PROB,
+        "grayscale_prob": v.GRAYSCALE_PROB,
+    }
+    views = [
+        View(
+            v.GLOBAL_SIZE,
+            tuple(v.GLOBAL_SCALE),
+            True,
+            blur_prob=v.BLUR_PROB[i],
+            solarize_prob=v.SOLARIZE_PROB[i],
+            **common,
+        )
+        for i in range(2)
+    ]
     local = View(v.LOCAL_SIZE, tuple(v.LOCAL_SCALE), False, blur_prob=v.BLUR_PROB[2], **common)
     return views + [local] * v.LOCAL_NUMBER
 
@@ -118,7 +134,7 @@ def draw_views(views: Sequence[View], numbers: np.ndarray) -> tuple[np.ndarray, 
     width and height for an image of area 1 and its place in [0, 1), and at the end whether to flip; `place_crop` goes
     on from there. A colour's row is read by `color_of`.
     """
-    tries, rest = numbers[..., :4 * CROP_TRIES], numbers[..., 4 * CROP_TRIES:]
+    tries, rest = numbers[..., : 4 * CROP_TRIES], numbers[..., 4 * CROP_TRIES :]
     crops = np.concatenate([tries, rest[..., 13:14] < np.array([[view.flip_prob] for view in views])], axis=-1)
     low, high = np.array([view.scale for view in views]).T[..., None]
     area = low + (high - low) * tries[..., 0::4]

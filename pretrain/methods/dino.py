@@ -34,8 +34,18 @@ class DINO(Method):
     @staticmethod
     def _network(cfg, drop_path_rate: float) -> Network:
         backbone, dino = build_backbone(cfg.MODEL.BACKBONE_ARCH, drop_path_rate, cfg.MODEL.POS_RESIZE), cfg.DINO
-        return Network(backbone, DINOHead(backbone.feature_dim, dino.HIDDEN_SIZE, dino.BOTTLENECK_DIM, dino.OUTPUT_DIM,
-                                          dino.NUM_LAYERS, norm=dino.HEAD_BN, learn_scale=not dino.NORM_LAST_LAYER))
+        return Network(
+            backbone,
+            DINOHead(
+                backbone.feature_dim,
+                dino.HIDDEN_SIZE,
+                dino.BOTTLENECK_DIM,
+                dino.OUTPUT_DIM,
+                dino.NUM_LAYERS,
+                norm=dino.HEAD_BN,
+                learn_scale=not dino.NORM_LAST_LAYER,
+            ),
+        )
 
     def forward(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -55,12 +65,14 @@ class DINO(Method):
         linearly over the first epochs. Also returns the mean entropy of the teacher's targets, in nats.
         """
         settings, outputs = self.settings, student.shape[-1]
-        temperature = linear(epoch, settings.WARMUP_TEACHER_TEMP_EPOCHS, settings.WARMUP_TEACHER_TEMP,
-                             settings.TEACHER_TEMP)
+        temperature = linear(
+            epoch, settings.WARMUP_TEACHER_TEMP_EPOCHS, settings.WARMUP_TEACHER_TEMP, settings.TEACHER_TEMP
+        )
         scaled = (teacher - self.center) / temperature
         targets = scaled.softmax(-1)
-        loss = multicrop_cross_entropy(targets.view(2, -1, outputs), student.view(views, -1, outputs),
-                                       settings.STUDENT_TEMP, *self.weights)
+        loss = multicrop_cross_entropy(
+            targets.view(2, -1, outputs), student.view(views, -1, outputs), settings.STUDENT_TEMP, *self.weights
+        )
         self.teacher_sum += teacher.sum(0, keepdim=True)
         self._rows += len(teacher)
         normaliser = scaled.amax(-1) - targets.amax(-1).log()  # logsumexp(scaled), from the largest entry

@@ -43,8 +43,10 @@ class MoCo(Method):
         self.encoder_k.requires_grad_(False)
         global_batch = cfg.TRAIN.BATCH_SIZE * distributed.world_size() * cfg.TRAIN.ACCUMULATE
         if moco.QUEUE_LENGTH < global_batch:
-            raise InputError(f"MOCO.QUEUE_LENGTH {moco.QUEUE_LENGTH} is shorter than one global batch of "
-                             f"{global_batch} images: lengthen it")
+            raise InputError(
+                f"MOCO.QUEUE_LENGTH {moco.QUEUE_LENGTH} is shorter than one global batch of "
+                f"{global_batch} images: lengthen it"
+            )
         # drawn apart from the weights' random numbers: equal on every rank
         noise = torch.randn(moco.OUTPUT_DIM, moco.QUEUE_LENGTH, generator=torch.Generator().manual_seed(cfg.SEED))
         self.register_buffer("queue", noise / noise.norm(dim=0))
@@ -54,8 +56,10 @@ class MoCo(Method):
     @staticmethod
     def _network(cfg, drop_path_rate: float) -> Network:
         backbone, moco = build_backbone(cfg.MODEL.BACKBONE_ARCH, drop_path_rate, cfg.MODEL.POS_RESIZE), cfg.MOCO
-        return Network(backbone, Projection(backbone.feature_dim, moco.HIDDEN_SIZE, moco.OUTPUT_DIM, moco.NUM_LAYERS,
-                                            norm=moco.HEAD_BN))
+        return Network(
+            backbone,
+            Projection(backbone.feature_dim, moco.HIDDEN_SIZE, moco.OUTPUT_DIM, moco.NUM_LAYERS, norm=moco.HEAD_BN),
+        )
 
     def forward(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
         if progress.micro == 0:
@@ -64,12 +68,16 @@ class MoCo(Method):
         features = self.encoder_q.features(views[1:])
         queries = self.encoder_q.head.project(features)
         with torch.autocast(queries.device.type, enabled=False):
-            key = keys[distributed.rank() * batch:][:batch]
+            key = keys[distributed.rank() * batch :][:batch]
             positive, negative = self.logits(queries, key, len(views) - 1)
             loss = contrastive_loss(positive, negative, len(views) - 1, *self.weights)
         self._new_keys.append(keys)
-        return {"loss": loss, "feature": features[:batch].detach(), "feature_std": spread(queries[:batch]),
-                "positive_similarity": positive.detach().mean() * self.settings.TEMPERATURE}
+        return {
+            "loss": loss,
+            "feature": features[:batch].detach(),
+            "feature_std": spread(queries[:batch]),
+            "positive_similarity": positive.detach().mean() * self.settings.TEMPERATURE,
+        }
 
     def logits(self, queries: Tensor, keys: Tensor, views: int) -> tuple[Tensor, Tensor]:
         """Similarities, divided by the temperature, to the own key [V * N] and to the queue [V * N, L]."""
@@ -89,7 +97,7 @@ class MoCo(Method):
             return self._encode(images)
         draw = torch.Generator().manual_seed((self.seed * 1_000_003 + progress.step) * 1_009 + progress.micro)
         order = torch.randperm(world * batch, generator=draw).to(images.device, non_blocking=True)
-        mine = order[distributed.rank() * batch:][:batch]
+        mine = order[distributed.rank() * batch :][:batch]
         keys = distributed.all_gather(self._encode(distributed.all_gather(images)[mine]))
         return keys[order.argsort()]
 

@@ -42,14 +42,25 @@ class SwAV(Method):
         self.settings, self.weights = cfg.SWAV, cfg.LOSS.WEIGHTS
         model, swav = cfg.MODEL, cfg.SWAV
         backbone = build_backbone(model.BACKBONE_ARCH, model.DROP_PATH_RATE, model.POS_RESIZE)
-        self.network = Network(backbone, SwAVHead(backbone.feature_dim, swav.HIDDEN_SIZE, swav.OUTPUT_DIM,
-                                                  swav.PROTOTYPES, swav.NUM_LAYERS, norm=swav.HEAD_BN))
+        self.network = Network(
+            backbone,
+            SwAVHead(
+                backbone.feature_dim,
+                swav.HIDDEN_SIZE,
+                swav.OUTPUT_DIM,
+                swav.PROTOTYPES,
+                swav.NUM_LAYERS,
+                norm=swav.HEAD_BN,
+            ),
+        )
         global_batch = cfg.TRAIN.BATCH_SIZE * distributed.world_size() * cfg.TRAIN.ACCUMULATE
         length = swav.QUEUE_LENGTH // global_batch * global_batch
         if swav.QUEUE_LENGTH and not length:
             logging.getLogger(__name__).warning(
                 "SWAV.QUEUE_LENGTH %d is below one global batch of %d images: training without a queue",
-                swav.QUEUE_LENGTH, global_batch)
+                swav.QUEUE_LENGTH,
+                global_batch,
+            )
         self.register_buffer("queue", torch.zeros(2, length, swav.OUTPUT_DIM))
         self.register_buffer("queue_filled", torch.zeros((), dtype=torch.long))
         self._filled: int | None = 0  # the buffer's value, known without asking the device; None after loading

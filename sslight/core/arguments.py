@@ -21,8 +21,14 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, *examples: str, **options):
         shown = "".join(f"  {example}\n" for example in examples)
-        super().__init__(prog, description=description, epilog=f"example:\n{shown}{options.pop('epilog', '')}",
-                         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        super().__init__(
+            prog,
+            description=description,
+            epilog=f"example:\n{shown}{options.pop('epilog', '')}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
 
     def parse_known_args(self, *args, **options):
         Parser.last = self
@@ -46,8 +52,9 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
             names = [str(choice) for choice in action.choices]
-            raise argparse.ArgumentError(action, f"'{value}' is unknown{nearest(str(value), names)}: "
-                                                 f"use {', '.join(names)}")
+            raise argparse.ArgumentError(
+                action, f"'{value}' is unknown{nearest(str(value), names)}: use {', '.join(names)}"
+            )
 
 
 def _next_words(defaults: Mapping, given: list[str] | None, prefix: str) -> Iterable[str]:
@@ -64,5 +71,8 @@ def _next_words(defaults: Mapping, given: list[str] | None, prefix: str) -> Iter
 
 def _keys(tree: Mapping, prefix: str = "") -> list[str]:
     """Dotted keys of nested dicts."""
-    return [key for name, value in tree.items() for key in
-            (_keys(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [f"{prefix}{name}"])]
+    return [
+        key
+        for name, value in tree.items()
+        for key in (_keys(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [f"{prefix}{name}"])
+    ]

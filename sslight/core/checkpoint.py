@@ -24,8 +24,19 @@ from sslight.core.errors import InputError, nearest_file
 from sslight.core.files import write_atomically, write_json  # noqa: F401  (the second is for convert, which sees only this)
 
 FORMAT = "sslight-1"
-REQUIRED = ("format", "method", "arch", "epoch", "step", "model", "optimizer", "rng", "config", "preprocess",
-            "networks")
+REQUIRED = (
+    "format",
+    "method",
+    "arch",
+    "epoch",
+    "step",
+    "model",
+    "optimizer",
+    "rng",
+    "config",
+    "preprocess",
+    "networks",
+)
 
 
 def sha256(path: Path | str) -> str:
@@ -46,8 +57,9 @@ def check_archive(path: Path | str) -> None:
         raise InputError(f"checkpoint not found: {path}{nearest_file(path)}")
     if not path.is_file():
         inside = next((file for file in (path / "checkpoints" / "last.pth", path / "last.pth") if file.exists()), None)
-        raise InputError(f"not a checkpoint file: {path} is a directory; name the file"
-                         f"{f', e.g. {inside}' if inside else ' in it'}")
+        raise InputError(
+            f"not a checkpoint file: {path} is a directory; name the file{f', e.g. {inside}' if inside else ' in it'}"
+        )
     if path.stat().st_size == 0:
         raise InputError(f"checkpoint is empty (0 bytes): {path}; fetch or train it again")
     with open(path, "rb") as file:
@@ -95,8 +107,10 @@ def load_checkpoint(path: Path | str) -> dict:
         raise InputError(f"not a readable checkpoint: {path} ({reason})") from None
     missing = [key for key in REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing or checkpoint["format"] != FORMAT:
-        raise InputError(f"not a checkpoint of this project: {path} (lacks {', '.join(missing) or FORMAT}); "
-                         "foreign checkpoints go through `sslight convert`")
+        raise InputError(
+            f"not a checkpoint of this project: {path} (lacks {', '.join(missing) or FORMAT}); "
+            "foreign checkpoints go through `sslight convert`"
+        )
     return checkpoint
 
 
@@ -110,20 +124,35 @@ def backbone_state(checkpoint: dict, network: str | None = None) -> dict[str, Te
     if network not in networks:
         raise InputError(f"no network '{network}' in the checkpoint; it has {', '.join(networks)}")
     prefix = networks[network]
-    return {key[len(prefix):]: value for key, value in checkpoint["model"].items() if key.startswith(prefix)}
+    return {key[len(prefix) :]: value for key, value in checkpoint["model"].items() if key.startswith(prefix)}
 
 
-def save_backbone(path: Path | str, state: dict[str, Tensor], *, arch: str, method: str, preprocess: dict,
-                  source_sha256: str = "", converted: str = "", options: dict | None = None,
-                  assumed: dict[str, str] | None = None) -> None:
+def save_backbone(
+    path: Path | str,
+    state: dict[str, Tensor],
+    *,
+    arch: str,
+    method: str,
+    preprocess: dict,
+    source_sha256: str = "",
+    converted: str = "",
+    options: dict | None = None,
+    assumed: dict[str, str] | None = None,
+) -> None:
     """Write a backbone file: timm's key names, and a header that says what it is and how to feed it.
 
     `preprocess` holds mean and std (in the order of color_order), color_order and size; `converted` says how the file
     came about; `options` are `build_backbone` arguments that the tensors need beside `arch`; `assumed` says by topic
     what the source did not tell. `safetensors` metadata is text, so these dicts are stored as JSON.
     """
-    header = {"format": "pt", "arch": arch, "method": method, "preprocess": json.dumps(preprocess),
-              "source_sha256": source_sha256, "converted": converted}
+    header = {
+        "format": "pt",
+        "arch": arch,
+        "method": method,
+        "preprocess": json.dumps(preprocess),
+        "source_sha256": source_sha256,
+        "converted": converted,
+    }
     if options:
         header["options"] = json.dumps(options)
     if assumed is not None:

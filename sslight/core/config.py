@@ -32,8 +32,12 @@ def find_config(file: str | Path) -> Path:
     return shipped if file.parts[:1] == (CONFIGS.name,) and shipped.is_file() and not file.exists() else file
 
 
-def load_config(defaults: Mapping, file: str | Path | None, overrides: Sequence[str] = (),
-                translate: Callable[[dict, bool], dict] | None = None) -> CfgNode:
+def load_config(
+    defaults: Mapping,
+    file: str | Path | None,
+    overrides: Sequence[str] = (),
+    translate: Callable[[dict, bool], dict] | None = None,
+) -> CfgNode:
     """Defaults, then the file and its `_BASE_` chain, then `KEY VALUE` pairs. The result is frozen.
 
     `translate(settings, whole_file)` maps a flat {dotted key: value} dict of another spelling to ours before it is
@@ -50,17 +54,26 @@ def load_config(defaults: Mapping, file: str | Path | None, overrides: Sequence[
     return cfg
 
 
-def check_numbers(cfg: CfgNode, positive: Collection[str], most: Mapping[str, float],
-                  lengths: Mapping[str, int]) -> None:
+def check_numbers(
+    cfg: CfgNode, positive: Collection[str], most: Mapping[str, float], lengths: Mapping[str, int]
+) -> None:
     """Raise InputError for a number that cannot work: negative, 0 for a `positive` key, above its key's `most`, or in
     a list of another length than its key's."""
     for key, value in flatten(to_dict(cfg)):
-        numbers = [number for number in (value if isinstance(value, list) else [value])
-                   if isinstance(number, int | float)]
-        wanted = ("no negative number" if any(number < 0 for number in numbers)
-                  else "more than 0" if key in positive and not all(numbers)
-                  else f"at most {most[key]}" if any(number > most.get(key, number) for number in numbers)
-                  else f"{lengths[key]} numbers" if len(numbers) != lengths.get(key, len(numbers)) else "")
+        numbers = [
+            number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int | float)
+        ]
+        wanted = (
+            "no negative number"
+            if any(number < 0 for number in numbers)
+            else "more than 0"
+            if key in positive and not all(numbers)
+            else f"at most {most[key]}"
+            if any(number > most.get(key, number) for number in numbers)
+            else f"{lengths[key]} numbers"
+            if len(numbers) != lengths.get(key, len(numbers))
+            else ""
+        )
         if wanted:
             raise InputError(f"config key '{key}' wants {wanted}, not {value}")
 
@@ -122,8 +135,9 @@ def read_settings(file: str | Path | None) -> dict:
     file = find_config(file)
     tree = read_yaml(file, _reader(file).load_yaml_with_base) or {}
     if not isinstance(tree, Mapping):
-        raise InputError(f"{file} is not a YAML file of settings: it holds a {type(tree).__name__}, not KEY: VALUE "
-                         "lines")
+        raise InputError(
+            f"{file} is not a YAML file of settings: it holds a {type(tree).__name__}, not KEY: VALUE lines"
+        )
     return dict(flatten(tree))
 
 
@@ -136,8 +150,9 @@ def _reader(file: str | Path) -> type[CfgNode]:
         def _open_cfg(cls, filename: str) -> io.StringIO:
             opened.append(filename)
             if len(opened) > MAX_FILES:
-                raise InputError(f"{file} with its _BASE_ files is more than {MAX_FILES}, or they name each other in a "
-                                 "circle")
+                raise InputError(
+                    f"{file} with its _BASE_ files is more than {MAX_FILES}, or they name each other in a circle"
+                )
             return io.StringIO(_text(filename))
 
     return Reader

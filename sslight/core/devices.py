@@ -28,8 +28,10 @@ def check(wanted: str = "auto", processes: int = 1) -> None:
         return
     fault = "" if torch.cuda.is_available() else _fault()
     if fault:
-        raise InputError(f"this machine's GPUs cannot be used: {fault}; see to the driver (this torch needs one for "
-                         f"CUDA {torch.version.cuda}) and to CUDA_VISIBLE_DEVICES, {CPU}")
+        raise InputError(
+            f"this machine's GPUs cannot be used: {fault}; see to the driver (this torch needs one for "
+            f"CUDA {torch.version.cuda}) and to CUDA_VISIBLE_DEVICES, {CPU}"
+        )
     count = torch.cuda.device_count()
     if 0 < count < processes:
         raise InputError(f"{processes} processes for {count} GPU(s): start one process per GPU, {CPU}")
@@ -58,8 +60,10 @@ def own_device() -> torch.device:
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", 0))
     if local >= count and not (count == 1 and any(name in os.environ for name in LAUNCHERS)):
-        raise InputError(f"process {local} (LOCAL_RANK, counted from 0) of this machine finds no GPU of its own, as it "
-                         f"sees {count}: start one process per GPU, e.g. torchrun --nproc_per_node {count}")
+        raise InputError(
+            f"process {local} (LOCAL_RANK, counted from 0) of this machine finds no GPU of its own, as it "
+            f"sees {count}: start one process per GPU, e.g. torchrun --nproc_per_node {count}"
+        )
     device = torch.device("cuda", local if local < count else 0)
     _check_capability(device)
     torch.cuda.set_device(device)
@@ -82,8 +86,10 @@ def check_not_shared(store: dist.Store, rank: int, world: int, gpu: str) -> None
     if rank == 0:  # whose end may end the store
         store.wait([f"compared/{other}" for other in range(world)])
     if len(same) > 1 and gpu.strip("GPU-0"):  # a runtime that does not tell leaves zeros
-        raise InputError(f"ranks {', '.join(map(str, same))} see one and the same GPU ({gpu}): start one process per "
-                         "GPU, or show each its own (srun --gpus-per-task 1)")
+        raise InputError(
+            f"ranks {', '.join(map(str, same))} see one and the same GPU ({gpu}): start one process per "
+            "GPU, or show each its own (srun --gpus-per-task 1)"
+        )
 
 
 def gpu_uuid() -> str:
@@ -104,8 +110,15 @@ def _fault() -> str:
         reason = "torch finds none"
     except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
         reason = str(error).splitlines()[0].split(". Please ")[0]
-    absent = reason.startswith(("Found no NVIDIA driver", "No CUDA GPUs", "Torch not compiled", "torch finds none",
-                                "Cannot re-initialize CUDA in forked"))  # the last says nothing about GPUs
+    absent = reason.startswith(
+        (
+            "Found no NVIDIA driver",
+            "No CUDA GPUs",
+            "Torch not compiled",
+            "torch finds none",
+            "Cannot re-initialize CUDA in forked",
+        )
+    )  # the last says nothing about GPUs
     return "" if absent and not there else reason
 
 
@@ -114,5 +127,7 @@ def _check_capability(device: torch.device) -> None:
     have = torch.cuda.get_device_capability(device)
     built = [int(name.removeprefix("sm_")) for name in torch.cuda.get_arch_list() if name.removeprefix("sm_").isdigit()]
     if built and 10 * have[0] + have[1] < min(built):
-        raise InputError(f"{torch.cuda.get_device_name(device)} has compute capability {have[0]}.{have[1]}, and this "
-                         f"torch needs {min(built) / 10:g}: use a newer GPU or an older torch, {CPU}")
+        raise InputError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {have[0]}.{have[1]}, and this "
+            f"torch needs {min(built) / 10:g}: use a newer GPU or an older torch, {CPU}"
+        )

@@ -159,6 +159,6 @@ def gather_rows(rows: Tensor) -> Tensor:
         return rows
     counts = all_gather(torch.tensor([len(rows)], device=rows.device)).tolist()
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[:len(rows)] = rows
+    padded[: len(rows)] = rows
     gathered = all_gather(padded).view(world_size(), max(counts), *rows.shape[1:])
     return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])

@@ -41,7 +41,10 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
     if "=" in key:
         return ": write KEY VALUE, with a space between them"
     alike = difflib.SequenceMatcher
-    scores = {name: alike(None, key.rpartition(".")[2], name.rpartition(".")[2]).ratio()
-              + 0.5 * alike(None, key, name).ratio() for name in known}
+    scores = {
+        name: alike(None, key.rpartition(".")[2], name.rpartition(".")[2]).ratio()
+        + 0.5 * alike(None, key, name).ratio()
+        for name in known
+    }
     best = max(scores, key=scores.get, default="")
     return f" (did you mean '{best}'?)" if scores.get(best, 0) > 0.8 else ""

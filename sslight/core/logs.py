@@ -38,8 +38,15 @@ class Bar:
     line_every: units between plain lines; 0: one every `line_seconds`.
     """
 
-    def __init__(self, total: int, label: str, unit: str = "it", initial: int = 0, line_seconds: float = 15.0,
-                 line_every: int = 0):
+    def __init__(
+        self,
+        total: int,
+        label: str,
+        unit: str = "it",
+        initial: int = 0,
+        line_seconds: float = 15.0,
+        line_every: int = 0,
+    ):
         self.total, self.label, self.unit, self.done, self.initial = total, label, unit, initial, initial
         self.line_seconds, self.started, self.last_line = line_seconds, time.monotonic(), time.monotonic()
         self.line_every = line_every
@@ -62,8 +69,11 @@ class Bar:
             rate = (self.done - self.initial) / max(self.last_line - self.started, 1e-9)
             left = (self.total - self.done) / max(rate, 1e-9)
             extra = "".join(f", {key} {value:.4g}" for key, value in figures.items())
-            print(f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, "
-                  f"{left:.0f} s left{extra}", flush=True)
+            print(
+                f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, "
+                f"{left:.0f} s left{extra}",
+                flush=True,
+            )
 
     def _line_due(self, n: int) -> bool:
         if self.line_every:
@@ -116,8 +126,11 @@ class MetricsLog:
         self.path, self.writer = Path(out_dir) / "metrics.jsonl", None
         if not distributed.is_main():
             return
-        kept = [line for line in _lines(self.path)
-                if line["step"] < step or (line["step"] == step and measured and line.get("end"))]
+        kept = [
+            line
+            for line in _lines(self.path)
+            if line["step"] < step or (line["step"] == step and measured and line.get("end"))
+        ]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path, lambda temporary: temporary.write_text(text))
         from torch.utils.tensorboard import SummaryWriter

@@ -30,11 +30,16 @@ from sslight.core.errors import (
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # what clusters send before they kill, and Ctrl-C
 # What helps a GPU whose memory is too small, by the key or option of a command that does it.
-LESS_MEMORY = {"TRAIN.BATCH_SIZE": "lower TRAIN.BATCH_SIZE",
-               "TRAIN.ACCUMULATE": "raise TRAIN.ACCUMULATE by as much to keep the global batch",
-               "FEATURES.BATCH_SIZE": "lower FEATURES.BATCH_SIZE", "--batch-size": "lower --batch-size",
-               "SOLVER.IMS_PER_BATCH": "lower SOLVER.IMS_PER_BATCH (with --scale-lr)", "--num-gpus": "raise --num-gpus",
-               "TRAIN.AMP": "turn on TRAIN.AMP", "FEATURES.AMP": "turn on FEATURES.AMP"}
+LESS_MEMORY = {
+    "TRAIN.BATCH_SIZE": "lower TRAIN.BATCH_SIZE",
+    "TRAIN.ACCUMULATE": "raise TRAIN.ACCUMULATE by as much to keep the global batch",
+    "FEATURES.BATCH_SIZE": "lower FEATURES.BATCH_SIZE",
+    "--batch-size": "lower --batch-size",
+    "SOLVER.IMS_PER_BATCH": "lower SOLVER.IMS_PER_BATCH (with --scale-lr)",
+    "--num-gpus": "raise --num-gpus",
+    "TRAIN.AMP": "turn on TRAIN.AMP",
+    "FEATURES.AMP": "turn on FEATURES.AMP",
+}
 
 
 def run_command(main: Callable[[], int | None]) -> None:
@@ -65,8 +70,11 @@ def run_command(main: Callable[[], int | None]) -> None:
         if error.errno == errno.ENAMETOOLONG:
             code = _say("error", f"{error.strerror}: {error.filename!s:.100}...", EXIT_BAD_INPUT)
         elif error.errno in NO_ROOM:
-            code = _say("error", f"cannot write{' ' * bool(error.filename)}{error.filename or ''}: {error.strerror}; "
-                        f"{MAKE_ROOM}", EXIT_BAD_INPUT)
+            code = _say(
+                "error",
+                f"cannot write{' ' * bool(error.filename)}{error.filename or ''}: {error.strerror}; {MAKE_ROOM}",
+                EXIT_BAD_INPUT,
+            )
         else:
             raise
     except RuntimeError as error:
@@ -74,10 +82,14 @@ def run_command(main: Callable[[], int | None]) -> None:
         if too_small:
             code = _say("error", too_small, EXIT_BAD_INPUT)
         elif _lost_contact(error):
-            code = _say("error", f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, on {socket.gethostname()}, "
-                        f"has lost contact with the others ({str(error).splitlines()[0]}): one of them died, or was "
-                        "silent for longer than SSLIGHT_TIMEOUT seconds; see what the others said, then start the same "
-                        "command again to go on from the last checkpoint", EXIT_BUG)
+            code = _say(
+                "error",
+                f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, on {socket.gethostname()}, "
+                f"has lost contact with the others ({str(error).splitlines()[0]}): one of them died, or was "
+                "silent for longer than SSLIGHT_TIMEOUT seconds; see what the others said, then start the same "
+                "command again to go on from the last checkpoint",
+                EXIT_BUG,
+            )
         else:
             raise
     except KeyboardInterrupt:
@@ -111,8 +123,10 @@ def _keep_signals_from_workers() -> None:
     One that reaches the whole process group is the main process's to answer. A loader worker that died of it, at any
     instant from its very fork, would be taken for a crash.
     """
-    os.register_at_fork(before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS),
-                        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS))
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS),
+    )
 
 
 def stop_at_once(number: int, frame: object = None) -> None:
@@ -123,8 +137,9 @@ def stop_at_once(number: int, frame: object = None) -> None:
     second_ends(number)
     signal.signal(signal.SIGALRM, lambda *_: stop_at_once(number))
     signal.setitimer(signal.ITIMER_REAL, 1)
-    _asked.append(Interrupted(f"saved already when {signal.Signals(number).name} came; start the same command again to "
-                              "go on"))
+    _asked.append(
+        Interrupted(f"saved already when {signal.Signals(number).name} came; start the same command again to go on")
+    )
     raise _asked[-1]
 
 
@@ -155,8 +170,10 @@ def _too_small(error: RuntimeError) -> str:
     """
     said = str(error)
     if "shared memory" in said:
-        return (f"the shared memory is too small ({said.splitlines()[0]:.120}): start the container with more of it "
-                "(docker --shm-size=8g); with DATA.WORKERS 0 loading needs none")
+        return (
+            f"the shared memory is too small ({said.splitlines()[0]:.120}): start the container with more of it "
+            "(docker --shm-size=8g); with DATA.WORKERS 0 loading needs none"
+        )
     if not any(words in said for words in ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")):
         return ""
     known = [*Parser.last.keys, *Parser.last._option_string_actions] if Parser.last else []
@@ -177,6 +194,7 @@ def _end_restarts(environment: Mapping[str, str]) -> None:
     left = int(environment.get("TORCHELASTIC_MAX_RESTARTS", 0)) - int(environment.get("TORCHELASTIC_RESTART_COUNT", 0))
     if left > 0 and environment["LOCAL_RANK"] == "0":
         os.kill(os.getppid(), signal.SIGTERM)
+
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # Linux's; looked up here because a forked child may load nothing

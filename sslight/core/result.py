@@ -32,20 +32,63 @@ SCHEMA = "sslight-result-1"
 BENCHMARKS = ("knn", "linear", "semisup", "finetune", "coco")
 CHECKPOINT = ("path", "sha256", "arch", "method", "family")
 DATA = ("path", "counts", "fingerprint")
-REQUIRED = ("schema", "benchmark", "protocol", "checkpoint", "data", "metrics", "per_seed", "config", "environment",
-            "git", "command", "seconds")
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "mmdet", "mmengine", "mmcv", "mmcv-lite", "detectron2",
-            "faster-coco-eval")
+REQUIRED = (
+    "schema",
+    "benchmark",
+    "protocol",
+    "checkpoint",
+    "data",
+    "metrics",
+    "per_seed",
+    "config",
+    "environment",
+    "git",
+    "command",
+    "seconds",
+)
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "mmdet",
+    "mmengine",
+    "mmcv",
+    "mmcv-lite",
+    "detectron2",
+    "faster-coco-eval",
+)
 
 
-def write_result(out_dir: Path | str, *, benchmark: str, protocol: str, checkpoint: Mapping, data: Mapping,
-                 metrics: Mapping[str, Mapping], per_seed: Sequence[Mapping], config: Mapping, seconds: float,
-                 **extra) -> Path:
+def write_result(
+    out_dir: Path | str,
+    *,
+    benchmark: str,
+    protocol: str,
+    checkpoint: Mapping,
+    data: Mapping,
+    metrics: Mapping[str, Mapping],
+    per_seed: Sequence[Mapping],
+    config: Mapping,
+    seconds: float,
+    **extra,
+) -> Path:
     """Validate and write `out_dir/result.json` atomically; returns its path. Raises ValueError if it is malformed."""
-    result = {"schema": SCHEMA, "benchmark": benchmark, "protocol": protocol, "checkpoint": dict(checkpoint),
-              "data": dict(data), "metrics": dict(metrics),
-              "per_seed": [dict(run) for run in per_seed], "config": dict(config), "seconds": float(seconds),
-              "environment": environment(), "git": git_state(), "command": command(), **extra}
+    result = {
+        "schema": SCHEMA,
+        "benchmark": benchmark,
+        "protocol": protocol,
+        "checkpoint": dict(checkpoint),
+        "data": dict(data),
+        "metrics": dict(metrics),
+        "per_seed": [dict(run) for run in per_seed],
+        "config": dict(config),
+        "seconds": float(seconds),
+        "environment": environment(),
+        "git": git_state(),
+        "command": command(),
+        **extra,
+    }
     fault = _fault(result)
     if fault:
         raise ValueError(f"malformed result: {fault}")
@@ -148,8 +191,7 @@ def environment() -> dict:
         except metadata.PackageNotFoundError:
             continue
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
-    return {"versions": versions, "device": device, "threads": torch.get_num_threads(),
-            "directory": os.getcwd()}
+    return {"versions": versions, "device": device, "threads": torch.get_num_threads(), "directory": os.getcwd()}
 
 
 def git_state() -> dict:

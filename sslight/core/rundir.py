@@ -55,11 +55,16 @@ def check_same_run(out_dir: Path, cfg: CfgNode, free: Collection[str] = (), cons
         raise InputError(f"{error}: remove it or choose another OUTPUT_DIR") from None
     if old is None:
         there = out_dir.iterdir() if out_dir.exists() else ()
-        foreign = [item.name for item in there if item.suffix in (".pth", ".safetensors", ".json")
-                   or item.name == "checkpoints"]
+        foreign = [
+            item.name
+            for item in there
+            if item.suffix in (".pth", ".safetensors", ".json") or item.name == "checkpoints"
+        ]
         if foreign:
-            raise InputError(f"OUTPUT_DIR {out_dir} holds files of another run ({', '.join(sorted(foreign)[:3])}) "
-                             "and no config.yaml: choose an empty directory")
+            raise InputError(
+                f"OUTPUT_DIR {out_dir} holds files of another run ({', '.join(sorted(foreign)[:3])}) "
+                "and no config.yaml: choose an empty directory"
+            )
     elif not isinstance(old, Mapping):
         raise InputError(f"{out_dir / 'config.yaml'} holds no settings: remove it or choose another OUTPUT_DIR")
     elif _saved(out_dir):
@@ -69,14 +74,16 @@ def check_same_run(out_dir: Path, cfg: CfgNode, free: Collection[str] = (), cons
 def _saved(out_dir: Path) -> bool:
     """Whether the directory holds more than the start of a run: a checkpoint, or a result."""
     return (out_dir / "result.json").exists() or any(
-        next(out_dir.glob(f"{folder}*.pth"), None) for folder in ("", "checkpoints/", "seed_*/"))
+        next(out_dir.glob(f"{folder}*.pth"), None) for folder in ("", "checkpoints/", "seed_*/")
+    )
 
 
 def check_same_recipe(what: str, old: Mapping, cfg: CfgNode, free: Collection[str], consent: str = "") -> None:
     """Raise InputError naming the settings that differ from `old`, those of `what`; with consent, only warn of them."""
     before, now = deciding(old, free), deciding(to_dict(cfg), free)
-    changed = [key for key in sorted(before.keys() | now.keys())
-               if before.get(key, "") != now.get(key, "")]  # a key that came later, left empty, changes nothing
+    changed = [
+        key for key in sorted(before.keys() | now.keys()) if before.get(key, "") != now.get(key, "")
+    ]  # a key that came later, left empty, changes nothing
     if not changed:
         return
     named = "; ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in changed)
@@ -84,15 +91,20 @@ def check_same_recipe(what: str, old: Mapping, cfg: CfgNode, free: Collection[st
     if not consent:
         raise InputError(f"{text}: choose another directory, or start again with the old values")
     if not dict(flatten(to_dict(cfg)))[consent]:
-        raise InputError(f"{text}: start again with the old values, choose another directory, or go on all the same "
-                         f"with {consent} True")
+        raise InputError(
+            f"{text}: start again with the old values, choose another directory, or go on all the same "
+            f"with {consent} True"
+        )
     logging.getLogger(__name__).warning("%s; going on, as %s says", text, consent)
 
 
 def deciding(settings: Mapping, free: Collection[str]) -> dict[str, object]:
     """Nested settings as {dotted key: value}, but the keys `free` (or of "SECTION."), which do not decide a result."""
-    return {key: value for key, value in flatten(settings)
-            if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in free)}
+    return {
+        key: value
+        for key, value in flatten(settings)
+        if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in free)
+    }
 
 
 def in_use(out_dir: Path) -> str:
@@ -126,8 +138,10 @@ def _lock(out_dir: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.seek(0)
-            raise InputError(f"OUTPUT_DIR {out_dir} is in use by {file.read().strip() or 'another run'}: "
-                             "wait for it or choose another directory") from None
+            raise InputError(
+                f"OUTPUT_DIR {out_dir} is in use by {file.read().strip() or 'another run'}: "
+                "wait for it or choose another directory"
+            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

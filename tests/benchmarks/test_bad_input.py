@@ -11,8 +11,12 @@ from sslight import cli
 from sslight.core.checkpoint import save_backbone
 from sslight.core.processes import run_command
 
-BENCHMARKS = {"knn": ("knn", "knn"), "linear": ("linear", "linear_cnn"), "cached": ("linear", "linear_cached"),
-              "semisup": ("semisup", "semi_10percent")}
+BENCHMARKS = {
+    "knn": ("knn", "knn"),
+    "linear": ("linear", "linear_cnn"),
+    "cached": ("linear", "linear_cached"),
+    "semisup": ("semisup", "semi_10percent"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +24,27 @@ def weights(tmp_path_factory):
     """Two checkpoints of one architecture."""
     paths = [tmp_path_factory.mktemp("weights") / f"{i}.safetensors" for i in range(2)]
     for path in paths:
-        save_backbone(path, build_backbone("resnet18").state_dict(), arch="resnet18", method="dino", preprocess={
-            "mean": [0.5] * 3, "std": [0.2] * 3, "color_order": "RGB", "size": 32})
+        save_backbone(
+            path,
+            build_backbone("resnet18").state_dict(),
+            arch="resnet18",
+            method="dino",
+            preprocess={"mean": [0.5] * 3, "std": [0.2] * 3, "color_order": "RGB", "size": 32},
+        )
     return paths
 
 
 def bench(name, data, weights, out, **extra):
     """Exit code of `sslight bench NAME ...`."""
-    pairs = {"WEIGHTS": weights, "DATA.PATH_TO_DATA_DIR": data, "OUTPUT_DIR": out, "DATA.RESIZE": 36, "DATA.SIZE": 32,
-             "DATA.WORKERS": 0, "FEATURES.BATCH_SIZE": 32}
+    pairs = {
+        "WEIGHTS": weights,
+        "DATA.PATH_TO_DATA_DIR": data,
+        "OUTPUT_DIR": out,
+        "DATA.RESIZE": 36,
+        "DATA.SIZE": 32,
+        "DATA.WORKERS": 0,
+        "FEATURES.BATCH_SIZE": 32,
+    }
     if name != "knn":
         pairs |= {"TRAIN.BATCH_SIZE": 24, "SOLVER.TOTAL_EPOCHS": 1}
     if name == "cached":
@@ -50,8 +66,9 @@ def refused(capsys, code, *words):
     return True
 
 
-@pytest.mark.parametrize("name, fault", [
-    *itertools.product(BENCHMARKS, ["classes", "empty", "strange"]), ("semisup", "list")])
+@pytest.mark.parametrize(
+    "name, fault", [*itertools.product(BENCHMARKS, ["classes", "empty", "strange"]), ("semisup", "list")]
+)
 def test_data_that_do_not_fit(image_folder, weights, tmp_path, capsys, name, fault):
     data, out, extra = tmp_path / "data", tmp_path / "results" / "out", {}
     shutil.copytree(image_folder, data)
@@ -97,8 +114,9 @@ def test_a_directory_of_another_checkpoint_or_other_data(image_folder, weights, 
     shutil.copytree(image_folder, tmp_path / "data")
     (tmp_path / "data" / "train" / "digit 0" / "000.jpg").unlink()
     assert refused(capsys, bench(name, tmp_path / "data", weights[0], out), out, "RUN.DATA", "another directory")
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"} == \
-        {path: content for path, content in before.items() if path.name != ".lock"}
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"} == {
+        path: content for path, content in before.items() if path.name != ".lock"
+    }
 
 
 def test_a_list_of_labels_that_has_changed(image_folder, weights, tmp_path, capsys):

@@ -116,8 +116,9 @@ def test_same_seed_same_bytes_other_seed_other_pictures(folder, tmp_path):
     demo_data.make(tmp_path / "again", **SMALL)
     demo_data.make(tmp_path / "other", seed=1, **SMALL)
     names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    assert names == [path.relative_to(tmp_path / "again") for path in sorted((tmp_path / "again").rglob("*"))
-                     if path.is_file()]
+    assert names == [
+        path.relative_to(tmp_path / "again") for path in sorted((tmp_path / "again").rglob("*")) if path.is_file()
+    ]
     assert all((folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
     marker = json.loads((tmp_path / "other" / demo_data.MARKER).read_text())
     assert marker["fingerprint"] != json.loads((folder / demo_data.MARKER).read_text())["fingerprint"]

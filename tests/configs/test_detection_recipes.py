@@ -40,8 +40,12 @@ def is_published(fields):
 
 
 def test_the_set_is_the_same_in_both_frameworks():
-    wanted = {f"{kind}_rcnn_{name}_{schedule}" for kind in ("faster", "mask") for schedule in ("1x", "2x")
-              for name in ("r18_fpn", "r34_fpn", "r50_fpn", "mobilenetv2_fpn", "mobilenetv2_p4p6")}
+    wanted = {
+        f"{kind}_rcnn_{name}_{schedule}"
+        for kind in ("faster", "mask")
+        for schedule in ("1x", "2x")
+        for name in ("r18_fpn", "r34_fpn", "r50_fpn", "mobilenetv2_fpn", "mobilenetv2_p4p6")
+    }
     assert set(MMDET) == wanted and wanted <= set(DETECTRON2)
     for kind in ("faster", "mask"):
         assert {f"{kind}_rcnn_{r}_c4_1x" for r in ("r18", "r34", "r50")} <= set(DETECTRON2)
@@ -106,12 +110,16 @@ def test_every_mmdet_config_takes_a_training_step(name):
     model = MODELS.build(copy.deepcopy(cfg.model))
     model.init_weights()
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
-    sample = DetDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), pad_shape=(64, 64),
-                                         scale_factor=(1, 1), batch_input_shape=(64, 64)))
+    sample = DetDataSample(
+        metainfo=dict(
+            img_shape=(64, 64), ori_shape=(64, 64), pad_shape=(64, 64), scale_factor=(1, 1), batch_input_shape=(64, 64)
+        )
+    )
     mask = np.zeros((1, 64, 64), np.uint8)
     mask[0, 8:48, 8:56] = 1
-    sample.gt_instances = InstanceData(bboxes=torch.tensor([[8.0, 8, 56, 48]]), labels=torch.tensor([3]),
-                                       masks=BitmapMasks(mask, 64, 64))
+    sample.gt_instances = InstanceData(
+        bboxes=torch.tensor([[8.0, 8, 56, 48]]), labels=torch.tensor([3]), masks=BitmapMasks(mask, 64, 64)
+    )
     data = {"inputs": [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)], "data_samples": [sample]}
     before = {key: value.clone() for key, value in model.state_dict().items()}
     model.train()
@@ -135,11 +143,13 @@ def test_every_detectron2_config_takes_a_training_step(name):
     from benchmarks.detection.in_detectron2 import run as coco_detectron2
     from benchmarks.detection.in_detectron2.parts import Trainer
 
-    cfg = coco_detectron2.load_config(CONFIGS / "detectron2" / f"{name}.yaml",
-                                      ["MODEL.DEVICE", "cpu", "MODEL.VITDET.IMAGE_SIZE", "64"])
+    cfg = coco_detectron2.load_config(
+        CONFIGS / "detectron2" / f"{name}.yaml", ["MODEL.DEVICE", "cpu", "MODEL.VITDET.IMAGE_SIZE", "64"]
+    )
     if name.endswith("1x"):
-        long = coco_detectron2.load_config(CONFIGS / "detectron2" / f"{name[:-2]}2x.yaml",
-                                           ["MODEL.DEVICE", "cpu", "MODEL.VITDET.IMAGE_SIZE", "64"])
+        long = coco_detectron2.load_config(
+            CONFIGS / "detectron2" / f"{name[:-2]}2x.yaml", ["MODEL.DEVICE", "cpu", "MODEL.VITDET.IMAGE_SIZE", "64"]
+        )
         assert cfg.MODEL == long.MODEL and cfg.INPUT == long.INPUT and long.SOLVER.MAX_ITER == 2 * cfg.SOLVER.MAX_ITER
         long.SOLVER.MAX_ITER, long.SOLVER.STEPS = cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS
         assert cfg.SOLVER == long.SOLVER
@@ -150,6 +160,7 @@ def test_every_detectron2_config_takes_a_training_step(name):
     target.gt_masks = PolygonMasks([[np.array([8.0, 8, 56, 8, 56, 48, 8, 48])]])
     before = {key: value.clone() for key, value in model.state_dict().items()}
     from detectron2.utils.events import EventStorage
+
     with EventStorage():
         losses = model([{"image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8), "instances": target}])
     assert ("loss_mask" in losses) == cfg.MODEL.MASK_ON
@@ -159,5 +170,8 @@ def test_every_detectron2_config_takes_a_training_step(name):
     optimizer.step()
     changed = {key.split(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {"backbone", "proposal_generator", "roi_heads"}
-    assert all(parameter.grad is not None for key, parameter in model.named_parameters()
-               if parameter.requires_grad and "backbone" in key), "DDP would wait for these"
+    assert all(
+        parameter.grad is not None
+        for key, parameter in model.named_parameters()
+        if parameter.requires_grad and "backbone" in key
+    ), "DDP would wait for these"

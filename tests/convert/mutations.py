@@ -49,8 +49,12 @@ def originals(folder: Path) -> dict[str, bytes]:
     torch.save({"state_dict": own.state}, folder / "legacy.pth", _use_new_zipfile_serialization=False)
     checkpoint = read_checkpoint(folder / "run.pth")
     write(folder / "backbone.safetensors", "timm", checkpoint.state, checkpoint)
-    write(folder / "arrays.pkl", "detectron2", {f"model.{key}": value for key, value in checkpoint.state.items()},
-          checkpoint)
+    write(
+        folder / "arrays.pkl",
+        "detectron2",
+        {f"model.{key}": value for key, value in checkpoint.state.items()},
+        checkpoint,
+    )
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -59,30 +63,38 @@ def flipped(data: bytes, chance: random.Random) -> bytes:
     changed = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         span = chance.choice((len(data), 4096, -40000))
-        place = chance.randrange(len(data)) if span == len(data) else (
-            chance.randrange(min(span, len(data))) if span > 0 else len(data) - 1 - chance.randrange(-span))
+        place = (
+            chance.randrange(len(data))
+            if span == len(data)
+            else (chance.randrange(min(span, len(data))) if span > 0 else len(data) - 1 - chance.randrange(-span))
+        )
         changed[place % len(data)] ^= 1 << chance.randrange(8)
     return bytes(changed)
 
 
 def truncated(data: bytes, chance: random.Random) -> bytes:
     """Cut anywhere, or just before the end."""
-    return data[:chance.choice((chance.randrange(len(data)), len(data) - chance.randint(1, 200)))]
+    return data[: chance.choice((chance.randrange(len(data)), len(data) - chance.randint(1, 200)))]
 
 
 def swapped_blocks(data: bytes, chance: random.Random) -> bytes:
     """Two blocks of equal length exchanged."""
     length = min(chance.choice((16, 512, 4096)), len(data) // 4)
     one, other = sorted(chance.sample(range(0, len(data) - length, length), 2))
-    return (data[:one] + data[other:other + length] + data[one + length:other] + data[one:one + length]
-            + data[other + length:])
+    return (
+        data[:one]
+        + data[other : other + length]
+        + data[one + length : other]
+        + data[one : one + length]
+        + data[other + length :]
+    )
 
 
 def overwritten(data: bytes, chance: random.Random) -> bytes:
     """A block of zeros, of ones, or of a text page over the data."""
     start, length = chance.randrange(len(data)), chance.choice((1, 64, 5000))
     filling = chance.choice((b"\0", b"\xff", b"<html>"))
-    return data[:start] + (filling * length)[:length] + data[start + length:]
+    return data[:start] + (filling * length)[:length] + data[start + length :]
 
 
 def inserted(data: bytes, chance: random.Random) -> bytes:
@@ -105,6 +117,7 @@ def _rewritten(data: bytes, change) -> bytes:
 
 def swapped_records(data: bytes, chance: random.Random) -> bytes:
     """Zip only: the contents of two records of different sizes exchanged, checksums made right again."""
+
     def change(records):
         while True:
             one, other = chance.sample(range(len(records)), 2)
@@ -113,14 +126,17 @@ def swapped_records(data: bytes, chance: random.Random) -> bytes:
         first, second = records[one], records[other]
         records[one], records[other] = (first[0], second[1]), (second[0], first[1])
         return records
+
     return _rewritten(data, change)
 
 
 def doubled_record(data: bytes, chance: random.Random) -> bytes:
     """Zip only: a second record of the same name, which another reader might prefer."""
+
     def change(records):
         name, content = chance.choice(records)
         return [*records, (name, bytes(len(content)))]
+
     return _rewritten(data, change)
 
 
@@ -134,9 +150,24 @@ def retyped(data: bytes, chance: random.Random) -> bytes:
     holder = max(holders, key=len) if chance.random() < 0.5 else chance.choice([some for some in holders if some])
     key = chance.choice([key for key in holder if key != "format"])
     tensor = holder[key] if torch.is_tensor(holder[key]) and holder[key].is_floating_point() else torch.ones(3)
-    wrong = (None, 7, "text", [], {}, {1: tensor}, (tensor, tensor), tensor.double(), tensor.to(torch.int8),
-             tensor.to(torch.complex64), tensor.to_sparse(), tensor.to("meta"), tensor[None], tensor.flatten(),
-             torch.zeros(0), torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8))
+    wrong = (
+        None,
+        7,
+        "text",
+        [],
+        {},
+        {1: tensor},
+        (tensor, tensor),
+        tensor.double(),
+        tensor.to(torch.int8),
+        tensor.to(torch.complex64),
+        tensor.to_sparse(),
+        tensor.to("meta"),
+        tensor[None],
+        tensor.flatten(),
+        torch.zeros(0),
+        torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    )
     if chance.random() < 0.8:
         holder[key] = chance.choice(wrong)
     else:
@@ -150,39 +181,54 @@ def retyped(data: bytes, chance: random.Random) -> bytes:
 def hostile(name: str, data: bytes, chance: random.Random, canary: Path) -> bytes:
     """A file whose pickle would create `canary` if anything in it were called."""
     touch = f"touch {canary}"
-    call = chance.choice((
-        Hostile(os.system, touch), Hostile(eval, f"open({str(canary)!r}, 'w')"), Hostile(open, str(canary), "w"),
-        Hostile(exec, f"open({str(canary)!r}, 'w')"), Hostile(os.mkdir, str(canary)), Hostile(Path.touch, canary),
-        Hostile(getattr, Hostile(__import__, "os"), "system"), Hostile(__import__, "os"),
-        Hostile(torch.load, str(canary)),
-        Hostile(pickle.loads, pickle.dumps(Hostile(os.system, touch))),
-        Hostile(torch.storage._load_from_bytes, pickle.dumps(Hostile(os.system, touch)))))
+    call = chance.choice(
+        (
+            Hostile(os.system, touch),
+            Hostile(eval, f"open({str(canary)!r}, 'w')"),
+            Hostile(open, str(canary), "w"),
+            Hostile(exec, f"open({str(canary)!r}, 'w')"),
+            Hostile(os.mkdir, str(canary)),
+            Hostile(Path.touch, canary),
+            Hostile(getattr, Hostile(__import__, "os"), "system"),
+            Hostile(__import__, "os"),
+            Hostile(torch.load, str(canary)),
+            Hostile(pickle.loads, pickle.dumps(Hostile(os.system, touch))),
+            Hostile(torch.storage._load_from_bytes, pickle.dumps(Hostile(os.system, touch))),
+        )
+    )
     content = {"model": {"conv1.weight": call}, "__author__": "x"} if chance.random() < 0.5 else call
     raw = pickle.dumps(content, protocol=chance.choice((0, 2, 4)))
     if name.endswith(".pkl") or chance.random() < 0.2:
         return raw
     if name in CHECKSUMMED:
-        return _rewritten(data, lambda records: [
-            (file, raw if file.endswith("data.pkl") else kept) for file, kept in records])
+        return _rewritten(
+            data, lambda records: [(file, raw if file.endswith("data.pkl") else kept) for file, kept in records]
+        )
     legacy = io.BytesIO()
     torch.save({}, legacy, _use_new_zipfile_serialization=False)
-    return legacy.getvalue()[:24] + raw if chance.random() < 0.5 else b"".join(
-        pickle.dumps(part, protocol=2) for part in (0x1950a86a20f9469cfc6c, 1001, {"little_endian": True})) + raw
+    return (
+        legacy.getvalue()[:24] + raw
+        if chance.random() < 0.5
+        else b"".join(
+            pickle.dumps(part, protocol=2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+        )
+        + raw
+    )
 
 
 def bad_header(data: bytes, chance: random.Random) -> bytes:
     """safetensors only: a header whose length or offsets lie."""
     length = int.from_bytes(data[:8], "little")
-    header = data[8:8 + length].decode()
+    header = data[8 : 8 + length].decode()
     kind = chance.randrange(3)
     if kind == 0:
-        return struct.pack("<Q", chance.choice((0, 2, length - 1, length + 1, 2 ** 40, 2 ** 63))) + data[8:]
+        return struct.pack("<Q", chance.choice((0, 2, length - 1, length + 1, 2**40, 2**63))) + data[8:]
     if kind == 1:
         header = header.replace("F32", chance.choice(("F64", "I8", "BF16", "XX")), chance.randint(1, 5))
     else:
         digit = chance.choice([place for place, letter in enumerate(header) if letter.isdigit()])
-        header = header[:digit] + str(chance.randrange(10)) + header[digit + 1:]
-    return struct.pack("<Q", len(header)) + header.encode() + data[8 + length:]
+        header = header[:digit] + str(chance.randrange(10)) + header[digit + 1 :]
+    return struct.pack("<Q", len(header)) + header.encode() + data[8 + length :]
 
 
 def mutate(name: str, data: bytes, chance: random.Random, canary: Path) -> tuple[str, bytes]:
@@ -214,12 +260,17 @@ def try_one(number: object, files: dict[str, bytes], right: dict[str, dict], fol
         assert "\n" not in str(error), (number, name, kind, error)
     else:
         equal = state.keys() == right[name].keys() and all(
-            torch.equal(state[key], value) for key, value in right[name].items())
+            torch.equal(state[key], value) for key, value in right[name].items()
+        )
         outcome = "right tensors" if equal else "other values, no checksum"
         shapes = {key: value.shape for key, value in state.items()} == {
-            key: value.shape for key, value in right[name].items()}
+            key: value.shape for key, value in right[name].items()
+        }
         assert equal or (shapes and name not in CHECKSUMMED and kind not in ("truncated", "hostile")), (
-            number, name, kind)
+            number,
+            name,
+            kind,
+        )
     assert not canary.exists(), (number, name, kind, "executed code")
     return name, kind, outcome
 

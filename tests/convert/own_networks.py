@@ -89,11 +89,13 @@ def timm_own(arch: str, size: int | None = None, **options) -> Own:
 def openmmlab_own(arch: str) -> Own:
     """mmdet's backbone, its last map pooled."""
     from convert.targets.in_mmdet import build
+
     module = randomised(build(arch))
 
     def pooled(images: Tensor) -> Tensor:
         with torch.no_grad():
             return module(images)[-1].mean((2, 3))
+
     return Own(module.state_dict(), pooled, arch)
 
 
@@ -101,22 +103,42 @@ def _no_grad(module: nn.Module) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
     def forward(images: Tensor) -> Tensor:
         return module.eval()(images)
+
     return forward
 
 
-def vit_own(width: int, patch: int, heads: int, arch: str, *, size: int = 224, registers: int = 0,
-            layer_scale: bool = False, mask_token: bool = False) -> Own:
+def vit_own(
+    width: int,
+    patch: int,
+    heads: int,
+    arch: str,
+    *,
+    size: int = 224,
+    registers: int = 0,
+    layer_scale: bool = False,
+    mask_token: bool = False,
+) -> Own:
     """A ViT of depth 12 in DINO's (with registers: DINOv2's) names and plain functions."""
     torch.manual_seed(1)
-    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, (size // patch) ** 2 + 1, width),
-              "patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, (size // patch) ** 2 + 1, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+    }
     if registers:
         shapes["register_tokens"] = (1, registers, width)
     if mask_token:
         shapes["mask_token"] = (1, width)
     for block in range(12):
-        parts = {"norm1": (width,), "norm2": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width),
-                 "mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+        parts = {
+            "norm1": (width,),
+            "norm2": (width,),
+            "attn.qkv": (3 * width, width),
+            "attn.proj": (width, width),
+            "mlp.fc1": (4 * width, width),
+            "mlp.fc2": (width, 4 * width),
+        }
         for name, shape in parts.items():
             shapes[f"blocks.{block}.{name}.weight"], shapes[f"blocks.{block}.{name}.bias"] = shape, shape[:1]
         if layer_scale:
@@ -137,11 +159,13 @@ def vit_forward(state: dict[str, Tensor], images: Tensor, heads: int) -> Tensor:
         registers = state["register_tokens"].expand(len(images), -1, -1)
         tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], 1)
     for block in range(12):
+
         def part(name, block=block):
             return state[f"blocks.{block}.{name}.weight"], state[f"blocks.{block}.{name}.bias"]
 
         def scaled(branch, number, block=block):
             return branch * state.get(f"blocks.{block}.ls{number}.gamma", torch.ones(()))
+
         inner = layer_norm(tokens, tokens.shape[-1:], *part("norm1"), eps=1e-6)
         q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in linear(inner, *part("attn.qkv")).chunk(3, -1))
         mixed = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -86,6 +86,7 @@ def test_a_shipped_list_serves_where_the_framework_is_absent(tmp_path, monkeypat
 def test_a_file_that_reads_back_otherwise_is_removed(run_file, tmp_path, monkeypatch):
     def damaged(path, to, tensors, checkpoint):
         torch.save({"state_dict": {**tensors, "conv1.conv.weight": tensors["conv1.conv.weight"] + 1}}, path)
+
     monkeypatch.setattr("convert.conversion.write", damaged)
     with pytest.raises(InputError, match="conv1.conv.weight"):
         convert(run_file, "mmdet", tmp_path / "out.pth", verify=False)

@@ -21,8 +21,12 @@ from sslight.core.checkpoint import save_backbone
 HEAVY = pytest.mark.skipif(os.environ.get("SSLIGHT_FULL") != "1", reason="heavy; SSLIGHT_FULL=1 tries all")
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "color_order": "RGB", "size": 64}
 # Parameters without classifier, in training and deployed. The paper gives MobileOne-S0 2.1 M, 1.025 M in a classifier.
-FOLDED = {"mobileone_s0": (4_268_272, 1_053_504), "fastvit_t8": (3_257_232, 3_227_040),
-          "repvit_m0_9": (4_717_792, 4_682_056), "repvgg_a0": (7_827_968, 7_028_384)}
+FOLDED = {
+    "mobileone_s0": (4_268_272, 1_053_504),
+    "fastvit_t8": (3_257_232, 3_227_040),
+    "repvit_m0_9": (4_717_792, 4_682_056),
+    "repvgg_a0": (7_827_968, 7_028_384),
+}
 
 
 def trained(arch, seed=0):
@@ -31,8 +35,12 @@ def trained(arch, seed=0):
     network = build_backbone(arch)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d | BatchNormAct2d):
-            for value, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.3, 0.3),
-                                     (module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0)):
+            for value, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.3, 0.3),
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 2.0),
+            ):
                 nn.init.uniform_(value, low, high)
     return network.eval()
 
@@ -47,8 +55,11 @@ def test_the_deployed_form_gives_the_same_features(arch):
     counts = [sum(parameter.numel() for parameter in one.parameters()) for one in (network, found.network)]
     assert tuple(counts) == FOLDED[arch]
     with torch.no_grad():
-        for one, other in zip([network(images), *stage_features(network, images)],
-                              [found.network(images), *stage_features(found.network, images)], strict=True):
+        for one, other in zip(
+            [network(images), *stage_features(network, images)],
+            [found.network(images), *stage_features(found.network, images)],
+            strict=True,
+        ):
             assert float((one - other).abs().max() / one.abs().max()) < 1e-5
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -98,8 +109,9 @@ def test_onnx_of_the_training_form_says_so(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     monkeypatch.setattr("convert.deployment.TOLERANCE", 0.0)
     network = trained("mobileone_s0")
-    save_backbone(tmp_path / "net.safetensors", network.state_dict(), arch="mobileone_s0", method="x",
-                  preprocess=PREPROCESS)
+    save_backbone(
+        tmp_path / "net.safetensors", network.state_dict(), arch="mobileone_s0", method="x", preprocess=PREPROCESS
+    )
     report = convert(tmp_path / "net.safetensors", "onnx", tmp_path / "net.onnx")
     assert report["form"] == "training" and report["exported_parameters"] == FOLDED["mobileone_s0"][0]
     assert any(step.startswith("the TRAINING form is exported") for step in report["verified"])
@@ -107,10 +119,19 @@ def test_onnx_of_the_training_form_says_so(tmp_path, monkeypatch):
 
 def test_multiply_adds_by_hand():
     """3x3 convolution, 3 x 10 x 10 to 8 x 5 x 5; depthwise 3x3; 1x1 to 16; pooling; linear to 4; biases and norms."""
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-                            nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8), nn.Hardswish(),
-                            nn.Conv2d(8, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(16),
-                            nn.Linear(16, 4)).eval()
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
+        nn.BatchNorm2d(8),
+        nn.Hardswish(),
+        nn.Conv2d(8, 16, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.LayerNorm(16),
+        nn.Linear(16, 4),
+    ).eval()
     counted = 25 * 8 * (3 * 9) + 25 * 8 * 9 + 25 * 16 * 8 + 16 * 4
     assert multiply_adds(network, torch.zeros(1, 3, 10, 10)) == counted == 10_464
 
@@ -130,11 +151,22 @@ def test_multiply_adds_are_those_that_torchvision_gives(arch):
     told = get_model_weights(arch).IMAGENET1K_V1.meta["_ops"]
     network = build_backbone(arch).eval()
     assert (multiply_adds(network, torch.zeros(1, 3, 224, 224)) + 1000 * network.feature_dim) / 1e9 == pytest.approx(
-        told, abs=6e-4)
+        told, abs=6e-4
+    )
 
 
-@pytest.mark.parametrize("arch", ["mobilenetv2_100", "vit_tiny", "mobileone_s0", "fastvit_t8", "convnext_atto",
-                                  pytest.param("swin_tiny_patch4_window7_224", marks=HEAVY), "efficientvit_b0"])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "mobilenetv2_100",
+        "vit_tiny",
+        "mobileone_s0",
+        "fastvit_t8",
+        "convnext_atto",
+        pytest.param("swin_tiny_patch4_window7_224", marks=HEAVY),
+        "efficientvit_b0",
+    ],
+)
 def test_multiply_adds_are_torchs_own_count(arch):
     """torch.utils.flop_counter looks at what the dispatcher runs and counts a multiplication and an addition as two."""
     network, images = build_backbone(arch).eval(), torch.zeros(1, 3, 224, 224)

@@ -26,11 +26,13 @@ def run_file(tmp_path_factory):
             made[arch] = folder / f"{arch}.pth"
             torch.save(sslight(timm_own(arch)), made[arch])
         return made[arch]
+
     return make
 
 
-@pytest.mark.parametrize("arch, prefix", [("resnet18", ""), ("resnet18", "backbone."), ("mobilenetv2_100", ""),
-                                          ("efficientnet_b0", "")])
+@pytest.mark.parametrize(
+    "arch, prefix", [("resnet18", ""), ("resnet18", "backbone."), ("mobilenetv2_100", ""), ("efficientnet_b0", "")]
+)
 def test_mmdet_loads_the_file_itself(run_file, arch, prefix, tmp_path):
     pytest.importorskip("mmdet")
     report = convert(run_file(arch), "mmdet", tmp_path / "out.pth", prefix=prefix)
@@ -45,8 +47,10 @@ def test_the_mmdet_snippet_is_a_config_that_builds_and_loads(run_file, tmp_path)
     from mmengine.config import Config
 
     from convert.targets.mmcv_ops import install
+
     install()
     from mmdet.utils import register_all_modules
+
     register_all_modules(init_default_scope=True)
     convert(run_file("resnet18"), "mmdet", tmp_path / "r18.pth", verify=False)
     config = Config.fromfile(tmp_path / "r18.py")
@@ -63,8 +67,10 @@ def test_a_detector_is_refused_unless_asked_for(tmp_path):
     backbone = randomised(in_mmdet.build("resnet18"))
     state = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
     path = tmp_path / "epoch_12.pth"
-    torch.save({"meta": {}, "state_dict": {**state, "neck.conv.weight": torch.ones(2),
-                                           "rpn_head.conv.weight": torch.ones(2)}}, path)
+    torch.save(
+        {"meta": {}, "state_dict": {**state, "neck.conv.weight": torch.ones(2), "rpn_head.conv.weight": torch.ones(2)}},
+        path,
+    )
     with pytest.raises(InputError, match="--from-detector"):
         convert(path, "timm", tmp_path / "out.safetensors")
     report = convert(path, "timm", tmp_path / "out.safetensors", from_detector=True)
@@ -83,14 +89,17 @@ def test_detectron2_loads_resnets_itself(run_file, arch, model, suffix, tmp_path
     assert max(report["differences"]["detectron2 from the file"].values()) <= 1e-5
 
 
-@pytest.mark.parametrize("arch, config, model", [
-    ("resnet18", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", "fpn"),
-    ("resnet34", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", "fpn"),
-    ("resnet50", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", "fpn"),
-    ("resnet18", "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "c4"),
-    ("resnet34", "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "c4"),
-    ("resnet50", "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "c4"),
-])
+@pytest.mark.parametrize(
+    "arch, config, model",
+    [
+        ("resnet18", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", "fpn"),
+        ("resnet34", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", "fpn"),
+        ("resnet50", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", "fpn"),
+        ("resnet18", "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "c4"),
+        ("resnet34", "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "c4"),
+        ("resnet50", "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "c4"),
+    ],
+)
 def test_stock_detectron2_models_take_file_and_snippet(run_file, arch, config, model, tmp_path):
     """As stock tools/train_net.py does it: the zoo's config, the snippet, build_model, the checkpointer; and back."""
     pytest.importorskip("detectron2", reason="detectron2 is not on the package index")
@@ -117,8 +126,10 @@ def test_stock_detectron2_models_take_file_and_snippet(run_file, arch, config, m
     assert all(torch.equal(loaded[key], value) for key, value in written.items())
     assert cfg.INPUT.FORMAT == "RGB" and cfg.MODEL.BACKBONE.FREEZE_AT == 0
 
-    trainer = {"hooks": {"LRScheduler": {"last_epoch": 9}},
-               "_trainer": {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}}}}
+    trainer = {
+        "hooks": {"LRScheduler": {"last_epoch": 9}},
+        "_trainer": {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}}},
+    }
     torch.save({"model": loaded, "trainer": trainer, "iteration": 9}, tmp_path / "model_final.pth")
     with pytest.raises(InputError, match="--from-detector"):
         read_checkpoint(tmp_path / "model_final.pth")

@@ -29,11 +29,22 @@ from tests.convert.own_networks import Own
 
 TOLERANCE = 1e-5  # of the largest feature
 FULL = os.environ.get("SSLIGHT_FULL") == "1"
-HEAVY = {"mocov3 vit-b", "sslight resnet101", "moco resnet50", "vissl resnet50", "swav resnet50", "openmmlab resnet50",
-         "solo-learn old resnet50", "mocov3 resnet50"}
+HEAVY = {
+    "mocov3 vit-b",
+    "sslight resnet101",
+    "moco resnet50",
+    "vissl resnet50",
+    "swav resnet50",
+    "openmmlab resnet50",
+    "solo-learn old resnet50",
+    "mocov3 resnet50",
+}
 CHOSEN = [name for name in CASES if FULL or name not in HEAVY]
-OPTIONAL = {"detectron2": "detectron2 is not on the package index", "mmdet": "comes with the mmdet extra",
-            "onnx": "comes with the onnx extra"}
+OPTIONAL = {
+    "detectron2": "detectron2 is not on the package index",
+    "mmdet": "comes with the mmdet extra",
+    "onnx": "comes with the onnx extra",
+}
 _seen: set[tuple[str, str]] = set()
 
 
@@ -73,6 +84,7 @@ def test_reads_the_family_and_network(case):
 
 def test_every_fault_is_refused_by_name(case):
     """Four keys spread over the backbone: one unknown, one renamed; one missing, one of another shape."""
+
     def read(state):
         content = case.layout(dataclasses.replace(case.own, state=state))
         return read_content(content, "faulty.pth", from_detector="detector" in case.family)

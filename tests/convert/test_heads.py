@@ -46,15 +46,27 @@ def twelve():
                 feature = network(images)
             assert relative(vit_forward(state, images, 12), feature) < TOLERANCE
             assert relative(vit_forward(state, images, width // 64), feature) > 0.1
-            made[width] = Own(state, lambda images: vit_forward(state, images, 12),
-                              {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}[width], SIZE)
+            made[width] = Own(
+                state,
+                lambda images: vit_forward(state, images, 12),
+                {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}[width],
+                SIZE,
+            )
         return made[width]
+
     return make
 
 
 def mmpretrain(own, backbone):
-    names = {"patch_embed.proj": "patch_embed.projection", "norm.": "ln1.", "norm1": "ln1", "norm2": "ln2",
-             "mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1", "blocks.": "layers."}
+    names = {
+        "patch_embed.proj": "patch_embed.projection",
+        "norm.": "ln1.",
+        "norm1": "ln1",
+        "norm2": "ln2",
+        "mlp.fc1": "ffn.layers.0.0",
+        "mlp.fc2": "ffn.layers.1",
+        "blocks.": "layers.",
+    }
     state = {}
     for key, value in own.state.items():
         for old, new in names.items():
@@ -78,13 +90,20 @@ RECORDED = {
     "MoCo v3 ViT-Ti": (192, family_files.mocov3),
     "MoCo v3 ViT-S": (384, family_files.mocov3),
     "solo-learn, flat": (192, lambda own: solo_learn(own, {"method": "mocov3", "backbone": "vit_tiny"})),
-    "solo-learn, OmegaConf": (192, lambda own: solo_learn(own, omegaconf(
-        {"method": "mocov3", "backbone": {"name": "vit_tiny", "kwargs": {}}}))),
+    "solo-learn, OmegaConf": (
+        192,
+        lambda own: solo_learn(own, omegaconf({"method": "mocov3", "backbone": {"name": "vit_tiny", "kwargs": {}}})),
+    ),
     "solo-learn, OmegaConf under cfg": (384, lambda own: solo_learn(own, {"cfg": omegaconf({"method": "mocov3"})})),
     "mmpretrain by name": (384, lambda own: mmpretrain(own, "type='MoCoV3ViT', arch='mocov3-small', patch_size=16")),
     "mmpretrain by numbers": (192, lambda own: mmpretrain(own, "arch=dict(embed_dims=192, num_heads=12)")),
-    "timm's training": (192, lambda own: {"state_dict": own.state, "args": argparse.Namespace(
-        model="vit_tiny_patch16_224", model_kwargs={"num_heads": 12})}),
+    "timm's training": (
+        192,
+        lambda own: {
+            "state_dict": own.state,
+            "args": argparse.Namespace(model="vit_tiny_patch16_224", model_kwargs={"num_heads": 12}),
+        },
+    ),
 }
 
 
@@ -100,8 +119,10 @@ def test_recorded_heads_are_taken(name, twelve, tmp_path):
     assert checkpoint.options["num_heads"] == 12 and "num_heads" not in checkpoint.assumed
 
 
-@pytest.mark.parametrize("layout", [family_files.dino, family_files.original,
-                                    lambda own: solo_learn(own, {"method": "byol", "backbone": "vit_tiny"})])
+@pytest.mark.parametrize(
+    "layout",
+    [family_files.dino, family_files.original, lambda own: solo_learn(own, {"method": "byol", "backbone": "vit_tiny"})],
+)
 def test_where_the_family_or_method_has_timms_heads_nothing_is_assumed(layout):
     own = timm_own("vit_tiny_patch16_224", SIZE, img_size=SIZE)
     if layout is family_files.original:
@@ -110,8 +131,9 @@ def test_where_the_family_or_method_has_timms_heads_nothing_is_assumed(layout):
     assert "num_heads" not in checkpoint.options and "num_heads" not in checkpoint.assumed
 
 
-@pytest.mark.parametrize("text", ["model = dict(", "(" * 5000, "x" * 2_000_000, "model = {**a}\nmodel.backbone = 1",
-                                  "model = 3"])
+@pytest.mark.parametrize(
+    "text", ["model = dict(", "(" * 5000, "x" * 2_000_000, "model = {**a}\nmodel.backbone = 1", "model = 3"]
+)
 def test_a_config_that_is_none_tells_nothing(text, twelve):
     content = mmpretrain(twelve(192), "")
     content["meta"]["cfg"] = text
@@ -150,21 +172,38 @@ def test_told_heads_are_built_written_and_read_again(twelve, tmp_path, capsys):
 
 def test_files_converted_before_heads_were_recorded_are_not_trusted(twelve, tmp_path):
     from sslight.core.checkpoint import save_backbone
-    for converted, doubted in (("solo-learn (solo-learn: Lightning), network backbone", True),
-                               ("dino (DINO: 'student'), network teacher", False), ("exported by pretrain", False)):
+
+    for converted, doubted in (
+        ("solo-learn (solo-learn: Lightning), network backbone", True),
+        ("dino (DINO: 'student'), network teacher", False),
+        ("exported by pretrain", False),
+    ):
         path = tmp_path / "old.safetensors"
-        save_backbone(path, twelve(192).state, arch="vit_tiny_patch16_224", method="unknown", converted=converted,
-                      preprocess=family_files.PREPROCESS, options={"img_size": SIZE})
+        save_backbone(
+            path,
+            twelve(192).state,
+            arch="vit_tiny_patch16_224",
+            method="unknown",
+            converted=converted,
+            preprocess=family_files.PREPROCESS,
+            options={"img_size": SIZE},
+        )
         assert ("num_heads" in read_checkpoint(path).assumed) == doubted
 
 
-@pytest.mark.parametrize("words, said", [
-    (["heads=12"], "no build option 'heads' (did you mean 'num_heads'?)"), (["num_heads"], "as KEY=VALUE"),
-    (["num_heads=7"], "timm builds no vit_tiny_patch16_224 with num_heads=7"),
-    *(([f"num_heads={value}"], "wants a whole number") for value in ("0", "-3", "2.5", "True")),
-    (["act_layer=none_such"], "timm builds no"), (["num_heads=3", "num_heads=12"], "each once"),
-    (["checkpoint_path=other.pth"], "no build option"), (["depth=1000000000"], "wants a whole number"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["heads=12"], "no build option 'heads' (did you mean 'num_heads'?)"),
+        (["num_heads"], "as KEY=VALUE"),
+        (["num_heads=7"], "timm builds no vit_tiny_patch16_224 with num_heads=7"),
+        *(([f"num_heads={value}"], "wants a whole number") for value in ("0", "-3", "2.5", "True")),
+        (["act_layer=none_such"], "timm builds no"),
+        (["num_heads=3", "num_heads=12"], "each once"),
+        (["checkpoint_path=other.pth"], "no build option"),
+        (["depth=1000000000"], "wants a whole number"),
+    ],
+)
 def test_options_that_cannot_be_are_refused(words, said, twelve, tmp_path):
     torch.save(twelve(192).state, tmp_path / "plain.pth")
     with pytest.raises(InputError) as raised:
@@ -179,6 +218,7 @@ def test_vitdet_is_built_with_the_options(twelve, tmp_path):
     from detectron2.layers import ShapeSpec
 
     from convert.targets.detectron2_backbones import add_config, build_vitdet_backbone
+
     torch.save(twelve(192).state, tmp_path / "plain.pth")
     report = convert(tmp_path / "plain.pth", "detectron2", tmp_path / "vit.pth", options=["num_heads=12"])
     assert max(report["differences"]["detectron2 from the file"].values()) <= TOLERANCE
@@ -194,8 +234,9 @@ def test_vitdet_is_built_with_the_options(twelve, tmp_path):
 def test_registered_backbones_are_built_with_the_options(to, tmp_path):
     pytest.importorskip(to)
     torch.save(timm_own("mobilenetv3_small_050").state, tmp_path / "plain.pth")
-    report = convert(tmp_path / "plain.pth", to, tmp_path / "out.pth", arch="mobilenetv3_small_050",
-                     options=["act_layer=relu"])
+    report = convert(
+        tmp_path / "plain.pth", to, tmp_path / "out.pth", arch="mobilenetv3_small_050", options=["act_layer=relu"]
+    )
     assert max(report["differences"][f"{to} from the file"].values()) <= TOLERANCE
     snippet = next(path for path in tmp_path.iterdir() if path.suffix in (".py", ".yaml")).read_text()
     assert {"mmdet": "options={'act_layer': 'relu'}", "detectron2": 'OPTIONS: "act_layer=relu"'}[to] in snippet
@@ -211,8 +252,14 @@ def test_a_target_that_cannot_be_built_so_is_refused(to, tmp_path):
 def deit3(names):
     """DeiT III's ViT-S in timm's names of the layer scale or in its own."""
     own = timm_own("deit3_small_patch16_224", SIZE, img_size=SIZE)
-    state = own.state if names == "timm" else {
-        key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): value for key, value in own.state.items()}
+    state = (
+        own.state
+        if names == "timm"
+        else {
+            key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): value
+            for key, value in own.state.items()
+        }
+    )
     return {"model": state}, own
 
 
@@ -221,8 +268,12 @@ def dinov2(size, patch, heads):
     return family_files.dinov2_teacher(own), own
 
 
-LAYER_SCALE = {"DINOv2 S/16": lambda: dinov2(384, 16, 6), "DeiT III": lambda: deit3("timm"),
-               "DeiT III, its own names": lambda: deit3("own"), "DINOv2 B/16": lambda: dinov2(768, 16, 12)}
+LAYER_SCALE = {
+    "DINOv2 S/16": lambda: dinov2(384, 16, 6),
+    "DeiT III": lambda: deit3("timm"),
+    "DeiT III, its own names": lambda: deit3("own"),
+    "DINOv2 B/16": lambda: dinov2(768, 16, 12),
+}
 
 
 @pytest.mark.parametrize("name", [name for name in LAYER_SCALE if "B/16" not in name or FULL])

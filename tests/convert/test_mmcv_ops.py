@@ -63,8 +63,12 @@ def bilinear(image, y, x):
     top, left = int(y), int(x)
     bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
     v, u = y - top, x - left
-    return ((1 - v) * (1 - u) * image[:, top, left] + (1 - v) * u * image[:, top, right]
-            + v * (1 - u) * image[:, bottom, left] + v * u * image[:, bottom, right])
+    return (
+        (1 - v) * (1 - u) * image[:, top, left]
+        + (1 - v) * u * image[:, top, right]
+        + v * (1 - u) * image[:, bottom, left]
+        + v * u * image[:, bottom, right]
+    )
 
 
 def some_boxes(count, generator, extent=40.0):
@@ -72,8 +76,16 @@ def some_boxes(count, generator, extent=40.0):
     return torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * extent / 2], 1)
 
 
-ROIS = torch.tensor([[0, 1.3, 2.2, 11.9, 9.1], [1, 0.0, 0.0, 15.5, 12.0], [0, -4.0, -3.0, 5.0, 6.5],
-                     [1, 9.0, 7.0, 40.0, 30.0], [0, 5.0, 5.0, 5.0, 5.0], [1, 6.2, 3.3, 6.6, 3.4]])
+ROIS = torch.tensor(
+    [
+        [0, 1.3, 2.2, 11.9, 9.1],
+        [1, 0.0, 0.0, 15.5, 12.0],
+        [0, -4.0, -3.0, 5.0, 6.5],
+        [1, 9.0, 7.0, 40.0, 30.0],
+        [0, 5.0, 5.0, 5.0, 5.0],
+        [1, 6.2, 3.3, 6.6, 3.4],
+    ]
+)
 
 
 @pytest.mark.parametrize("offset", [0, 1])
@@ -118,8 +130,9 @@ def test_roi_align_equals_the_slow_reference(aligned, sampling, scale):
     images = torch.randn(2, 3, 13, 17, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rois = ROIS.double() / torch.tensor([1, scale, scale, scale, scale])
     out = roi_align(images, rois, (3, 4), scale, sampling, "avg", aligned)
-    expected = torch.stack([slow_roi_align(images[int(roi[0])], roi[1:], (3, 4), scale, sampling, aligned)
-                            for roi in rois])
+    expected = torch.stack(
+        [slow_roi_align(images[int(roi[0])], roi[1:], (3, 4), scale, sampling, aligned) for roi in rois]
+    )
     assert out.shape == (6, 3, 3, 4) and expected.abs().max() > 0.5
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
 
@@ -129,8 +142,9 @@ def test_roi_align_in_half_precision(dtype, tolerance):
     images = torch.randn(2, 3, 13, 17, generator=torch.Generator().manual_seed(0)).to(dtype)
     rois = ROIS.to(dtype)
     out = roi_align(images, rois, (3, 4), 1.0, 2, "avg", True)
-    expected = torch.stack([slow_roi_align(images[int(roi[0])].double(), roi[1:], (3, 4), 1.0, 2, True)
-                            for roi in rois])
+    expected = torch.stack(
+        [slow_roi_align(images[int(roi[0])].double(), roi[1:], (3, 4), 1.0, 2, True) for roi in rois]
+    )
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -238,5 +252,6 @@ def test_other_operators_raise_by_name_and_mmcv_finds_the_module():
         roi_align(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5), (2, 2), 1.0, 0, "max", True)
     assert importlib.util.find_spec("mmcv._ext").loader is not None
     from mmcv.ops import get_compiler_version
+
     assert "torchvision" in get_compiler_version()
     assert install()  # a second call keeps it

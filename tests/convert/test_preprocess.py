@@ -46,8 +46,10 @@ def detectron2_detector(arch, pixels=(CAFFE, [1.0, 1.0, 1.0]), **content):
     """A detector's file in detectron2's names, and the backbone's own network."""
     own = timm_own(arch)
     body = rename(read_content(family_files.sslight(own), "run.pth"), "detectron2").tensors
-    buffers = {f"pixel_{name}": torch.tensor(values).view(3, 1, 1)
-               for name, values in zip(("mean", "std"), pixels or (), strict=False)}
+    buffers = {
+        f"pixel_{name}": torch.tensor(values).view(3, 1, 1)
+        for name, values in zip(("mean", "std"), pixels or (), strict=False)
+    }
     heads = {"proposal_generator.rpn_head.conv.weight": torch.ones(2), "roi_heads.box_head.fc1.weight": torch.ones(2)}
     return {"model": {**body, **heads, **buffers}, "iteration": 9, **content}, own
 
@@ -67,8 +69,11 @@ def mm_text(depth=18, style="pytorch", turn="False", more=""):
     return MM_CONFIG.format(depth=depth, style=style, turn=turn, more=more)
 
 
-@pytest.mark.parametrize("content", [lambda: detectron2_detector("resnet18"),
-                                     lambda: mmdet_detector("resnet18", mm_text())], ids=["detectron2", "mmdet"])
+@pytest.mark.parametrize(
+    "content",
+    [lambda: detectron2_detector("resnet18"), lambda: mmdet_detector("resnet18", mm_text())],
+    ids=["detectron2", "mmdet"],
+)
 def test_a_caffe_style_detector_is_carried(content):
     checkpoint = read(content()[0])
     assert checkpoint.preprocess["color_order"] == "BGR" and "preprocess" not in checkpoint.assumed
@@ -85,11 +90,15 @@ def test_the_colour_order_is_seen_from_the_pixel_means(order):
     checkpoint = read(content)
     assert checkpoint.preprocess["color_order"] == ("BGR" if order == 1 else "RGB")
     assert "colour order is not recorded in the file" in checkpoint.assumed["color_order"]
-    recorded, _ = detectron2_detector("resnet18", ([90.0, 100.0, 110.0], [50.0] * 3),
-                                      cfg=CfgNode({"INPUT": {"FORMAT": "RGB"}}))
+    recorded, _ = detectron2_detector(
+        "resnet18", ([90.0, 100.0, 110.0], [50.0] * 3), cfg=CfgNode({"INPUT": {"FORMAT": "RGB"}})
+    )
     assert read(recorded).preprocess["color_order"] == "RGB" and not read(recorded).assumed
-    newer, _ = detectron2_detector("resnet18", None, cfg=CfgNode(
-        {"INPUT": {"FORMAT": "BGR"}, "MODEL": {"PIXEL_MEAN": CAFFE, "PIXEL_STD": [1.0, 1.0, 1.0]}}))
+    newer, _ = detectron2_detector(
+        "resnet18",
+        None,
+        cfg=CfgNode({"INPUT": {"FORMAT": "BGR"}, "MODEL": {"PIXEL_MEAN": CAFFE, "PIXEL_STD": [1.0, 1.0, 1.0]}}),
+    )
     found, expected = read(newer).preprocess, read(detectron2_detector("resnet18")[0]).preprocess
     assert found["mean"] == pytest.approx(expected["mean"]) and found["color_order"] == expected["color_order"] == "BGR"
 
@@ -101,8 +110,10 @@ def test_older_openmmlab_files_and_classifiers_are_read_alike():
     assert read(content).preprocess["color_order"] == "BGR"
     own = timm_own("resnet18")
     classifier = family_files.openmmlab(Own(own.state, own.pooled, own.arch))
-    classifier["meta"]["cfg"] = "data_preprocessor = dict(mean=[127.5] * 3, std=[1])\n" \
+    classifier["meta"]["cfg"] = (
+        "data_preprocessor = dict(mean=[127.5] * 3, std=[1])\n"
         "model = dict(data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=(63.75, 63.75, 63.75), to_rgb=True))\n"
+    )
     read_back = read_content(classifier, "epoch_200.pth")
     assert read_back.preprocess == {"mean": [0.5] * 3, "std": [0.25] * 3, "color_order": "RGB", "size": 224}
 
@@ -110,8 +121,9 @@ def test_older_openmmlab_files_and_classifiers_are_read_alike():
 def test_what_is_not_recorded_is_named(tmp_path):
     content, _ = detectron2_detector("resnet18", None)
     torch.save(content, tmp_path / "model_final.pth")
-    report = convert(tmp_path / "model_final.pth", "timm", tmp_path / "out.safetensors", from_detector=True,
-                     verify=False)
+    report = convert(
+        tmp_path / "model_final.pth", "timm", tmp_path / "out.safetensors", from_detector=True, verify=False
+    )
     assert "ImageNet mean and std, RGB assumed; detectron2's default is BGR" in report["assumed"]["preprocess"]
     assert read_checkpoint(tmp_path / "out.safetensors").assumed == report["assumed"]
 
@@ -141,8 +153,10 @@ def test_snippets_feed_the_frameworks_as_the_detector_was_fed(tmp_path):
     written = yaml.safe_load((tmp_path / "detectron2.yaml").read_text())
     assert written["INPUT"]["FORMAT"] == "BGR" and written["MODEL"]["PIXEL_STD"] == [1.0, 1.0, 1.0]
     assert written["MODEL"]["PIXEL_MEAN"] == pytest.approx(CAFFE)
-    assert "mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0],\n        bgr_to_rgb=False" in (
-        tmp_path / "mmdet.py").read_text()
+    assert (
+        "mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0],\n        bgr_to_rgb=False"
+        in (tmp_path / "mmdet.py").read_text()
+    )
 
 
 def test_the_transform_of_a_snippet_turns_the_channels(tmp_path):

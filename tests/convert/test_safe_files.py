@@ -44,12 +44,16 @@ BAD = {
     "empty": (lambda folder, good: _bytes(folder / "a.pth", b""), "0 bytes"),
     "text": (lambda folder, good: _bytes(folder / "a.pth", b"hello world\n" * 9), "it is text"),
     "error page": (lambda folder, good: _bytes(folder / "a.pth", b"<!DOCTYPE html><html>404</html>"), "web page"),
-    "LFS pointer": (lambda folder, good: _bytes(folder / "a.pth", b"version https://git-lfs.github.com/spec/v1\n"),
-                    "LFS"),
+    "LFS pointer": (
+        lambda folder, good: _bytes(folder / "a.pth", b"version https://git-lfs.github.com/spec/v1\n"),
+        "LFS",
+    ),
     "noise": (lambda folder, good: _bytes(folder / "a.pth", bytes(range(144, 256)) * 9), "unknown kind"),
-    "truncated": (lambda folder, good: _bytes(folder / "a.pth", good[:len(good) // 2]), "truncated"),
-    "flipped": (lambda folder, good: _bytes(folder / "a.pth", good[:90_000] + bytes([good[90_000] ^ 4])
-                                            + good[90_001:]), "checksum"),
+    "truncated": (lambda folder, good: _bytes(folder / "a.pth", good[: len(good) // 2]), "truncated"),
+    "flipped": (
+        lambda folder, good: _bytes(folder / "a.pth", good[:90_000] + bytes([good[90_000] ^ 4]) + good[90_001:]),
+        "checksum",
+    ),
     "number": (lambda folder, good: _bytes(folder / "a.pkl", pickle.dumps(7)), "no tensors"),
     "image": (lambda folder, good: _bytes(folder / "a.pth", b"\x89PNG\r\n\x1a\n" + b"\0" * 99), "unknown kind"),
 }
@@ -70,8 +74,12 @@ def test_bad_files_give_one_line_and_no_output(name, run_file, tmp_path):
 def test_the_command_exits_2_with_one_line(tmp_path):
     bad = _bytes(tmp_path / "a.pth", b"<html>")
     for command in ([sys.executable, "convert/convert_ckpt.py"], [sys.executable, "-m", "sslight", "convert"]):
-        done = subprocess.run([*command, str(bad), "--to", "timm", "-o", str(tmp_path / "o.safetensors")], cwd=ROOT,
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, str(bad), "--to", "timm", "-o", str(tmp_path / "o.safetensors")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 2
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
@@ -109,8 +117,11 @@ def test_a_full_disk_is_said_and_nothing_is_left(run_file, tmp_path):
 
 def test_places_that_cannot_be_written_are_said_before_work(run_file, tmp_path):
     blocker = _bytes(tmp_path / "file", b"")
-    for out, report in ((blocker / "out.pth", None), (tmp_path / "out.pth", blocker / "report.json"),
-                        (tmp_path / "out.pth", tmp_path / "out.pth")):
+    for out, report in (
+        (blocker / "out.pth", None),
+        (tmp_path / "out.pth", blocker / "report.json"),
+        (tmp_path / "out.pth", tmp_path / "out.pth"),
+    ):
         with pytest.raises(InputError, match="cannot write|written twice"):
             convert(tmp_path / "not looked at", "torchvision", out, report=report)
     with pytest.raises(InputError, match="cannot write"):  # seen only when it is tried
@@ -118,22 +129,25 @@ def test_places_that_cannot_be_written_are_said_before_work(run_file, tmp_path):
     assert list(tmp_path.iterdir()) == [blocker]
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--to", "timm", "-o", "x.pth"], "ends in .safetensors"),
-    (["--to", "mmdet", "-o", "x.pkl"], "ends in .pth"),
-    (["--to", "timm", "-o", "x.safetensors", "--model", "c4"], "detectron2 only"),
-    (["--to", "timm", "-o", "x.safetensors", "--prefix", "backbone."], "mmdet only"),
-    (["--to", "timm", "-o", "x.safetensors", "--stages"], "onnx only"),
-    (["--to", "timm", "-o", "x.safetensors", "--arch", "resnet19"], "did you mean 'resnet1"),
-    (["--to", "timm", "-o", "x.safetensors", "--arch", "resnet18"], "do not fit|no rule"),
-    (["--to", "timm", "-o", "x.safetensors", "--network", "encoder_q"], "student, teacher"),
-    (["--to", "timm", "-o", "x.safetensors", "--family", "moco"], "not of the family moco"),
-    (["--to", "timm", "-o", "x.safetensors", "--family", "mocov2"], "did you mean 'moco"),
-    (["--to", "tim", "-o", "x.safetensors"], "did you mean 'timm'"),
-    (["--to", "detectron2", "-o", "x.pth", "--model", "fnp"], "did you mean 'fpn'"),
-    (["--to", "timm", "-o", "x.safetensors", "--verify-with", "no.png"], "cannot read the image"),
-    (["--to", "timm", "-o", "x.safetensors", "--verify-with", "no.png", "--no-verify"], "exclude each other"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--to", "timm", "-o", "x.pth"], "ends in .safetensors"),
+        (["--to", "mmdet", "-o", "x.pkl"], "ends in .pth"),
+        (["--to", "timm", "-o", "x.safetensors", "--model", "c4"], "detectron2 only"),
+        (["--to", "timm", "-o", "x.safetensors", "--prefix", "backbone."], "mmdet only"),
+        (["--to", "timm", "-o", "x.safetensors", "--stages"], "onnx only"),
+        (["--to", "timm", "-o", "x.safetensors", "--arch", "resnet19"], "did you mean 'resnet1"),
+        (["--to", "timm", "-o", "x.safetensors", "--arch", "resnet18"], "do not fit|no rule"),
+        (["--to", "timm", "-o", "x.safetensors", "--network", "encoder_q"], "student, teacher"),
+        (["--to", "timm", "-o", "x.safetensors", "--family", "moco"], "not of the family moco"),
+        (["--to", "timm", "-o", "x.safetensors", "--family", "mocov2"], "did you mean 'moco"),
+        (["--to", "tim", "-o", "x.safetensors"], "did you mean 'timm'"),
+        (["--to", "detectron2", "-o", "x.pth", "--model", "fnp"], "did you mean 'fpn'"),
+        (["--to", "timm", "-o", "x.safetensors", "--verify-with", "no.png"], "cannot read the image"),
+        (["--to", "timm", "-o", "x.safetensors", "--verify-with", "no.png", "--no-verify"], "exclude each other"),
+    ],
+)
 def test_wrong_options_are_said(arguments, words, run_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=words):
@@ -144,15 +158,22 @@ def test_wrong_options_are_said(arguments, words, run_file, tmp_path, monkeypatc
 def test_settings_of_other_projects_are_read_past(tmp_path):
     """Namespace, CfgNode, OmegaConf, mmengine's history buffers and numpy scalars, as those projects pickle them."""
     fvcore = pytest.importorskip("fvcore.common.config")
-    settings = {"args": argparse.Namespace(lr=0.1, path=Path("/data")), "numpy": np.float64(3), "array": np.arange(3),
-                "config": fvcore.CfgNode({"MODEL": {"ARCH": "x"}}), "groups": defaultdict(dict, {"a": {"b": 1}})}
+    settings = {
+        "args": argparse.Namespace(lr=0.1, path=Path("/data")),
+        "numpy": np.float64(3),
+        "array": np.arange(3),
+        "config": fvcore.CfgNode({"MODEL": {"ARCH": "x"}}),
+        "groups": defaultdict(dict, {"a": {"b": 1}}),
+    }
     try:
         from omegaconf import OmegaConf
+
         settings["hyper_parameters"] = OmegaConf.create({"method": "byol", "lr": [1, 2.5, None], "x": {"y": True}})
     except ImportError:
         pass
     try:
         from mmengine.logging import HistoryBuffer
+
         settings["message_hub"] = {"log_scalars": {"loss": HistoryBuffer([1.0, 2.0], [1, 1])}}
     except ImportError:
         pass
@@ -207,7 +228,9 @@ def test_mutated_files_give_clean_errors_or_right_tensors(tmp_path):
 
 
 def test_help_is_fast_because_it_imports_no_torch():
-    code = ("import sys; sys.argv = ['x', '--help']\nfrom convert.convert_ckpt import main\n"
-            "try:\n    main()\nexcept SystemExit:\n    pass\nassert not {'torch', 'timm'} & sys.modules.keys()")
+    code = (
+        "import sys; sys.argv = ['x', '--help']\nfrom convert.convert_ckpt import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nassert not {'torch', 'timm'} & sys.modules.keys()"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "ViTDet" in done.stdout and "sslight-original" in done.stdout

@@ -33,16 +33,19 @@ def files(tmp_path_factory):
     return {arch: _saved(folder / f"{arch}.pth", sslight(timm_own(arch))) for arch in CNNS}
 
 
-@pytest.mark.parametrize("arch, to, prefix, golden", [
-    ("resnet18", "detectron2", "backbone.bottom_up.", "detectron2_state_dict/mask_rcnn_R_18_FPN"),
-    ("resnet34", "detectron2", "backbone.bottom_up.", "detectron2_state_dict/mask_rcnn_R_34_FPN"),
-    ("resnet50", "detectron2", "backbone.bottom_up.", "detectron2_state_dict/mask_rcnn_R_50_FPN"),
-    ("resnet18", "mmdet", "backbone.", "mmdet_state_dict/mask-rcnn_resnet18_fpn"),
-    ("resnet34", "mmdet", "backbone.", "mmdet_state_dict/mask-rcnn_resnet34_fpn"),
-    ("resnet50", "mmdet", "backbone.", "mmdet_state_dict/mask-rcnn_resnet50_fpn"),
-    ("mobilenetv2_100", "mmdet", "backbone.", "mmdet_state_dict/mask-rcnn_mobilenetv2_fpn"),
-    ("mobilenetv2_100", "mmdet", "backbone.", "mmdet_state_dict/mask-rcnn_mobilenetv2_out7_fpn"),
-])
+@pytest.mark.parametrize(
+    "arch, to, prefix, golden",
+    [
+        ("resnet18", "detectron2", "backbone.bottom_up.", "detectron2_state_dict/mask_rcnn_R_18_FPN"),
+        ("resnet34", "detectron2", "backbone.bottom_up.", "detectron2_state_dict/mask_rcnn_R_34_FPN"),
+        ("resnet50", "detectron2", "backbone.bottom_up.", "detectron2_state_dict/mask_rcnn_R_50_FPN"),
+        ("resnet18", "mmdet", "backbone.", "mmdet_state_dict/mask-rcnn_resnet18_fpn"),
+        ("resnet34", "mmdet", "backbone.", "mmdet_state_dict/mask-rcnn_resnet34_fpn"),
+        ("resnet50", "mmdet", "backbone.", "mmdet_state_dict/mask-rcnn_resnet50_fpn"),
+        ("mobilenetv2_100", "mmdet", "backbone.", "mmdet_state_dict/mask-rcnn_mobilenetv2_fpn"),
+        ("mobilenetv2_100", "mmdet", "backbone.", "mmdet_state_dict/mask-rcnn_mobilenetv2_out7_fpn"),
+    ],
+)
 def test_names_and_shapes_are_the_golden_ones(files, arch, to, prefix, golden):
     shapes = json.loads((GOLDEN / f"{golden}.json").read_text())
     expected = {key: shape for key, shape in shapes.items() if key.startswith(prefix)}
@@ -50,12 +53,20 @@ def test_names_and_shapes_are_the_golden_ones(files, arch, to, prefix, golden):
     assert {key: list(value.shape) for key, value in made.items()} == expected
 
 
-@pytest.mark.parametrize("arch", CNNS if os.environ.get("SSLIGHT_FULL") == "1" else [
-    "resnet18", "resnet50", "mobilenetv2_100"])
-@pytest.mark.parametrize("to, suffix, options", [
-    ("torchvision", ".pth", {}), ("mmdet", ".pth", {}), ("mmdet", ".pth", {"prefix": "backbone."}),
-    ("detectron2", ".pth", {}), ("detectron2", ".pkl", {}), ("timm", ".safetensors", {}),
-])
+@pytest.mark.parametrize(
+    "arch", CNNS if os.environ.get("SSLIGHT_FULL") == "1" else ["resnet18", "resnet50", "mobilenetv2_100"]
+)
+@pytest.mark.parametrize(
+    "to, suffix, options",
+    [
+        ("torchvision", ".pth", {}),
+        ("mmdet", ".pth", {}),
+        ("mmdet", ".pth", {"prefix": "backbone."}),
+        ("detectron2", ".pth", {}),
+        ("detectron2", ".pkl", {}),
+        ("timm", ".safetensors", {}),
+    ],
+)
 def test_round_trips_are_bit_identical(files, arch, to, suffix, options, tmp_path):
     """timm -> framework -> timm, through files."""
     there, back = tmp_path / f"there{suffix}", tmp_path / "back.safetensors"
@@ -73,7 +84,8 @@ def test_mobilenet_tables_are_one_to_one(layout):
     foreign = apply_table(layout.table, keys, to_timm=False, where="test").keys
     assert len(set(foreign.values())) == len(keys)
     assert apply_table(layout.table, foreign.values(), to_timm=True, where="test").keys == {
-        value: key for key, value in foreign.items()}
+        value: key for key, value in foreign.items()
+    }
 
 
 def test_two_rules_for_one_key_are_refused_by_name():
@@ -98,9 +110,15 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("arch, key", [
-    ("resnet18", "layer2.0.downsample.1.running_var"), ("resnet18", "conv1.weight"),
-    ("mobilenetv2_100", "features.14.conv.1.1.bias"), ("mobilenetv2_100", "features.18.0.weight")])
+@pytest.mark.parametrize(
+    "arch, key",
+    [
+        ("resnet18", "layer2.0.downsample.1.running_var"),
+        ("resnet18", "conv1.weight"),
+        ("mobilenetv2_100", "features.14.conv.1.1.bias"),
+        ("mobilenetv2_100", "features.18.0.weight"),
+    ],
+)
 def test_every_faulty_key_is_named(fault, arch, key, tmp_path):
     own = torchvision_own(arch)
     state = {name: value.clone() for name, value in own.state.items()}
@@ -121,8 +139,10 @@ def test_every_faulty_key_is_named(fault, arch, key, tmp_path):
 
 def _swapped(table, one, other):
     """The table with the timm sides of two rules exchanged: their tensors have equal shapes."""
+
     def side(rule):
         return {one: other, other: one}.get(rule.timm, rule.timm)
+
     assert {one, other} <= {rule.timm for rule in table}
     return tuple(Rule(rule.foreign, side(rule)) for rule in table)
 
@@ -141,8 +161,13 @@ def test_a_wrong_rule_of_a_source_is_caught_by_features(monkeypatch, tmp_path):
     path = _saved(tmp_path / "source.pth", features_own("mobilenetv2_100").state)
     layout = next(layout for layout in LAYOUTS if "features in a Sequential" in layout.name)
     wrong = _swapped(layout.table, "blocks.2.{j:0-2}.bn1.{norm}", "blocks.2.{j:0-2}.bn2.{norm}")
-    monkeypatch.setattr("convert.reader.LAYOUTS", tuple(
-        type(layout)(layout.name, layout.kind, layout.sign, wrong) if other is layout else other for other in LAYOUTS))
+    monkeypatch.setattr(
+        "convert.reader.LAYOUTS",
+        tuple(
+            type(layout)(layout.name, layout.kind, layout.sign, wrong) if other is layout else other
+            for other in LAYOUTS
+        ),
+    )
     out = tmp_path / "out.safetensors"
     with pytest.raises(InputError, match=r"other features than [^:]+: blocks\.2 "):
         convert(path, "timm", out)
@@ -152,8 +177,10 @@ def test_a_wrong_rule_of_a_source_is_caught_by_features(monkeypatch, tmp_path):
 def test_a_wrong_rule_for_detectron2_is_caught_by_features(files, monkeypatch, tmp_path):
     pytest.importorskip("detectron2", reason="detectron2 is not on the package index")
     kept = tuple(rule for rule in layouts.RESNET_DETECTRON2 if "bn{n:1-3}" not in rule.timm)
-    wrong = (Rule("res{s+1}.{b}.conv1.norm.{norm}", "layer{s:1-4}.{b}.bn2.{norm}"),
-             Rule("res{s+1}.{b}.conv2.norm.{norm}", "layer{s:1-4}.{b}.bn1.{norm}"))
+    wrong = (
+        Rule("res{s+1}.{b}.conv1.norm.{norm}", "layer{s:1-4}.{b}.bn2.{norm}"),
+        Rule("res{s+1}.{b}.conv2.norm.{norm}", "layer{s:1-4}.{b}.bn1.{norm}"),
+    )
     monkeypatch.setattr(layouts, "RESNET_DETECTRON2", kept + wrong)
     for model in ("fpn", "c4"):
         with pytest.raises(InputError, match=r"other features than [^:]+: layer1 .*layer4 "):
@@ -161,10 +188,14 @@ def test_a_wrong_rule_for_detectron2_is_caught_by_features(files, monkeypatch, t
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda key: {"state_dict": f"model._orig_mod.module.encoder_q.model.module.{key}"},
-    lambda key: {"model": f"module.model.encoder_q._orig_mod.{key}"},
-    lambda key: {"state_dict": f"encoder_q.{key.replace('layer1.0', '_orig_mod.layer1.0.module')}"}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda key: {"state_dict": f"model._orig_mod.module.encoder_q.model.module.{key}"},
+        lambda key: {"model": f"module.model.encoder_q._orig_mod.{key}"},
+        lambda key: {"state_dict": f"encoder_q.{key.replace('layer1.0', '_orig_mod.layer1.0.module')}"},
+    ],
+)
 def test_wrappers_are_read_past_wherever_they_stand(wrap):
     own = torchvision_own("resnet18")
     content: dict = {"epoch": 1}

@@ -24,8 +24,9 @@ def state():
 
 @pytest.mark.parametrize("dtype, said", [(torch.bfloat16, "the same numbers"), (torch.float64, "rounded")])
 def test_other_precisions_become_float32_in_every_format(state, dtype, said, tmp_path):
-    stored = {key: value.to(dtype) if value.is_floating_point() else value.to(torch.int32)
-              for key, value in state.items()}
+    stored = {
+        key: value.to(dtype) if value.is_floating_point() else value.to(torch.int32) for key, value in state.items()
+    }
     torch.save(stored, tmp_path / "source.pth")
     for to, out in (("torchvision", "net.pth"), ("timm", "net.safetensors"), ("detectron2", "net.pkl")):
         report = convert(tmp_path / "source.pth", to, tmp_path / out, verify=to == "torchvision", force=True)
@@ -35,8 +36,16 @@ def test_other_precisions_become_float32_in_every_format(state, dtype, said, tmp
     assert {value.dtype for value in made.values()} == {torch.float32, torch.int64}
 
 
-@pytest.mark.parametrize("wrong", [lambda x: x.to(torch.int8), lambda x: x.to(torch.complex64), lambda x: x.to_sparse(),
-                                   lambda x: x.to("meta"), lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: x.to(torch.int8),
+        lambda x: x.to(torch.complex64),
+        lambda x: x.to_sparse(),
+        lambda x: x.to("meta"),
+        lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+    ],
+)
 def test_what_holds_no_weights_is_refused_by_name(wrong):
     tensors = {"a.weight": torch.ones(2, 2), "b.weight": wrong(torch.ones(2, 2))}
     with pytest.raises(InputError, match=r"here: weights are dense floating-point numbers, but not 'b\.weight' \("):
@@ -55,12 +64,17 @@ def test_slices_and_shared_memory_become_tensors_of_their_own(tmp_path):
 GOOD = {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "color_order": "RGB", "size": 224}
 
 
-@pytest.mark.parametrize("header, words", [
-    ({"preprocess": "{"}, "header is damaged"), ({"preprocess": "3"}, "'preprocess' is damaged"),
-    ({"preprocess": json.dumps({**GOOD, "std": [0, 1, 1]})}, "'preprocess' is damaged"),
-    ({"options": '{"checkpoint_path": "other.pth"}'}, "options that no conversion writes"),
-    ({"options": '{"num_heads": 7}'}, "no build option 'num_heads'"), ({"arch": "resnet19"}, "did you mean"),
-])
+@pytest.mark.parametrize(
+    "header, words",
+    [
+        ({"preprocess": "{"}, "header is damaged"),
+        ({"preprocess": "3"}, "'preprocess' is damaged"),
+        ({"preprocess": json.dumps({**GOOD, "std": [0, 1, 1]})}, "'preprocess' is damaged"),
+        ({"options": '{"checkpoint_path": "other.pth"}'}, "options that no conversion writes"),
+        ({"options": '{"num_heads": 7}'}, "no build option 'num_heads'"),
+        ({"arch": "resnet19"}, "did you mean"),
+    ],
+)
 def test_a_headers_words_are_checked(header, words, state, tmp_path):
     path = tmp_path / "backbone.safetensors"
     save_file(state, path, metadata={"arch": ARCH, "preprocess": json.dumps(GOOD), **header})

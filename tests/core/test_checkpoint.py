@@ -28,9 +28,20 @@ PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "color_order": "R
 
 def checkpoint(**changes) -> dict:
     state = {f"student.backbone.{key}": value for key, value in build_backbone("resnet18").state_dict().items()}
-    return {"format": FORMAT, "method": "dino", "arch": "resnet18", "epoch": 1, "step": 2, "model": state,
-            "optimizer": {}, "rng": [], "config": {}, "preprocess": PREPROCESS,
-            "networks": {"student": "student.backbone."}, **changes}
+    return {
+        "format": FORMAT,
+        "method": "dino",
+        "arch": "resnet18",
+        "epoch": 1,
+        "step": 2,
+        "model": state,
+        "optimizer": {},
+        "rng": [],
+        "config": {},
+        "preprocess": PREPROCESS,
+        "networks": {"student": "student.backbone."},
+        **changes,
+    }
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -96,11 +107,14 @@ def test_a_record_that_claims_to_be_compressed_is_refused_before_it_is_inflated(
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", "empty"),
-    (b"<html><body>404 Not Found</body></html>", "not a readable checkpoint"),
-    (b"PK\x03\x04 and then nothing", "corrupt or truncated"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "empty"),
+        (b"<html><body>404 Not Found</body></html>", "not a readable checkpoint"),
+        (b"PK\x03\x04 and then nothing", "corrupt or truncated"),
+    ],
+)
 def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):
     path = tmp_path / "last.pth"
     path.write_bytes(content)
@@ -112,7 +126,7 @@ def test_truncated_missing_directory_and_foreign(tmp_path):
     path = tmp_path / "last.pth"
     save_checkpoint(path, checkpoint())
     data = path.read_bytes()
-    path.write_bytes(data[:len(data) // 2])
+    path.write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError):
         load_checkpoint(path)
     with pytest.raises(InputError, match="not found"):

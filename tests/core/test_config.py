@@ -26,23 +26,36 @@ def test_dump_reads_back_to_the_same_configuration(tmp_path):
     assert to_dict(load_config(DEFAULTS, tmp_path / "config.yaml")) == to_dict(cfg)
 
 
-@pytest.mark.parametrize("overrides, message", [
-    (["SOLVER.BASE_LRR", "1"], "did you mean 'SOLVER.BASE_LR'?"),
-    (["TRAIN.EPOCHS", "1"], "did you mean 'SOLVER.TOTAL_EPOCHS'?"), (["SOLVER.BASE_LR=1", "2"], "write KEY VALUE"),
-    (["SOLVER", "1"], "unknown config key 'SOLVER'"),
-    (["TRAIN.BATCH_SIZE", "many"], "'TRAIN.BATCH_SIZE' (command line) wants int, not 'many'"),
-    (["TRAIN.BATCH_SIZE", "1.5"], "wants int"),
-    (["TRAIN.COMPILE", "1"], "wants bool"),
-    (["TRAIN.BATCH_SIZE"], "has no value"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["SOLVER.BASE_LRR", "1"], "did you mean 'SOLVER.BASE_LR'?"),
+        (["TRAIN.EPOCHS", "1"], "did you mean 'SOLVER.TOTAL_EPOCHS'?"),
+        (["SOLVER.BASE_LR=1", "2"], "write KEY VALUE"),
+        (["SOLVER", "1"], "unknown config key 'SOLVER'"),
+        (["TRAIN.BATCH_SIZE", "many"], "'TRAIN.BATCH_SIZE' (command line) wants int, not 'many'"),
+        (["TRAIN.BATCH_SIZE", "1.5"], "wants int"),
+        (["TRAIN.COMPILE", "1"], "wants bool"),
+        (["TRAIN.BATCH_SIZE"], "has no value"),
+    ],
+)
 def test_bad_overrides(overrides, message):
     with pytest.raises(InputError) as error:
         load_config(DEFAULTS, None, overrides)
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["just words", "- a\n- b\n", "a: [1, 2", "SOLVER: {BASE_LR: !!python/name:os.system }",
-                                  "_BASE_: absent.yaml\n", "\x00\x01"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "just words",
+        "- a\n- b\n",
+        "a: [1, 2",
+        "SOLVER: {BASE_LR: !!python/name:os.system }",
+        "_BASE_: absent.yaml\n",
+        "\x00\x01",
+    ],
+)
 def test_bad_files_are_one_line_errors(tmp_path, text):
     file = tmp_path / "bad.yaml"
     file.write_text(text)

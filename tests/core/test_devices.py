@@ -13,12 +13,20 @@ from pretrain import train
 from sslight.core import devices, distributed
 from sslight.core.errors import InputError
 
-TOO_OLD = ("The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver by "
-           "downloading and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx")
+TOO_OLD = (
+    "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver by "
+    "downloading and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
+)
 NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver"
 NO_GPU = "No CUDA GPUs are available"
-COMMANDS = {"pretrain": train.main, "knn": knn.main, "linear": linear.main, "semisup": semisup.main, "coco": coco.main,
-            "cost": cost.main}
+COMMANDS = {
+    "pretrain": train.main,
+    "knn": knn.main,
+    "linear": linear.main,
+    "semisup": semisup.main,
+    "coco": coco.main,
+    "cost": cost.main,
+}
 
 
 @pytest.fixture
@@ -65,11 +73,16 @@ def test_no_command_computes_on_the_cpu_where_the_driver_is_too_old(name, gpus, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("fault, files, refused", [
-    (NO_DRIVER, False, False),  # a machine without NVIDIA's hardware
-    (NO_GPU, False, False),  # a driver, and no GPU that this process may use
-    (NO_DRIVER, True, True), (NO_GPU, True, True),
-    ("CUDA unknown error - this may be due to an incorrectly set up environment", False, True)])
+@pytest.mark.parametrize(
+    "fault, files, refused",
+    [
+        (NO_DRIVER, False, False),  # a machine without NVIDIA's hardware
+        (NO_GPU, False, False),  # a driver, and no GPU that this process may use
+        (NO_DRIVER, True, True),
+        (NO_GPU, True, True),
+        ("CUDA unknown error - this may be due to an incorrectly set up environment", False, True),
+    ],
+)
 def test_gpus_that_are_there_and_unusable_are_told_from_none(gpus, monkeypatch, fault, files, refused):
     gpus(0, fault, files)
     if refused:
@@ -142,8 +155,11 @@ def compare(*gpu_of_rank):
 
 def test_processes_that_share_a_gpu_find_each_other():
     """Each of three sees a GPU number 0; only two of them the same one."""
-    first, second, unknown = "3f2c0b8a-1111-2222-3333-444455556666", "90aa0b8a-1111-2222-3333-444455556666", \
-        "00000000-0000-0000-0000-000000000000"
+    first, second, unknown = (
+        "3f2c0b8a-1111-2222-3333-444455556666",
+        "90aa0b8a-1111-2222-3333-444455556666",
+        "00000000-0000-0000-0000-000000000000",
+    )
     assert compare(first, second) == ["", ""]
     told = compare(first, second, first)
     assert told[1] == "" and told[0] == told[2] and told[0].startswith("ranks 0, 2 see one and the same GPU (3f2c")
@@ -175,7 +191,9 @@ def test_fp32_is_never_rounded_to_tf32(how, gpus, tmp_path):
 
 def test_a_forked_process_of_a_machine_without_gpus_takes_the_cpu(run):
     """torch refuses to look again in a process that was forked after a look."""
-    run("-c", """
+    run(
+        "-c",
+        """
 import os, sys
 from pretrain import devices
 devices.check()
@@ -184,4 +202,6 @@ if not child:
     devices.check()
     os._exit(0)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-""", CUDA_VISIBLE_DEVICES="0")
+""",
+        CUDA_VISIBLE_DEVICES="0",
+    )

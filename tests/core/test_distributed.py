@@ -34,18 +34,22 @@ def stir(module: nn.Module) -> nn.Module:
 @pytest.fixture
 def convert(monkeypatch):
     """`convert_sync_batchnorm` on a copy, as one of two processes on GPUs does it."""
+
     def call(module: nn.Module) -> nn.Module:
         with monkeypatch.context() as patch:
             patch.setattr(distributed, "world_size", lambda: 2)
             patch.setattr(torch.cuda, "is_available", lambda: True)
             return distributed.convert_sync_batchnorm(copy.deepcopy(module))
+
     return call
 
 
 def converted_all(plain: nn.Module, other: nn.Module) -> bool:
     count = sum(isinstance(part, _BatchNorm) for part in plain.modules())
-    return count == sum(isinstance(part, nn.SyncBatchNorm) for part in other.modules()) \
+    return (
+        count == sum(isinstance(part, nn.SyncBatchNorm) for part in other.modules())
         and plain.state_dict().keys() == other.state_dict().keys()
+    )
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -94,10 +94,17 @@ def test_signals_to_stop_reach_the_main_process_alone_and_at_no_instant_a_worker
     assert done.stderr.splitlines()[-1].startswith("stopped: ")
 
 
-@pytest.mark.parametrize("module, words, advice", [
-    (train, [], "lower TRAIN.BATCH_SIZE, raise TRAIN.ACCUMULATE by as much to keep the global batch, turn on "
-                "TRAIN.AMP"),
-    (knn, ["WEIGHTS", "random"], "lower FEATURES.BATCH_SIZE, turn on FEATURES.AMP")])
+@pytest.mark.parametrize(
+    "module, words, advice",
+    [
+        (
+            train,
+            [],
+            "lower TRAIN.BATCH_SIZE, raise TRAIN.ACCUMULATE by as much to keep the global batch, turn on TRAIN.AMP",
+        ),
+        (knn, ["WEIGHTS", "random"], "lower FEATURES.BATCH_SIZE, turn on FEATURES.AMP"),
+    ],
+)
 def test_a_full_gpu_is_one_line_with_the_commands_own_keys(module, words, advice, monkeypatch, capsys):
     def start(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 588.00 MiB. GPU 0 has a total capacity")
@@ -106,14 +113,21 @@ def test_a_full_gpu_is_one_line_with_the_commands_own_keys(module, words, advice
     with pytest.raises(SystemExit) as ended:
         errors.run_command(lambda: module.main(["OUTPUT_DIR", "out", *words]))
     assert ended.value.code == 2
-    assert capsys.readouterr().err == (f"error: GPU out of memory (it tried to allocate 588.00 MiB): {advice}, or end "
-                                       "what else runs on the GPU (nvidia-smi lists it)\n")
+    assert capsys.readouterr().err == (
+        f"error: GPU out of memory (it tried to allocate 588.00 MiB): {advice}, or end "
+        "what else runs on the GPU (nvidia-smi lists it)\n"
+    )
 
 
-@pytest.mark.parametrize("parser, keys", [
-    (settings.linear, ["TRAIN.BATCH_SIZE", "FEATURES.BATCH_SIZE", "TRAIN.AMP", "FEATURES.AMP"]),
-    (settings.semisup, ["TRAIN.BATCH_SIZE", "TRAIN.AMP"]), (cost.parser, ["--batch-size"]),
-    (coco_options.parser, ["SOLVER.IMS_PER_BATCH", "--num-gpus", "TRAIN.AMP"])])
+@pytest.mark.parametrize(
+    "parser, keys",
+    [
+        (settings.linear, ["TRAIN.BATCH_SIZE", "FEATURES.BATCH_SIZE", "TRAIN.AMP", "FEATURES.AMP"]),
+        (settings.semisup, ["TRAIN.BATCH_SIZE", "TRAIN.AMP"]),
+        (cost.parser, ["--batch-size"]),
+        (coco_options.parser, ["SOLVER.IMS_PER_BATCH", "--num-gpus", "TRAIN.AMP"]),
+    ],
+)
 def test_every_command_has_something_to_lower(parser, keys, monkeypatch, capsys):
     monkeypatch.setattr(errors.Parser, "last", parser())
     for said in ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"):
@@ -121,10 +135,14 @@ def test_every_command_has_something_to_lower(parser, keys, monkeypatch, capsys)
         assert text.startswith("GPU out of memory: ") and all(key in text for key in keys), text
 
 
-@pytest.mark.parametrize("said", [
-    "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
-    "shared memory. Please try to raise your shared memory limit.",
-    "unable to allocate shared memory(shm) for file </torch_7_1_0>: No space left on device (28)"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+        "shared memory. Please try to raise your shared memory limit.",
+        "unable to allocate shared memory(shm) for file </torch_7_1_0>: No space left on device (28)",
+    ],
+)
 def test_shared_memory_that_ran_out_all_the_same_is_one_line(said, capsys):
     def main():
         raise RuntimeError(said)
@@ -138,7 +156,9 @@ def test_shared_memory_that_ran_out_all_the_same_is_one_line(said, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_where_nothing_needs_saving_unwinds_and_is_said(run, number):
-    done = run("-c", f"""
+    done = run(
+        "-c",
+        f"""
 import os, time
 from sslight.core.processes import run_command
 
@@ -150,14 +170,18 @@ def main():
         print("unwound")
 
 run_command(main)
-""", expect=75)
+""",
+        expect=75,
+    )
     assert done.stdout == "unwound\n"
     assert done.stderr == f"stopped: saved already when {number.name} came; start the same command again to go on\n"
 
 
 def test_a_signal_that_an_import_swallowed_is_said_all_the_same(run):
     """Importing numpy anew after one that was broken off fails, for example; no alarm cuts the end short either."""
-    done = run("-c", """
+    done = run(
+        "-c",
+        """
 import os, signal
 from sslight.core.processes import run_command
 
@@ -169,5 +193,7 @@ def main():
     raise ImportError("cannot load module more than once per process")
 
 run_command(main)
-""", expect=75)
+""",
+        expect=75,
+    )
     assert done.stderr.startswith("stopped: saved already when SIGINT came") and done.stderr.count("\n") == 1

@@ -70,8 +70,11 @@ def test_a_directory_with_foreign_files_and_a_file_are_refused(tmp_path):
 
 def test_two_runs_into_one_directory(tmp_path, run):
     with open_run(config(tmp_path / "run")):
-        done = run("-c", "from tests.core.test_rundir import *\n"
-                         f"with open_run(config({str(tmp_path / 'run')!r})): pass", expect=1)
+        done = run(
+            "-c",
+            f"from tests.core.test_rundir import *\nwith open_run(config({str(tmp_path / 'run')!r})): pass",
+            expect=1,
+        )
         assert f"is in use by process {os.getpid()} on" in done.stderr
     with open_run(config(tmp_path / "run")):  # released
         pass

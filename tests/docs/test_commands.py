@@ -26,27 +26,42 @@ from tests.convert.own_networks import random_like
 from tests.docs.pages import PAGES, ROOT, blocks, commands
 
 FULL = os.environ.get("SSLIGHT_FULL") == "1"
-NETWORK = ("VIEWS.GLOBAL_SIZE 40 VIEWS.LOCAL_SIZE 32 VIEWS.LOCAL_NUMBER 2 TRAIN.BATCH_SIZE 16 TRAIN.ACCUMULATE 1 "
-           "SOLVER.TOTAL_EPOCHS 1 ")
-PRETRAIN = NETWORK + ("SOLVER.WARMUP_EPOCHS 0 DATA.WORKERS 0 DINO.HIDDEN_SIZE 16 DINO.BOTTLENECK_DIM 8 "
-                      "DINO.OUTPUT_DIM 16 KNN.PERIOD 0").strip()
+NETWORK = (
+    "VIEWS.GLOBAL_SIZE 40 VIEWS.LOCAL_SIZE 32 VIEWS.LOCAL_NUMBER 2 TRAIN.BATCH_SIZE 16 TRAIN.ACCUMULATE 1 "
+    "SOLVER.TOTAL_EPOCHS 1 "
+)
+PRETRAIN = (
+    NETWORK
+    + (
+        "SOLVER.WARMUP_EPOCHS 0 DATA.WORKERS 0 DINO.HIDDEN_SIZE 16 DINO.BOTTLENECK_DIM 8 "
+        "DINO.OUTPUT_DIM 16 KNN.PERIOD 0"
+    ).strip()
+)
 IMAGES = "DATA.RESIZE 36 DATA.SIZE 32 DATA.WORKERS 0 FEATURES.BATCH_SIZE 32 FEATURES.AMP none"
 TRAINED = IMAGES + " TRAIN.BATCH_SIZE 32 SOLVER.TOTAL_EPOCHS 1"
 # part of a command -> arguments appended to it
 SMALLER = {
-    "sslight pretrain": PRETRAIN, "-m pretrain": PRETRAIN, "sslight bench knn": IMAGES,
-    "sslight bench linear": TRAINED, "-m benchmarks.linear": TRAINED,
+    "sslight pretrain": PRETRAIN,
+    "-m pretrain": PRETRAIN,
+    "sslight bench knn": IMAGES,
+    "sslight bench linear": TRAINED,
+    "-m benchmarks.linear": TRAINED,
     "sslight bench semisup": TRAINED + " HEAD.HIDDEN_SIZE 16",
     "-m benchmarks.semisup": TRAINED + " HEAD.HIDDEN_SIZE 16",
     "sslight bench cost": "--seconds 0.01 --batch-size 1 --size 64",
 }
-NOT_RUN = {"make": "runs for minutes; the target must exist", "pip": "needs a network", "sbatch": "needs SLURM",
-           "srun": "needs SLURM",
-           "sslight bench all .*--launcher slurm": "test_suite_cluster.py submits to a SLURM in miniature",
-           "git": "needs a network", "sslight demo": "is make demo",
-           "torchrun --nnodes 2": "needs two machines; test_coco_launch.py starts two processes",
-           "torchrun .* bench coco": "test_coco_launch.py starts it with two processes",
-           ".*tools/train_": "test_detection_scripts.py runs both scripts with shrunk recipes; files must exist"}
+NOT_RUN = {
+    "make": "runs for minutes; the target must exist",
+    "pip": "needs a network",
+    "sbatch": "needs SLURM",
+    "srun": "needs SLURM",
+    "sslight bench all .*--launcher slurm": "test_suite_cluster.py submits to a SLURM in miniature",
+    "git": "needs a network",
+    "sslight demo": "is make demo",
+    "torchrun --nnodes 2": "needs two machines; test_coco_launch.py starts two processes",
+    "torchrun .* bench coco": "test_coco_launch.py starts it with two processes",
+    ".*tools/train_": "test_detection_scripts.py runs both scripts with shrunk recipes; files must exist",
+}
 
 
 @pytest.fixture
@@ -69,13 +84,15 @@ def place(tmp_path, image_folder, monkeypatch):
 def shrink(words: list[str], place) -> list[str]:
     """The command on fewer processes, pixels, epochs and iterations."""
     processes = "2" if FULL else "1"  # two start in test_methods_distributed.py, test_matrix.py, test_coco_launch.py
-    words = [processes if previous in ("--nproc_per_node", "--nproc-per-node") else word
-             for previous, word in zip(["", *words], words, strict=False)]
+    words = [
+        processes if previous in ("--nproc_per_node", "--nproc-per-node") else word
+        for previous, word in zip(["", *words], words, strict=False)
+    ]
     text = " ".join(words)
     if "bench all" in text and "--dry-run" not in words:
         words[words.index("--suite") + 1] = str(knn_suite(place))
         at = words.index("coco.DATA.PATH_TO_DATA_DIR")  # the small suite has no such evaluation
-        return [*words[:at], *words[at + 2:], *IMAGES.split()]
+        return [*words[:at], *words[at + 2 :], *IMAGES.split()]
     if "bench coco" in text:
         at = words.index("--framework")
         return [*words[:at], "--config", coco_recipe(words, place), *words[at:], "EVAL.BOOTSTRAP", "10"]
@@ -136,9 +153,17 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=[str(page.relative_to(ROOT)) for page in WITH_PYTHON])
 def test_every_python_block_runs(page, place, capsys):
     (place / "my_checkpoint.pth").rename(place / "last.pth")
-    write_result(place / "results" / "r18" / "knn", benchmark="knn", protocol="knn", checkpoint=dict.fromkeys(
-        ("path", "sha256", "arch", "method", "family"), ""), data={"path": "", "counts": {}, "fingerprint": ""},
-        metrics={"top1": {"value": 61.5, "interval": [61.0, 62.0]}}, per_seed=[], config={}, seconds=1)
+    write_result(
+        place / "results" / "r18" / "knn",
+        benchmark="knn",
+        protocol="knn",
+        checkpoint=dict.fromkeys(("path", "sha256", "arch", "method", "family"), ""),
+        data={"path": "", "counts": {}, "fingerprint": ""},
+        metrics={"top1": {"value": 61.5, "interval": [61.0, 62.0]}},
+        per_seed=[],
+        config={},
+        seconds=1,
+    )
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), {})
     assert "results" not in page.name or capsys.readouterr().out.strip() == "61.5 [61.0, 62.0]"
@@ -160,9 +185,14 @@ def small_file(family: str):
     """A checkpoint in the family's layout, of its smallest network, with random weights."""
     if family == "detectron2-detector":
         shapes = json.loads((ROOT / "tests/data/golden/detectron2_state_dict/mask_rcnn_R_18_FPN.json").read_text())
-        return {"model": {key: random_like(key, shape if ".bottom_up." in key else [min(n, 8) for n in shape])
-                          for key, shape in shapes.items()}, "iteration": 9,
-                "trainer": {"_trainer": {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}}}}}
+        return {
+            "model": {
+                key: random_like(key, shape if ".bottom_up." in key else [min(n, 8) for n in shape])
+                for key, shape in shapes.items()
+            },
+            "iteration": 9,
+            "trainer": {"_trainer": {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}}}},
+        }
     if family == "detectron2":
         own = CASES["torchvision training resnet18"][2]()
         return own.state
@@ -198,4 +228,5 @@ def test_every_command_of_a_familys_page_converts_its_checkpoint(page, place):
 
 def test_every_family_has_a_page():
     from convert.support import FAMILIES
+
     assert {page.stem for page in FAMILY_PAGES} == set(FAMILIES)

@@ -35,37 +35,75 @@ def extended(tmp_path):
             done = subprocess.run([sys.executable, *map(str, words)], cwd=tree, env=env, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout
+
         return run
+
     return make
 
 
 def test_the_new_method_trains_and_converts(extended, image_folder, tmp_path):
     run, out = extended("method"), tmp_path / "out"
-    run("-m", "pretrain", "--cfg", "configs/pretrain/simclr_cnn.yaml", "MODEL.BACKBONE_ARCH", "resnet18",
-        "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", out, "VIEWS.GLOBAL_SIZE", "40", "TRAIN.BATCH_SIZE", "8",
-        "SOLVER.TOTAL_EPOCHS", "1", "SOLVER.WARMUP_EPOCHS", "0", "SIMCLR.HIDDEN_SIZE", "32", "KNN.PERIOD", "0",
-        "DATA.WORKERS", "0")
+    run(
+        "-m",
+        "pretrain",
+        "--cfg",
+        "configs/pretrain/simclr_cnn.yaml",
+        "MODEL.BACKBONE_ARCH",
+        "resnet18",
+        "DATA.PATH_TO_DATA_DIR",
+        image_folder,
+        "OUTPUT_DIR",
+        out,
+        "VIEWS.GLOBAL_SIZE",
+        "40",
+        "TRAIN.BATCH_SIZE",
+        "8",
+        "SOLVER.TOTAL_EPOCHS",
+        "1",
+        "SOLVER.WARMUP_EPOCHS",
+        "0",
+        "SIMCLR.HIDDEN_SIZE",
+        "32",
+        "KNN.PERIOD",
+        "0",
+        "DATA.WORKERS",
+        "0",
+    )
     assert (out / "backbone.safetensors").exists()
-    said = run("-m", "sslight", "convert", out / "checkpoints" / "last.pth", "--to", "torchvision", "-o",
-               tmp_path / "r18.pth")
+    said = run(
+        "-m", "sslight", "convert", out / "checkpoints" / "last.pth", "--to", "torchvision", "-o", tmp_path / "r18.pth"
+    )
     assert "network (simclr): resnet18" in said
 
 
 def test_the_new_family_is_recognised_and_its_heads_are_dropped_by_name(extended, tmp_path):
     state = CASES["torchvision training resnet18"][2]().state
-    torch.save({"epoch": 1, "model": under("module.", {
-        **under("backbone.", state), "projector.0.weight": torch.randn(4, 4), "bn.running_mean": torch.randn(4)})},
-        tmp_path / "checkpoint.pth")
-    said = extended("family")("-m", "sslight", "convert", tmp_path / "checkpoint.pth", "--to", "timm", "-o",
-                              tmp_path / "backbone.safetensors")
+    torch.save(
+        {
+            "epoch": 1,
+            "model": under(
+                "module.",
+                {
+                    **under("backbone.", state),
+                    "projector.0.weight": torch.randn(4, 4),
+                    "bn.running_mean": torch.randn(4),
+                },
+            ),
+        },
+        tmp_path / "checkpoint.pth",
+    )
+    said = extended("family")(
+        "-m", "sslight", "convert", tmp_path / "checkpoint.pth", "--to", "timm", "-o", tmp_path / "backbone.safetensors"
+    )
     assert "barlow-twins: " in said and "2 projector and its norm" in said and "difference 0" in said
 
 
 def test_the_new_framework_gets_its_file_and_its_snippet(extended, tmp_path):
     state = CASES["torchvision training resnet18"][2]().state
     torch.save(state, tmp_path / "r18.pth")
-    extended("framework")("-m", "sslight", "convert", tmp_path / "r18.pth", "--to", "mmseg", "-o",
-                          tmp_path / "mmseg.pth")
+    extended("framework")(
+        "-m", "sslight", "convert", tmp_path / "r18.pth", "--to", "mmseg", "-o", tmp_path / "mmseg.pth"
+    )
     written = torch.load(tmp_path / "mmseg.pth", weights_only=True)
     assert all(torch.equal(written[key], value) for key, value in state.items())
     assert "type='ResNet', depth=18" in (tmp_path / "mmseg.py").read_text()
@@ -75,9 +113,28 @@ def test_the_new_benchmark_measures_what_its_name_says(extended, image_folder, t
     """Top-1 equals that of scikit-learn's class means on the features which the run left in its cache, exactly."""
     run, out = extended("benchmark"), tmp_path / "out"
     assert "class_means" in run("-m", "sslight", "bench", "--help")
-    run("-m", "sslight", "bench", "class_means", "--cfg", "configs/classification/class_means.yaml", "WEIGHTS",
-        "random", "MODEL.BACKBONE_ARCH", "resnet18", "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", out,
-        "DATA.RESIZE", "36", "DATA.SIZE", "32", "DATA.WORKERS", "0")
+    run(
+        "-m",
+        "sslight",
+        "bench",
+        "class_means",
+        "--cfg",
+        "configs/classification/class_means.yaml",
+        "WEIGHTS",
+        "random",
+        "MODEL.BACKBONE_ARCH",
+        "resnet18",
+        "DATA.PATH_TO_DATA_DIR",
+        image_folder,
+        "OUTPUT_DIR",
+        out,
+        "DATA.RESIZE",
+        "36",
+        "DATA.SIZE",
+        "32",
+        "DATA.WORKERS",
+        "0",
+    )
     parts = {len(part): part for part in map(np.load, out.glob("features/*/*.npy"))}
     train, val = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (parts[96], parts[32]))
     labels = np.repeat(np.arange(4), 24)

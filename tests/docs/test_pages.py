@@ -23,4 +23,5 @@ def test_every_link_leads_somewhere(page):
 
 def test_every_page_is_linked():
     assert {page.resolve() for page in PAGES} - {target for page in PAGES for target in links(page)} <= {
-        (ROOT / "README.md").resolve()}
+        (ROOT / "README.md").resolve()
+    }

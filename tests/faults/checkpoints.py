@@ -12,6 +12,11 @@ from tests.faults.table import Row
 
 def rows(size: str, place: Path) -> Iterator[Row]:
     files, right = originals_and_states(place)
-    outcomes = attempts(lambda number: try_one(number, files, right, place)[-1],
-                        range(10_000 if size == "long" else 60), place, seconds=30, gigabytes=2)
+    outcomes = attempts(
+        lambda number: try_one(number, files, right, place)[-1],
+        range(10_000 if size == "long" else 60),
+        place,
+        seconds=30,
+        gigabytes=2,
+    )
     yield row_of("mutated and hostile checkpoints, five formats", outcomes, str)

@@ -34,26 +34,65 @@ from tests.faults.sandbox import attempts, row_of
 from tests.faults.table import Row
 
 BLIND = (flipped, truncated, swapped_blocks, overwritten, inserted)
-ODD = (None, True, -1, 0, 1, 2 ** 31, 2 ** 63, 10 ** 400, -0.5, 1e308, float("nan"), float("inf"), "", "1", "NaN",
-       "../1.jpg",
-       "/etc/passwd", "\0", "\ud800", "x" * 5000, [], [[]], [None], {}, {"a": 1}, [1, 2, 3], [1, 2, 3, 4], [1e300] * 6,
-       [[1, 2, 3, 4]], [[1, 2, 3, 4, 5]], [[5, 5, 9, 5, 9, 9]], [[float("nan")] * 6], [[1e9, -1e9] * 4],
-       [[3, 4] * 5000], {"size": [80, 96], "counts": [7680]}, {"size": [80, 96], "counts": [10 ** 9]},
-       {"size": [80, 96], "counts": [-1, 7681]},
-       {"size": [10 ** 6, 10 ** 6], "counts": [10 ** 12]}, {"size": [80, 96], "counts": "PPYo1"},
-       {"size": [80, 96], "counts": "\x7f" * 50}, {"size": "80", "counts": None})
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2**31,
+    2**63,
+    10**400,
+    -0.5,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "1",
+    "NaN",
+    "../1.jpg",
+    "/etc/passwd",
+    "\0",
+    "\ud800",
+    "x" * 5000,
+    [],
+    [[]],
+    [None],
+    {},
+    {"a": 1},
+    [1, 2, 3],
+    [1, 2, 3, 4],
+    [1e300] * 6,
+    [[1, 2, 3, 4]],
+    [[1, 2, 3, 4, 5]],
+    [[5, 5, 9, 5, 9, 9]],
+    [[float("nan")] * 6],
+    [[1e9, -1e9] * 4],
+    [[3, 4] * 5000],
+    {"size": [80, 96], "counts": [7680]},
+    {"size": [80, 96], "counts": [10**9]},
+    {"size": [80, 96], "counts": [-1, 7681]},
+    {"size": [10**6, 10**6], "counts": [10**12]},
+    {"size": [80, 96], "counts": "PPYo1"},
+    {"size": [80, 96], "counts": "\x7f" * 50},
+    {"size": "80", "counts": None},
+)
 
 
 def rows(size: str, place: Path) -> Iterator[Row]:
     data = write_set(place / "data", counts=(6, 4))
     file = data / "annotations" / "instances_train2017.json"
     content = json.loads(file.read_text())
-    content["annotations"] += [{**entry, "id": 1000 + entry["id"], "image_id": entry["image_id"] % 6 + 1, "iscrowd": 1,
-                                "segmentation": None} for entry in content["annotations"][:3]]
+    content["annotations"] += [
+        {**entry, "id": 1000 + entry["id"], "image_id": entry["image_id"] % 6 + 1, "iscrowd": 1, "segmentation": None}
+        for entry in content["annotations"][:3]
+    ]
     for entry in content["annotations"][-3:]:
         image = content["images"][entry["image_id"] - 1]
-        entry["segmentation"] = {"size": [image["height"], image["width"]],
-                                 "counts": [100, 50, image["height"] * image["width"] - 150]}
+        entry["segmentation"] = {
+            "size": [image["height"], image["width"]],
+            "counts": [100, 50, image["height"] * image["width"] - 150],
+        }
     settings = load_config(DEFAULTS, None, ["DATA.PATH_TO_DATA_DIR", str(data)])
     file.write_text(json.dumps(content))
     assert use(settings, 0) == "right"  # imports all that the attempts need, too
@@ -80,8 +119,9 @@ def rows(size: str, place: Path) -> Iterator[Row]:
         return use(settings, 0)
 
     outcomes = attempts(crafted, range(len(names)), place, seconds=30, gigabytes=2)
-    yield row_of("annotation files with deep nesting, huge polygons and images, repeated ids", outcomes,
-                 names.__getitem__)
+    yield row_of(
+        "annotation files with deep nesting, huge polygons and images, repeated ids", outcomes, names.__getitem__
+    )
 
 
 def use(settings, number: int) -> str:
@@ -121,8 +161,12 @@ def frameworks(data: coco_data.CocoData) -> None:
         install()
         from mmdet.datasets import CocoDataset
 
-        read = CocoDataset(ann_file=str(split.ready), data_prefix={"img": f"{split.images}/"}, pipeline=[],
-                           metainfo={"classes": data.classes})
+        read = CocoDataset(
+            ann_file=str(split.ready),
+            data_prefix={"img": f"{split.images}/"},
+            pipeline=[],
+            metainfo={"classes": data.classes},
+        )
         assert len(read) == split.image_count
     if all(map(importlib.util.find_spec, ("detectron2", "omegaconf"))):
         from detectron2.data.datasets import load_coco_json
@@ -157,6 +201,7 @@ def change(content: dict, chance: random.Random) -> None:
 
 def hostile(content: dict) -> dict[str, bytes]:
     """Whole files with a purpose."""
+
     def spoiled(**parts) -> bytes:
         return json.dumps({**content, **parts}).encode()
 
@@ -164,14 +209,22 @@ def hostile(content: dict) -> dict[str, bytes]:
     tangle = 40 + 39 * np.stack([np.sin(np.arange(200_000) * 2.4), np.cos(np.arange(200_000) * 2.4)], 1)
     polygon = {**first, "segmentation": [tangle.round(2).ravel().tolist()]}
     return {
-        "deep": b"[" * 100_000, "deep inside": b'{"images": ' + b'{"a":' * 50_000, "not unicode": b"\xff" * 99,
-        "long number": b'{"images": ' + b"9" * 100_000 + b"}", "empty": b"", "null": b"null", "list": b"[]",
-        "billions of pixels": spoiled(images=[{**image, "width": 10 ** 9, "height": 10 ** 9}, *content["images"][1:]]),
+        "deep": b"[" * 100_000,
+        "deep inside": b'{"images": ' + b'{"a":' * 50_000,
+        "not unicode": b"\xff" * 99,
+        "long number": b'{"images": ' + b"9" * 100_000 + b"}",
+        "empty": b"",
+        "null": b"null",
+        "list": b"[]",
+        "billions of pixels": spoiled(images=[{**image, "width": 10**9, "height": 10**9}, *content["images"][1:]]),
         "many points": spoiled(annotations=[polygon, *content["annotations"][1:]]),
         "many polygons": spoiled(annotations=[{**first, "segmentation": first["segmentation"] * 5000}]),
         "one object often": spoiled(annotations=[{**first, "id": k} for k in range(3000)]),
-        "repeated ids": spoiled(annotations=[first, first]), "one category": spoiled(categories=[category] * 9),
+        "repeated ids": spoiled(annotations=[first, first]),
+        "one category": spoiled(categories=[category] * 9),
         "a circle": spoiled(categories=[{**category, "supercategory": "b", "parent": category["id"]}]),
         "doubled key": json.dumps(content).replace('"images"', '"images": [], "images"', 1).encode(),
-        "many categories": spoiled(categories=[*content["categories"],
-                                               *({"id": 10 ** 6 + k, "name": f"c{k}"} for k in range(20_000))])}
+        "many categories": spoiled(
+            categories=[*content["categories"], *({"id": 10**6 + k, "name": f"c{k}"} for k in range(20_000))]
+        ),
+    }

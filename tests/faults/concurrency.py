@@ -40,8 +40,9 @@ def one_cache(images: Path, place: Path, times: int) -> Row:
     row = Row("two processes filling one feature cache, and a third that reads it")
     for turn in range(times):
         cache = place / f"cache{turn}"
-        both = [begin(*knn(images, place / f"knn{turn}{who}", cache), log=place / f"knn{turn}{who}.txt")
-                for who in "ab"]
+        both = [
+            begin(*knn(images, place / f"knn{turn}{who}", cache), log=place / f"knn{turn}{who}.txt") for who in "ab"
+        ]
         codes = [process.wait() for process in both]
         codes.append(begin(*knn(images, place / f"knn{turn}c", cache), log=place / f"knn{turn}c.txt").wait())
         if any(codes):

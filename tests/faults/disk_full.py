@@ -17,8 +17,10 @@ from tests.faults.kinds import DETECTION, NAMES, Kind, difference, kinds
 from tests.faults.processes import begin, kill_group, wait_until
 from tests.faults.table import Row, Unavailable
 
-TIMES = {"short": {"pretrain": (1, 0)},  # (the run meets the full disk, and is killed on it)
-         "long": {name: (5, 5) if name in DETECTION else (10, 10) for name in NAMES}}
+TIMES = {
+    "short": {"pretrain": (1, 0)},  # (the run meets the full disk, and is killed on it)
+    "long": {name: (5, 5) if name in DETECTION else (10, 10) for name in NAMES},
+}
 
 
 def rows(size: str, place: Path) -> Iterator[Row]:
@@ -31,8 +33,9 @@ def rows(size: str, place: Path) -> Iterator[Row]:
 def small_disk(where: Path, size: str) -> Iterator[Path]:
     """A file system of its own. Raises Unavailable without the right to mount one."""
     where.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", where], capture_output=True,
-                          text=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", where], capture_output=True, text=True
+    )
     if made.returncode:
         raise Unavailable(f"mounting a small tmpfs needs root: {made.stderr.strip()}")
     try:
@@ -67,8 +70,9 @@ def filled(kind: Kind, place: Path, disk: Path, met: int, kills: int) -> Iterato
         yield dies
 
 
-def meet(kind: Kind, out: Path, log: Path, filler: Path, row: Row | None, wait: float,
-         longer: float | None) -> int | None:
+def meet(
+    kind: Kind, out: Path, log: Path, filler: Path, row: Row | None, wait: float, longer: float | None
+) -> int | None:
     """Start or resume a run, and fill the disk under it unless `row` is None; returns its exit code, None if killed.
 
     It is killed `longer` after the disk is full, or must leave by itself where that is None.

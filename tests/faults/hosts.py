@@ -75,11 +75,19 @@ def remove() -> None:
 def on_both(command: Sequence[object], out: Path) -> list[subprocess.Popen]:
     """One torchrun in each namespace, as a person or a scheduler starts it on each machine."""
     out.mkdir(exist_ok=True)
-    return [torchrun(*command, processes=1, log=log_of(out, rank), prefix=("ip", "netns", "exec", host),
-                     options=["--nnodes", 2, "--node-rank", rank, "--master-addr", ADDRESSES[0],
-                              "--master-port", 29555],
-                     GLOO_SOCKET_IFNAME="cable", TP_SOCKET_IFNAME="cable", SSLIGHT_TIMEOUT=str(TIMEOUT))
-            for rank, host in enumerate(HOSTS)]
+    return [
+        torchrun(
+            *command,
+            processes=1,
+            log=log_of(out, rank),
+            prefix=("ip", "netns", "exec", host),
+            options=["--nnodes", 2, "--node-rank", rank, "--master-addr", ADDRESSES[0], "--master-port", 29555],
+            GLOO_SOCKET_IFNAME="cable",
+            TP_SOCKET_IFNAME="cable",
+            SSLIGHT_TIMEOUT=str(TIMEOUT),
+        )
+        for rank, host in enumerate(HOSTS)
+    ]
 
 
 def log_of(out: Path, rank: int) -> Path:
@@ -106,5 +114,3 @@ def cut_and_restore(command: Sequence[object], out: Path, end, kept, expected: d
     codes = [agent.wait() for agent in on_both(command, out)]
     wrong = f"exits {codes}: {texts(out)}" if codes != [0, 0] else difference(end(out), expected)
     return not wrong, wrong
-
-

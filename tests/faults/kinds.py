@@ -44,16 +44,25 @@ def kinds(place: Path, names: Sequence[str] = NAMES, epochs: int = 8) -> list[Ki
     images = write_images(place / "images")
     often = {"SOLVER.TOTAL_EPOCHS": epochs, "TRAIN.SAVE_SECONDS": 0, "TRAIN.LOG_PERIOD": 1}
     made = {
-        "pretrain": lambda: Kind("pretrain", lambda out: pretrain(images, out, **often), "global batch", pretrain_kept,
-                                 pretrain_end),
-        "linear": lambda: Kind("linear", lambda out: linear(images, out, **often), "train and", trained_kept,
-                               trained_end),
-        "semisup": lambda: Kind("semisup", lambda out: semisup(images, out, **often), "images labelled", trained_kept,
-                                trained_end),
-        "mmdet": lambda: Kind("mmdet", coco("mmdet", tiny_mmdet, place, 3 * epochs), "Checkpoints will be saved",
-                              mmdet_kept, mmdet_end),
-        "detectron2": lambda: Kind("detectron2", coco("detectron2", tiny_detectron2, place, 3 * epochs),
-                                   "Starting training", detectron2_kept, detectron2_end),
+        "pretrain": lambda: Kind(
+            "pretrain", lambda out: pretrain(images, out, **often), "global batch", pretrain_kept, pretrain_end
+        ),
+        "linear": lambda: Kind(
+            "linear", lambda out: linear(images, out, **often), "train and", trained_kept, trained_end
+        ),
+        "semisup": lambda: Kind(
+            "semisup", lambda out: semisup(images, out, **often), "images labelled", trained_kept, trained_end
+        ),
+        "mmdet": lambda: Kind(
+            "mmdet", coco("mmdet", tiny_mmdet, place, 3 * epochs), "Checkpoints will be saved", mmdet_kept, mmdet_end
+        ),
+        "detectron2": lambda: Kind(
+            "detectron2",
+            coco("detectron2", tiny_detectron2, place, 3 * epochs),
+            "Starting training",
+            detectron2_kept,
+            detectron2_end,
+        ),
     }
     return [made[name]() for name in names]
 
@@ -78,14 +87,19 @@ def steps_logged(folder: Path) -> int:
 
 def pretrain_end(out: Path) -> dict:
     last = load_checkpoint(out / "checkpoints" / "last.pth")
-    return {**{key: last[key] for key in ("step", "epoch", "model", "optimizer", "rng")},
-            "kept": sorted(path.name for path in (out / "checkpoints").iterdir()),
-            "backbone": load_backbone(out / "backbone.safetensors")[0], "metrics": metrics(out)}
+    return {
+        **{key: last[key] for key in ("step", "epoch", "model", "optimizer", "rng")},
+        "kept": sorted(path.name for path in (out / "checkpoints").iterdir()),
+        "backbone": load_backbone(out / "backbone.safetensors")[0],
+        "metrics": metrics(out),
+    }
 
 
 def metrics(folder: Path) -> list[dict]:
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMINGS}
-            for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in TIMINGS}
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def trained_kept(out: Path) -> str:
@@ -102,9 +116,14 @@ def trained_kept(out: Path) -> str:
 
 def trained_end(out: Path) -> dict:
     result = json.loads((out / "result.json").read_text())
-    return {"metrics": result["metrics"], "per_seed": result["per_seed"],
-            **{path.parent.name: {**torch.load(path, weights_only=True), "log": metrics(path.parent)}
-               for path in sorted(out.glob("seed_*/state.pth"))}}
+    return {
+        "metrics": result["metrics"],
+        "per_seed": result["per_seed"],
+        **{
+            path.parent.name: {**torch.load(path, weights_only=True), "log": metrics(path.parent)}
+            for path in sorted(out.glob("seed_*/state.pth"))
+        },
+    }
 
 
 def coco(framework: str, tiny: Callable[..., Path], place: Path, iterations: int) -> Callable[[Path], Sequence[object]]:
@@ -114,9 +133,33 @@ def coco(framework: str, tiny: Callable[..., Path], place: Path, iterations: int
         write_set(data)
     config = tiny("mask_rcnn_r18_fpn_1x", place, iterations)
     return lambda out: [
-        "-m", "sslight", "bench", "coco", "--framework", framework, "--task", "seg", "--config", config, "--weights",
-        "random", "--arch", "resnet18", "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out,
-        "SOLVER.CHECKPOINT_PERIOD", 2, "LOG_PERIOD", 1, "EVAL.BOOTSTRAP", 0, "DATA.WORKERS", 1]
+        "-m",
+        "sslight",
+        "bench",
+        "coco",
+        "--framework",
+        framework,
+        "--task",
+        "seg",
+        "--config",
+        config,
+        "--weights",
+        "random",
+        "--arch",
+        "resnet18",
+        "DATA.PATH_TO_DATA_DIR",
+        data,
+        "OUTPUT_DIR",
+        out,
+        "SOLVER.CHECKPOINT_PERIOD",
+        2,
+        "LOG_PERIOD",
+        1,
+        "EVAL.BOOTSTRAP",
+        0,
+        "DATA.WORKERS",
+        1,
+    ]
 
 
 def mmdet_checkpoints(out: Path) -> list[Path]:
@@ -134,8 +177,15 @@ def mmdet_kept(out: Path) -> str:
             saved = torch.load(mmdet_checkpoints(out)[-1], weights_only=True)
         if f"iter_{saved['meta']['iter']}.pth" != mmdet_checkpoints(out)[-1].name:
             return f"{mmdet_checkpoints(out)[-1]} says that it is of iteration {saved['meta']['iter']}"
-    logged = max((json.loads(line).get("iter", 0) for path in out.glob("*/vis_data/scalars.json")
-                  for line in path.read_text().split("\n")[:-1] if '"loss"' in line), default=0)
+    logged = max(
+        (
+            json.loads(line).get("iter", 0)
+            for path in out.glob("*/vis_data/scalars.json")
+            for line in path.read_text().split("\n")[:-1]
+            if '"loss"' in line
+        ),
+        default=0,
+    )
     newest = int(mmdet_checkpoints(out)[-1].stem[5:]) if mmdet_checkpoints(out) else 0
     return f"the newest checkpoint is of iteration {newest}, {logged} were logged" if newest < logged - 2 else ""
 
@@ -147,11 +197,18 @@ def mmdet_end(out: Path) -> dict:
     with readable_checkpoints():
         saved = torch.load(mmdet_checkpoints(out)[-1], weights_only=True)
     result = json.loads((out / "result.json").read_text())
-    return {"iterations": result["iterations"], "iter": saved["meta"]["iter"], "schedule": saved["param_schedulers"],
-            "groups": saved["optimizer"]["param_groups"], "metrics": sorted(result["metrics"]),
-            "momentum": {key: sorted((name, tuple(value.shape)) for name, value in entry.items() if value is not None)
-                         for key, entry in saved["optimizer"]["state"].items()},
-            "finite": all(bool(value.isfinite().all()) for value in saved["state_dict"].values())}
+    return {
+        "iterations": result["iterations"],
+        "iter": saved["meta"]["iter"],
+        "schedule": saved["param_schedulers"],
+        "groups": saved["optimizer"]["param_groups"],
+        "metrics": sorted(result["metrics"]),
+        "momentum": {
+            key: sorted((name, tuple(value.shape)) for name, value in entry.items() if value is not None)
+            for key, entry in saved["optimizer"]["state"].items()
+        },
+        "finite": all(bool(value.isfinite().all()) for value in saved["state_dict"].values()),
+    }
 
 
 def detectron2_kept(out: Path) -> str:
@@ -173,11 +230,19 @@ def detectron2_end(out: Path) -> dict:
     saved = torch.load(out / "model_final.pth", weights_only=True)
     trainer, result = saved["trainer"], json.loads((out / "result.json").read_text())
     optimizer = trainer["_trainer"]["optimizer"]
-    return {"iterations": result["iterations"], "iteration": saved["iteration"], "schedule": trainer["hooks"],
-            "groups": optimizer["param_groups"], "metrics": sorted(result["metrics"]), "classes": saved["classes"],
-            "momentum": {key: sorted((name, tuple(value.shape)) for name, value in entry.items() if value is not None)
-                         for key, entry in optimizer["state"].items()},
-            "finite": all(bool(value.isfinite().all()) for value in saved["model"].values())}
+    return {
+        "iterations": result["iterations"],
+        "iteration": saved["iteration"],
+        "schedule": trainer["hooks"],
+        "groups": optimizer["param_groups"],
+        "metrics": sorted(result["metrics"]),
+        "classes": saved["classes"],
+        "momentum": {
+            key: sorted((name, tuple(value.shape)) for name, value in entry.items() if value is not None)
+            for key, entry in optimizer["state"].items()
+        },
+        "finite": all(bool(value.isfinite().all()) for value in saved["model"].values()),
+    }
 
 
 def difference(found: object, expected: object, where: str = "") -> str:

@@ -20,8 +20,10 @@ def rows(size: str, place: Path) -> Iterator[Row]:
         raise Unavailable("in the long form only: a leak shows over thousands of steps")
     images = write_images(place / "images")
     common = {"SOLVER.TOTAL_EPOCHS": STEPS // 6 + 1, "TRAIN.LOG_PERIOD": 1, "DATA.WORKERS": 2}
-    runs = {"linear": (linear(images, place / "linear", SEEDS="[0]", **common), place / "linear" / "seed_0"),
-            "pretrain": (pretrain(images, place / "pretrain", **common), place / "pretrain")}
+    runs = {
+        "linear": (linear(images, place / "linear", SEEDS="[0]", **common), place / "linear" / "seed_0"),
+        "pretrain": (pretrain(images, place / "pretrain", **common), place / "pretrain"),
+    }
     for name, (command, folder) in runs.items():
         yield flat(name, command, folder, place / f"{name}.txt")
 
@@ -39,14 +41,16 @@ def flat(name: str, command: list[object], folder: Path, log: Path) -> Row:
         row.attempt(False, log.read_text()[-1000:])
         return row
     quarter = len(samples) // 4
-    early, late = samples[quarter:2 * quarter], samples[-quarter:]
+    early, late = samples[quarter : 2 * quarter], samples[-quarter:]
     memory = [max(rss for rss, _ in part) for part in (early, late)]
     # The least, as workers come and go with some of their own: what leaks once an epoch adds a hundred to it.
     descriptors = [min(count for _, count in part) for part in (early, late)]
     row.attempt(descriptors[1] <= descriptors[0] + 2, f"descriptors {descriptors}")
     row.attempt(memory[1] <= GROWTH * memory[0], f"memory {memory}")
-    row.note = (f"resident {memory[0] / 1e6:.1f} -> {memory[1] / 1e6:.1f} MB, descriptors {descriptors[0]} -> "
-                f"{descriptors[1]}, {len(samples)} samples")
+    row.note = (
+        f"resident {memory[0] / 1e6:.1f} -> {memory[1] / 1e6:.1f} MB, descriptors {descriptors[0]} -> "
+        f"{descriptors[1]}, {len(samples)} samples"
+    )
     return row
 
 

@@ -94,8 +94,13 @@ def many_files(count: int, classes: int) -> Row:
             assert grown < 20, f"reading the names made {grown:.0f} MB of memory a process's own"
             return f"indexed in {indexed:.1f} CPU s"
 
-        return measured(f"{count:,} files in {classes} classes: index, labels, order; workers share it", work,
-                        Path(folder), 900, 1.5)
+        return measured(
+            f"{count:,} files in {classes} classes: index, labels, order; workers share it",
+            work,
+            Path(folder),
+            900,
+            1.5,
+        )
 
 
 def private_bytes() -> int:
@@ -124,13 +129,29 @@ def many_annotations(count: int, place: Path) -> Row:
         annotations = []
         for k in range(7 * images):
             x, y = (float(v) for v in rng.integers(0, 20, 2))
-            annotations.append({
-                "id": k, "image_id": k // 7, "category_id": k % 80, "iscrowd": 0, "bbox": [x, y, 20.5, 20.5],
-                "segmentation": [[x, y, x + 20.5, y, x + 20.5, y + 20.5, x, y + 20.5, x, y + 10.0]], "area": 420.25})
-        (data / "annotations" / f"instances_{split}.json").write_text(json.dumps({
-            "images": [{"id": k, "file_name": f"{k // per}/{k:012d}.jpg", "width": 64, "height": 48}
-                       for k in range(images)],
-            "annotations": annotations, "categories": [{"id": k, "name": f"c{k}"} for k in range(80)]}))
+            annotations.append(
+                {
+                    "id": k,
+                    "image_id": k // 7,
+                    "category_id": k % 80,
+                    "iscrowd": 0,
+                    "bbox": [x, y, 20.5, 20.5],
+                    "segmentation": [[x, y, x + 20.5, y, x + 20.5, y + 20.5, x, y + 20.5, x, y + 10.0]],
+                    "area": 420.25,
+                }
+            )
+        (data / "annotations" / f"instances_{split}.json").write_text(
+            json.dumps(
+                {
+                    "images": [
+                        {"id": k, "file_name": f"{k // per}/{k:012d}.jpg", "width": 64, "height": 48}
+                        for k in range(images)
+                    ],
+                    "annotations": annotations,
+                    "categories": [{"id": k, "name": f"c{k}"} for k in range(80)],
+                }
+            )
+        )
     del annotations
     settings = load_config(DEFAULTS, None, ["DATA.PATH_TO_DATA_DIR", str(data)])
 
@@ -144,8 +165,9 @@ def many_annotations(count: int, place: Path) -> Row:
         truth = found.train.content
         assert len(coco_preflight.stratified(truth, count // 10)) == count // 10
         started = time.process_time()
-        detections = [{**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.5}
-                      for a in truth["annotations"]]
+        detections = [
+            {**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.5} for a in truth["annotations"]
+        ]
         result = coco_eval.evaluate(truth, detections, "box", keep_matches=False)
         assert result.numbers["AP"] > 99
         return f"checked in {checked:.1f} s, evaluated in {time.process_time() - started:.1f} s"
@@ -163,8 +185,10 @@ def lonely_classes(place: Path, long: bool) -> Row:
     chosen = balanced(labels, 0.01, 0)
     row.attempt(set(labels[chosen]) == set(range(number)), "a balanced draw lost a class")
     fitted, held = holdout(labels, 0.5, 0)
-    row.attempt(set(labels[fitted]) == set(range(number)) and not np.isin(labels[held], np.arange(1, number, 2)).any(),
-                "a held-out part took a class as a whole")
+    row.attempt(
+        set(labels[fitted]) == set(range(number)) and not np.isin(labels[held], np.arange(1, number, 2)).any(),
+        "a held-out part took a class as a whole",
+    )
     if long:
         data = place / "classes"
         for split in ("train", "val"):
@@ -173,13 +197,21 @@ def lonely_classes(place: Path, long: bool) -> Row:
                 target.mkdir(parents=True)
                 for k in range(1 if label % 2 or split == "val" else 2):
                     Image.new("RGB", (36, 36), (label % 256, 3 * label % 256, 60 * k)).save(target / f"{k}.jpg")
-        for name, command in (("knn", knn(data, place / "lonely knn", place / "lonely cache")), ("semisup", semisup(
-                data, place / "lonely semisup", **{"SOLVER.TOTAL_EPOCHS": 1, "SEEDS": "[0]", "LABELS.FRACTION": 0.1})),
-                ("linear", linear(data, place / "lonely linear", **{"SOLVER.TOTAL_EPOCHS": 1, "SEEDS": "[0]"}))):
+        for name, command in (
+            ("knn", knn(data, place / "lonely knn", place / "lonely cache")),
+            (
+                "semisup",
+                semisup(
+                    data, place / "lonely semisup", **{"SOLVER.TOTAL_EPOCHS": 1, "SEEDS": "[0]", "LABELS.FRACTION": 0.1}
+                ),
+            ),
+            ("linear", linear(data, place / "lonely linear", **{"SOLVER.TOTAL_EPOCHS": 1, "SEEDS": "[0]"})),
+        ):
             result, said = place / f"lonely {name}" / "result.json", place / f"{name}.txt"
             code = start(*command, log=said).wait()
-            row.attempt(code == 0 and "mean_class" in str(json.loads(result.read_text())["metrics"]),
-                        said.read_text()[-300:])
+            row.attempt(
+                code == 0 and "mean_class" in str(json.loads(result.read_text())["metrics"]), said.read_text()[-300:]
+            )
         shutil.rmtree(data)
     return row
 
@@ -198,8 +230,12 @@ def unusual_machine(place: Path) -> Row:
         prefix, row.note = (), "the data could be written to: no mount of our own here"
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as other:
         out, said = Path(other) / "lauf ☃ 1", place / "unusual.txt"
-        code = start(*pretrain(images, out, **{"SOLVER.TOTAL_EPOCHS": 1, "DATA.MAX_CORRUPT": 0.1}), log=said,
-                     prefix=prefix, **extra).wait()
+        code = start(
+            *pretrain(images, out, **{"SOLVER.TOTAL_EPOCHS": 1, "DATA.MAX_CORRUPT": 0.1}),
+            log=said,
+            prefix=prefix,
+            **extra,
+        ).wait()
         row.attempt(code == 0 and (out / "backbone.safetensors").exists(), f"exit {code}: {said.read_text()[-1500:]}")
         log = (out / "log.txt").read_text(encoding="utf-8") if code == 0 else ""
         row.attempt("kaputt ☃" in log and "-" not in said.read_text().split("left")[0][-12:], f"log: {log[-300:]}")
@@ -228,13 +264,23 @@ def every_command(place: Path) -> Row:
         run, results = root / "lauf 1", root / "ergebnisse ☃"
         commands = [
             pretrain(images, run, **{"SOLVER.TOTAL_EPOCHS": 1}),
-            ["-m", "sslight", "convert", run / "checkpoints" / "last.pth", "--to", "timm", "-o", root / "☃.safetensors"],
+            [
+                "-m",
+                "sslight",
+                "convert",
+                run / "checkpoints" / "last.pth",
+                "--to",
+                "timm",
+                "-o",
+                root / "☃.safetensors",
+            ],
             knn(images, results / "knn", root / "cache ☃"),
             semisup(images, results / "semi", **{"SOLVER.TOTAL_EPOCHS": 1, "SEEDS": "[0]"}),
             ["-m", "sslight", "report", results, "-o", root / "seite ☃.html"],
             *(["-m", "sslight", "pack", images, root / to, "--to", to] for to in ("h5", "shards")),
             *(["-m", "sslight", "pack", root / to, root / f"zurück {to}", "--to", "folder"] for to in ("h5", "shards")),
-            knn(root / "h5", results / "knn h5", root / "cache ☃")]
+            knn(root / "h5", results / "knn h5", root / "cache ☃"),
+        ]
         for command in commands:
             said = root / "said.txt"
             said.unlink(missing_ok=True)

@@ -46,8 +46,10 @@ def alone(kind: Kind, place: Path, all_ways: bool) -> Row:
             if wait is None:
                 time.sleep(1.0)  # in the midst of importing torch
             else:
-                wait_until(lambda: log.exists() and log.read_text().count(kind.working) > already,  # noqa: B023
-                           process=process)
+                wait_until(
+                    lambda: log.exists() and log.read_text().count(kind.working) > already,  # noqa: B023
+                    process=process,
+                )
                 time.sleep(wait)
             if process.poll() is not None:
                 break  # it came to its end before
@@ -57,8 +59,10 @@ def alone(kind: Kind, place: Path, all_ways: bool) -> Row:
             slowest = max(slowest, time.monotonic() - asked)
             text = log.read_text()
             stopped = code == EXIT_STOPPED and text.splitlines()[-1].startswith("stopped: ")
-            row.attempt(stopped and slowest < PROMISED and not kind.kept(out),
-                        f"{signal.Signals(number).name}, to all {to_all}, after {wait} s: exit {code}: {text[-700:]}")
+            row.attempt(
+                stopped and slowest < PROMISED and not kind.kept(out),
+                f"{signal.Signals(number).name}, to all {to_all}, after {wait} s: exit {code}: {text[-700:]}",
+            )
     code = begin(*kind.command(out), log=log).wait()
     wrong = f"exit {code}" if code else difference(kind.end(out), kind.end(whole))
     if wrong:
@@ -74,8 +78,12 @@ def together(images: Path, place: Path) -> Row:
     for name, command in (("pretrain", pretrain), ("linear", linear)):
         for turn, (to, number) in enumerate((to, number) for to in ("agent", "worker") for number in STOP_SIGNALS):
             out, log = place / f"{name}{turn}", place / f"{name}{turn}.txt"
-            agent = torchrun(*command(images, out, **{"TRAIN.BATCH_SIZE": 8, "SOLVER.TOTAL_EPOCHS": 1000,
-                                                      "TRAIN.SAVE_SECONDS": 2}), restarts=3, log=log, options=FORWARDED)
+            agent = torchrun(
+                *command(images, out, **{"TRAIN.BATCH_SIZE": 8, "SOLVER.TOTAL_EPOCHS": 1000, "TRAIN.SAVE_SECONDS": 2}),
+                restarts=3,
+                log=log,
+                options=FORWARDED,
+            )
             wait_until(lambda: [*out.rglob("last.pth"), *out.rglob("state.pth")], process=agent)  # noqa: B023
             asked = time.monotonic()
             os.kill(agent.pid if to == "agent" else workers(agent)[1], number)
@@ -83,8 +91,12 @@ def together(images: Path, place: Path) -> Row:
             slowest = max(slowest, time.monotonic() - asked)
             text = log.read_text()
             said = len(re.findall(r"^stopped: saved ", text, re.MULTILINE))
-            wrong = (f"torchrun exit {code}" * (code == 0) or f"{said} of 2 ranks saved" * (said != 2)
-                     or "it was restarted" * ("continuing from" in text) or "too slow" * (slowest > PROMISED))
+            wrong = (
+                f"torchrun exit {code}" * (code == 0)
+                or f"{said} of 2 ranks saved" * (said != 2)
+                or "it was restarted" * ("continuing from" in text)
+                or "too slow" * (slowest > PROMISED)
+            )
             row.attempt(not wrong, f"{name}, {signal.Signals(number).name} to the {to}: {wrong}: {text[-1500:]}")
     row.note = f"at most {slowest:.1f} s"
     return row
@@ -95,14 +107,18 @@ def orphaned(images: Path, place: Path) -> Row:
     row = Row("torchrun itself dies (SIGKILL, SIGUSR1): its processes save and leave")
     for number in (signal.SIGKILL, signal.SIGUSR1):
         out, log = place / f"orphans{number}", place / f"orphans{number}.txt"
-        agent = torchrun(*pretrain(images, out, **{"TRAIN.BATCH_SIZE": 8, "SOLVER.TOTAL_EPOCHS": 1000,
-                                                   "TRAIN.SAVE_SECONDS": 2}), log=log)
+        agent = torchrun(
+            *pretrain(images, out, **{"TRAIN.BATCH_SIZE": 8, "SOLVER.TOTAL_EPOCHS": 1000, "TRAIN.SAVE_SECONDS": 2}),
+            log=log,
+        )
         wait_until(lambda: [*out.rglob("last.pth")], process=agent)  # noqa: B023
         ranks = workers(agent)
         os.kill(agent.pid, number)
         agent.wait()
-        gone = wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()),  # noqa: B023
-                          seconds=PROMISED)
+        gone = wait_until(
+            lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()),  # noqa: B023
+            seconds=PROMISED,
+        )
         said = len(re.findall(r"^stopped: saved ", log.read_text(), re.MULTILINE))
         row.attempt(gone and said == 2, f"gone {gone}, {said} of 2 ranks saved: {log.read_text()[-1000:]}")
     return row

@@ -27,8 +27,14 @@ def environment(**extra: str) -> dict[str, str]:
 def start(*arguments: object, log: Path, prefix: tuple[str, ...] = (), **extra: str) -> subprocess.Popen:
     """`python ARGUMENTS` in a process group of its own; stdout and stderr are appended to `log`."""
     with open(log, "a") as output:
-        return subprocess.Popen([*prefix, sys.executable, *map(str, arguments)], cwd=ROOT, env=environment(**extra),
-                                stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            [*prefix, sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            env=environment(**extra),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 class Begun:
@@ -82,8 +88,9 @@ def kill_group(process: subprocess.Popen | Begun, number: int = signal.SIGKILL) 
             process.send_signal(number)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 120,
-               process: subprocess.Popen | Begun | None = None) -> bool:
+def wait_until(
+    condition: Callable[[], object], seconds: float = 120, process: subprocess.Popen | Begun | None = None
+) -> bool:
     """Poll until the condition holds; False after `seconds`, or when the process ends first."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -95,11 +102,29 @@ def wait_until(condition: Callable[[], object], seconds: float = 120,
     return False
 
 
-def torchrun(*arguments: object, processes: int = 2, restarts: int = 0, options: Sequence[object] = (), log: Path,
-             prefix: tuple[str, ...] = (), **extra: str) -> subprocess.Popen:
+def torchrun(
+    *arguments: object,
+    processes: int = 2,
+    restarts: int = 0,
+    options: Sequence[object] = (),
+    log: Path,
+    prefix: tuple[str, ...] = (),
+    **extra: str,
+) -> subprocess.Popen:
     """`torchrun ... ARGUMENTS` on one machine, unless `options` say otherwise."""
-    return start("-m", "torch.distributed.run", "--nproc_per_node", processes, "--max-restarts", restarts,
-                 *(options or ["--standalone"]), *arguments, log=log, prefix=prefix, **extra)
+    return start(
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        processes,
+        "--max-restarts",
+        restarts,
+        *(options or ["--standalone"]),
+        *arguments,
+        log=log,
+        prefix=prefix,
+        **extra,
+    )
 
 
 def kill_torchrun(agent: subprocess.Popen) -> None:

@@ -30,10 +30,21 @@ def rows(size: str, place: Path) -> Iterator[Row]:
     slowest = 0.0
     for name, counts in trials.items():
         for turn, processes in enumerate(counts):
+
             def make(out: Path, name=name, processes=processes, **more) -> Sequence[object]:
                 command = pretrain if name == "pretrain" else linear
-                return command(images, out, **{"TRAIN.BATCH_SIZE": 16 // processes, "TRAIN.SAVE_SECONDS": 0,
-                                               "SOLVER.TOTAL_EPOCHS": 4, "TRAIN.LOG_PERIOD": 1, **more})
+                return command(
+                    images,
+                    out,
+                    **{
+                        "TRAIN.BATCH_SIZE": 16 // processes,
+                        "TRAIN.SAVE_SECONDS": 0,
+                        "SOLVER.TOTAL_EPOCHS": 4,
+                        "TRAIN.LOG_PERIOD": 1,
+                        **more,
+                    },
+                )
+
             here = place / f"{name}{turn}"
             here.mkdir()
             read = (pretrain_end, pretrain_kept) if name == "pretrain" else (trained_end, trained_kept)
@@ -68,12 +79,15 @@ def close(found: dict, expected: dict) -> str:
     for key, value in expected["model"].items():
         if (found["model"][key].double() - value.double()).abs().max() > 1e-5:
             return f"model.{key}"
-    return difference({key: found[key] for key in ("step", "epoch", "kept")},
-                      {key: expected[key] for key in ("step", "epoch", "kept")})
+    return difference(
+        {key: found[key] for key in ("step", "epoch", "kept")},
+        {key: expected[key] for key in ("step", "epoch", "kept")},
+    )
 
 
-def outcome(failure: str, read: tuple, out: Path, expected: dict | None,
-            same: Callable[[dict, dict], str] = difference) -> tuple[bool, str]:
+def outcome(
+    failure: str, read: tuple, out: Path, expected: dict | None, same: Callable[[dict, dict], str] = difference
+) -> tuple[bool, str]:
     """Whether a trial kept its promises: its own failure, else what is unreadable, else where its end differs."""
     end, kept = read
     failure = failure or kept(out) or (same(end(out), expected) if expected else "")
@@ -133,9 +147,14 @@ def other_number_of_processes(images: Path, place: Path) -> Row:
     row = Row("resumed on another number of processes: the same schedule and global batch, or refused by name")
     place.mkdir()
     for name, command in (("pretrain", pretrain), ("linear", linear)):
+
         def make(out: Path, batch: int, command=command) -> Sequence[object]:
-            return command(images, out, **{"TRAIN.BATCH_SIZE": batch, "TRAIN.SAVE_SECONDS": 0, "TRAIN.LOG_PERIOD": 1,
-                                           "SOLVER.TOTAL_EPOCHS": 6})
+            return command(
+                images,
+                out,
+                **{"TRAIN.BATCH_SIZE": batch, "TRAIN.SAVE_SECONDS": 0, "TRAIN.LOG_PERIOD": 1, "SOLVER.TOTAL_EPOCHS": 6},
+            )
+
         whole, out, log = place / f"{name}-whole", place / name, place / f"{name}.txt"
         assert begin(*make(whole, 16), log=log).wait() == 0, log.read_text()[-2000:]
         agent = torchrun(*make(out, 8), log=log)
@@ -151,5 +170,9 @@ def other_number_of_processes(images: Path, place: Path) -> Row:
 
 def rates(out: Path) -> list[tuple[int, float]]:
     """(step, learning rate) of every step."""
-    return [(line["step"], line["lr"]) for path in sorted(out.rglob("metrics.jsonl"))
-            for line in metrics(path.parent) if "lr" in line]
+    return [
+        (line["step"], line["lr"])
+        for path in sorted(out.rglob("metrics.jsonl"))
+        for line in metrics(path.parent)
+        if "lr" in line
+    ]

@@ -21,8 +21,17 @@ from tests.faults.table import Row
 
 GB = 1e9
 PATIENCE = 20  # times an attempt's CPU seconds: a machine may be busy, and what waits for nothing uses none
-STARTS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.spawn", "subprocess.Popen",
-          "pty.spawn", "socket.connect"}
+STARTS = {
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.forkpty",
+    "os.spawn",
+    "subprocess.Popen",
+    "pty.spawn",
+    "socket.connect",
+}
 ONE_PATH = {"os.mkdir", "os.remove", "os.rmdir", "os.chmod"}  # a path first, the descriptor of its start last
 TWO_PATHS = {"os.rename", "os.link", "os.symlink"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -46,8 +55,9 @@ class Outcomes:
         return self.seen.total() + len(self.failed)
 
 
-def attempts(task: Callable[[int], str], numbers: Sequence[int], folder: Path, *, seconds: float = 20,
-             gigabytes: float = 2) -> Outcomes:
+def attempts(
+    task: Callable[[int], str], numbers: Sequence[int], folder: Path, *, seconds: float = 20, gigabytes: float = 2
+) -> Outcomes:
     """Call `task(number)` for all numbers in children that may write below `folder` only.
 
     The task returns in a word how it ended well, and raises whatever it likes where it did not. Dying, taking longer
@@ -66,8 +76,12 @@ def attempts(task: Callable[[int], str], numbers: Sequence[int], folder: Path, *
 def row_of(what: str, outcomes: Outcomes, name: Callable[[int], str]) -> Row:
     """The table's row of some outcomes; `name(number)` says what an attempt was."""
     ends = ", ".join(f"{count} {word}" for word, count in outcomes.seen.most_common())
-    return Row(what, outcomes.tried, [f"{name(number)} ({number}): {text}" for number, text in outcomes.failed],
-               f"{ends}; at most {outcomes.peak:.2f} GB and {outcomes.slowest:.1f} CPU s")
+    return Row(
+        what,
+        outcomes.tried,
+        [f"{name(number)} ({number}): {text}" for number, text in outcomes.failed],
+        f"{ends}; at most {outcomes.peak:.2f} GB and {outcomes.slowest:.1f} CPU s",
+    )
 
 
 def _listen(reports, child, left: list[int], outcomes: Outcomes, seconds: float) -> None:

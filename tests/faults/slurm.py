@@ -50,8 +50,10 @@ def rows(size: str, place: Path) -> Iterator[Row]:
         os.kill(script.pid, signal.SIGUSR1)
         slurm.finish("1000", script)
         kept = pretrain_kept(out)
-        row.attempt(began and slurm.requeued() == ["1000"] * (turn + 1) and not kept and time.monotonic() - asked < 30,
-                    f"start {turn}: began {began}, requeued {slurm.requeued()}, {kept}")
+        row.attempt(
+            began and slurm.requeued() == ["1000"] * (turn + 1) and not kept and time.monotonic() - asked < 30,
+            f"start {turn}: began {began}, requeued {slurm.requeued()}, {kept}",
+        )
     code = slurm.finish("1000", slurm.start("1000"), 300)
     wrong = f"exit {code}" if code else difference(pretrain_end(out), pretrain_end(whole))
     row.attempt(not wrong, f"the last start: {wrong}")

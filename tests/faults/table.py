@@ -42,8 +42,9 @@ class Row:
 
 def modules() -> list[str]:
     """Names of the fault modules, in alphabetical order."""
-    return sorted(path.stem for path in FOLDER.glob("*.py")
-                  if path.stem not in HELPERS and not path.stem.startswith("test_"))
+    return sorted(
+        path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS and not path.stem.startswith("test_")
+    )
 
 
 def rows(module: str, size: str, place: Path) -> Iterator[Row]:

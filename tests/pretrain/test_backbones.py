@@ -39,16 +39,25 @@ def test_the_two_ways_of_resizing_differ_only_at_other_sizes():
         assert norms[1] / norms[0] == pytest.approx(left, abs=0.02)
 
 
-@pytest.mark.parametrize("arch, options", [
-    ("vit_tiny_patch16_224", {}), ("deit_tiny_distilled_patch16_224", {}),
-    ("vit_tiny_patch16_224", {"reg_tokens": 2, "no_embed_class": True}), ("vit_tiny_patch16_224", {"reg_tokens": 2}),
-])
+@pytest.mark.parametrize(
+    "arch, options",
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("vit_tiny_patch16_224", {"reg_tokens": 2, "no_embed_class": True}),
+        ("vit_tiny_patch16_224", {"reg_tokens": 2}),
+    ],
+)
 def test_tokens_are_put_together_as_timm_does(arch, options, monkeypatch):
     """timm's own code with nothing but its resampling replaced gives the same features, at its size and elsewhere."""
+
     def resample(positions, new_size, old_size, num_prefix_tokens):
         first, rest = positions[:, :num_prefix_tokens], positions[:, num_prefix_tokens:]
-        rest = F.interpolate(rest.transpose(1, 2).reshape(1, -1, *old_size), scale_factor=(
-            (new_size[0] + 0.1) / old_size[0], (new_size[1] + 0.1) / old_size[1]), mode="bicubic")
+        rest = F.interpolate(
+            rest.transpose(1, 2).reshape(1, -1, *old_size),
+            scale_factor=((new_size[0] + 0.1) / old_size[0], (new_size[1] + 0.1) / old_size[1]),
+            mode="bicubic",
+        )
         return torch.cat([first, rest.flatten(2).transpose(1, 2)], 1)
 
     torch.manual_seed(0)
@@ -84,11 +93,40 @@ def test_a_checkpoint_says_how_it_was_trained_and_is_evaluated_so(image_folder, 
     files = {}
     for how in ("published", "timm"):
         out = tmp_path / how
-        train.main([str(word) for word in [
-            "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", out, "MODEL.BACKBONE_ARCH", "test_vit",
-            "VIEWS.GLOBAL_SIZE", 160, "VIEWS.LOCAL_SIZE", 32, "VIEWS.LOCAL_NUMBER", 1, "TRAIN.BATCH_SIZE", 48,
-            "SOLVER.TOTAL_EPOCHS", 1, "SOLVER.WARMUP_EPOCHS", 0, "DINO.OUTPUT_DIM", 16, "DINO.HIDDEN_SIZE", 16,
-            "DATA.WORKERS", 0, "KNN.PERIOD", 0, *(["MODEL.POS_RESIZE", how] if how == "timm" else [])]])
+        train.main(
+            [
+                str(word)
+                for word in [
+                    "DATA.PATH_TO_DATA_DIR",
+                    image_folder,
+                    "OUTPUT_DIR",
+                    out,
+                    "MODEL.BACKBONE_ARCH",
+                    "test_vit",
+                    "VIEWS.GLOBAL_SIZE",
+                    160,
+                    "VIEWS.LOCAL_SIZE",
+                    32,
+                    "VIEWS.LOCAL_NUMBER",
+                    1,
+                    "TRAIN.BATCH_SIZE",
+                    48,
+                    "SOLVER.TOTAL_EPOCHS",
+                    1,
+                    "SOLVER.WARMUP_EPOCHS",
+                    0,
+                    "DINO.OUTPUT_DIM",
+                    16,
+                    "DINO.HIDDEN_SIZE",
+                    16,
+                    "DATA.WORKERS",
+                    0,
+                    "KNN.PERIOD",
+                    0,
+                    *(["MODEL.POS_RESIZE", how] if how == "timm" else []),
+                ]
+            ]
+        )
         files[how] = out / "checkpoints" / "last.pth"
         convert(files[how], "timm", out / "converted.safetensors")
         for file in (files[how], out / "backbone.safetensors", out / "converted.safetensors"):
@@ -96,12 +134,27 @@ def test_a_checkpoint_says_how_it_was_trained_and_is_evaluated_so(image_folder, 
             assert network.pos_resize == read.preprocess["pos_resize"] == how
     model = build_backbone("test_vit")
     torch.save(model.state_dict(), tmp_path / "other.pth")
-    for weights, asked, expected in ((files["published"], "", "published"), (files["published"], "timm", "timm"),
-                                     (files["timm"], "", "timm"), (tmp_path / "other.pth", "", "timm"),
-                                     (tmp_path / "other.pth", "published", "published")):
-        cfg = load_config(knn.DEFAULTS, None, ["WEIGHTS", str(weights), "MODEL.POS_RESIZE", asked,
-                                               "MODEL.BACKBONE_ARCH", "test_vit", "DATA.PATH_TO_DATA_DIR",
-                                               str(image_folder)])
+    for weights, asked, expected in (
+        (files["published"], "", "published"),
+        (files["published"], "timm", "timm"),
+        (files["timm"], "", "timm"),
+        (tmp_path / "other.pth", "", "timm"),
+        (tmp_path / "other.pth", "published", "published"),
+    ):
+        cfg = load_config(
+            knn.DEFAULTS,
+            None,
+            [
+                "WEIGHTS",
+                str(weights),
+                "MODEL.POS_RESIZE",
+                asked,
+                "MODEL.BACKBONE_ARCH",
+                "test_vit",
+                "DATA.PATH_TO_DATA_DIR",
+                str(image_folder),
+            ],
+        )
         subject = load_subject(cfg)
         assert subject.backbone.pos_resize == subject.about["pos_resize"] == expected
         facts = entry_facts(cfg, subject, open_splits(cfg)[1], "pooled", flip=False)

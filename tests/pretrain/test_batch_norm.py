@@ -50,9 +50,14 @@ def within(x, *args):
         return F.batch_norm(x, *args)
 
 
-@pytest.mark.parametrize(("dtype", "layout"), [
-    (torch.float32, torch.channels_last), (torch.float32, torch.contiguous_format),
-    (torch.bfloat16, torch.channels_last)])
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [
+        (torch.float32, torch.channels_last),
+        (torch.float32, torch.contiguous_format),
+        (torch.bfloat16, torch.channels_last),
+    ],
+)
 def test_at_real_size(dtype, layout):
     """Mean within 1e-6 of the standard deviation, variance within 1e-6; torch's channels_last: 7e-5 and 3e-4.
 
@@ -118,10 +123,16 @@ def uint8_images(count, size, draw):
     return (255 * images).clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("arch", "batch", "local", "tolerance"), [
-    ("mobilenet_v2", 4, 2, 0.015),
-    pytest.param("mobilenet_v2", 16, 6, 0.015, marks=pytest.mark.skipif(not FULL, reason="SSLIGHT_FULL=1: minutes")),
-    pytest.param("resnet18", 16, 6, 0.005, marks=pytest.mark.skipif(not FULL, reason="SSLIGHT_FULL=1: minutes"))])
+@pytest.mark.parametrize(
+    ("arch", "batch", "local", "tolerance"),
+    [
+        ("mobilenet_v2", 4, 2, 0.015),
+        pytest.param(
+            "mobilenet_v2", 16, 6, 0.015, marks=pytest.mark.skipif(not FULL, reason="SSLIGHT_FULL=1: minutes")
+        ),
+        pytest.param("resnet18", 16, 6, 0.005, marks=pytest.mark.skipif(not FULL, reason="SSLIGHT_FULL=1: minutes")),
+    ],
+)
 def test_gradient_of_a_pretraining_step(arch, batch, local, tolerance, monkeypatch):
     """DINO at 224 and 128 px by the training loop's own step, against float64: feature and whole gradient.
 
@@ -129,19 +140,41 @@ def test_gradient_of_a_pretraining_step(arch, batch, local, tolerance, monkeypat
     torch's channels_last by 10 to 30%.
     """
     torch.manual_seed(0)
-    cfg = load_config(DEFAULTS, None, ["MODEL.BACKBONE_ARCH", arch, "TRAIN.BATCH_SIZE", str(batch),
-                                       "VIEWS.LOCAL_NUMBER", str(local), "DINO.FREEZE_LAST_LAYER_EPOCHS", "0"])
+    cfg = load_config(
+        DEFAULTS,
+        None,
+        [
+            "MODEL.BACKBONE_ARCH",
+            arch,
+            "TRAIN.BATCH_SIZE",
+            str(batch),
+            "VIEWS.LOCAL_NUMBER",
+            str(local),
+            "DINO.FREEZE_LAST_LAYER_EPOCHS",
+            "0",
+        ],
+    )
     objective, draw = Objective(build_method(cfg)), torch.Generator().manual_seed(1)
     reference = copy.deepcopy(objective.method).double()
     images = Batch([uint8_images(batch, size, draw) for size in [224] * 2 + [128] * local], torch.arange(batch))
     objective = objective.to(memory_format=torch.channels_last)
     optimizer, found = build_optimizer(cfg, objective), {}
-    optimizer.register_step_pre_hook(lambda *_: found.update(
-        {name: value.grad.clone() for name, value in objective.method.named_parameters() if value.grad is not None}))
+    optimizer.register_step_pre_hook(
+        lambda *_: found.update(
+            {name: value.grad.clone() for name, value in objective.method.named_parameters() if value.grad is not None}
+        )
+    )
     result = {}
     objective.register_forward_hook(lambda module, inputs, output: result.update(output))
-    train.one_step(cfg, State(objective, optimizer, torch.amp.GradScaler("cpu", enabled=False)), objective,
-                   iter([images]), None, 1, CPU)
+    train.one_step(
+        cfg,
+        State(objective, optimizer, torch.amp.GradScaler("cpu", enabled=False)),
+        objective,
+        iter([images]),
+        None,
+        1,
+        CPU,
+    )
     views = [view.double().contiguous() for view in to_device(images, cfg, CPU)]
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the heads' and the loss's own casts
     expected = reference(views, Progress(0, 1, cfg.SOLVER.TOTAL_EPOCHS))
@@ -149,8 +182,13 @@ def test_gradient_of_a_pretraining_step(arch, batch, local, tolerance, monkeypat
     names = [name for name, value in reference.named_parameters() if value.grad is not None]
     assert set(names) == set(found)
     assert error(result["feature"], expected["feature"]) < 1e-4
-    assert error(torch.cat([found[name].flatten() for name in names]),
-                 torch.cat([reference.get_parameter(name).grad.flatten() for name in names])) < tolerance
+    assert (
+        error(
+            torch.cat([found[name].flatten() for name in names]),
+            torch.cat([reference.get_parameter(name).grad.flatten() for name in names]),
+        )
+        < tolerance
+    )
 
 
 def test_gradient_of_a_supervised_step():
@@ -166,10 +204,13 @@ def test_gradient_of_a_supervised_step():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     training.one_step(cfg, model, optimizer, images, labels, CPU)
     F.cross_entropy(reference(images.double().contiguous())["classifier"], labels).backward()
-    ours, expected = (torch.cat([value.grad.flatten() for value in network.parameters()]) for network in
-                      (model, reference))
+    ours, expected = (
+        torch.cat([value.grad.flatten() for value in network.parameters()]) for network in (model, reference)
+    )
     assert error(ours, expected) < 0.005
     with torch.no_grad():
-        ours, expected = (Features(network.backbone.eval(), ["pooled"]).eval()(value)["pooled"] for network, value in
-                          ((model, images), (reference, images.double().contiguous())))
+        ours, expected = (
+            Features(network.backbone.eval(), ["pooled"]).eval()(value)["pooled"]
+            for network, value in ((model, images), (reference, images.double().contiguous()))
+        )
     assert error(ours, expected) < 1e-5

@@ -45,11 +45,21 @@ DIFFERENT = {
 # Ours alone, with the value that leaves the published recipe as it is.
 NEW = {
     "DEVICE": "auto",
-    "MODEL.POS_RESIZE": "published", "DATA.PIPELINE": "fast", "DATA.COLOR_ON_DEVICE": False,
-    "DATA.MAX_CORRUPT": 0.001, "DATA.MAX_VALUE": 0.0, "TRAIN.ACCUMULATE": 1, "TRAIN.CHANNELS_LAST": True,
-    "TRAIN.COMPILE": False, "TRAIN.AUTO_RESUME": True, "TRAIN.SAVE_SECONDS": 600.0,
+    "MODEL.POS_RESIZE": "published",
+    "DATA.PIPELINE": "fast",
+    "DATA.COLOR_ON_DEVICE": False,
+    "DATA.MAX_CORRUPT": 0.001,
+    "DATA.MAX_VALUE": 0.0,
+    "TRAIN.ACCUMULATE": 1,
+    "TRAIN.CHANNELS_LAST": True,
+    "TRAIN.COMPILE": False,
+    "TRAIN.AUTO_RESUME": True,
+    "TRAIN.SAVE_SECONDS": 600.0,
     "TRAIN.ALLOW_CHANGES": False,
-    "KNN.PERIOD": 1, "KNN.MODE": "loo", "KNN.K": 20, "KNN.TEMPERATURE": 0.07,
+    "KNN.PERIOD": 1,
+    "KNN.MODE": "loo",
+    "KNN.K": 20,
+    "KNN.TEMPERATURE": 0.07,
 }
 
 

@@ -15,9 +15,12 @@ from tests.pretrain.golden import DATA
 from tests.pretrain.tiny import config
 
 CONFIGS = {
-    "dino_mobilenet_v2": "dino_cnn_sslight", "dino_resnet18": "dino_cnn_sslight",
-    "dino_resnet34": "dino_cnn_baseline", "dino_vit_tiny": "dino_vit_sslight",
-    "swav_mobilenet_v2": "swav_cnn_sslight", "moco_mobilenet_v2": "moco_cnn_sslight",
+    "dino_mobilenet_v2": "dino_cnn_sslight",
+    "dino_resnet18": "dino_cnn_sslight",
+    "dino_resnet34": "dino_cnn_baseline",
+    "dino_vit_tiny": "dino_vit_sslight",
+    "swav_mobilenet_v2": "swav_cnn_sslight",
+    "moco_mobilenet_v2": "moco_cnn_sslight",
 }
 
 
@@ -52,8 +55,10 @@ def test_weight_norm_equals_torchs():
     torch.testing.assert_close(ours.weight_v.grad, theirs.parametrizations.weight.original1.grad)
 
 
-@pytest.mark.parametrize(("method", "prefix", "std"), [
-    ("dino", "student.head.mlp", 0.02), ("moco", "encoder_q.head.mlp", 0.02), ("swav", "network.head", 0.01)])
+@pytest.mark.parametrize(
+    ("method", "prefix", "std"),
+    [("dino", "student.head.mlp", 0.02), ("moco", "encoder_q.head.mlp", 0.02), ("swav", "network.head", 0.01)],
+)
 def test_initialisation(method, prefix, std):
     """Linear weights by their standard deviation (to 5%) and largest value, biases zero."""
     wide = {f"{m}__HIDDEN_SIZE": 512 for m in ("DINO", "SWAV", "MOCO")}

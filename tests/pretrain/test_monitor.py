@@ -24,20 +24,26 @@ def test_the_joint_probe_starts_as_published(name):
     if name == "swav":
         assert probe.weight.std().item() == pytest.approx(0.01, rel=0.05) and not probe.bias.any()
     else:
-        assert 0.99 < probe.weight.abs().max().item() * width ** 0.5 <= 1
+        assert 0.99 < probe.weight.abs().max().item() * width**0.5 <= 1
         assert probe.weight.std().item() == pytest.approx((3 * width) ** -0.5, rel=0.05)
-        assert 0.9 < probe.bias.abs().max().item() * width ** 0.5 <= 1
+        assert 0.9 < probe.bias.abs().max().item() * width**0.5 <= 1
 
 
 @pytest.mark.parametrize("mode, k", [("loo", 5), ("loo", 100), ("train", 20)])
 def test_accuracy_is_a_plain_loops(image_folder, mode, k):
     torch.manual_seed(2)
     backbone = build_backbone("resnet18")
-    cfg = load_config(DEFAULTS, None, ["VIEWS.GLOBAL_SIZE", "28", "KNN.K", str(k), "DATA.WORKERS", "0",
-                                       "TRAIN.BATCH_SIZE", "24"])
-    picture = transforms.Compose([
-        transforms.Resize(32, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(28), transforms.ToTensor(),
-        transforms.Normalize(cfg.DATA.MEAN, cfg.DATA.STD)])
+    cfg = load_config(
+        DEFAULTS, None, ["VIEWS.GLOBAL_SIZE", "28", "KNN.K", str(k), "DATA.WORKERS", "0", "TRAIN.BATCH_SIZE", "24"]
+    )
+    picture = transforms.Compose(
+        [
+            transforms.Resize(32, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(28),
+            transforms.ToTensor(),
+            transforms.Normalize(cfg.DATA.MEAN, cfg.DATA.STD),
+        ]
+    )
     rows, labels = {}, {}
     for split in ("train", "val"):
         files = sorted((image_folder / split).glob("*/*.jpg"))

@@ -78,8 +78,13 @@ def test_the_bound_in_bfloat16_loses_no_neighbour(bounds, query, row, offset, ex
     bank = np.stack([half, -half], axis=1).reshape(-1, 3) + offset  # every block has the same centre
     bank[3000:3100] = bank[:100]
     queries = rng.integers(-query, query, (200, 3)).astype(np.float32)
-    value, index = nearest(torch.from_numpy(queries), torch.from_numpy(bank), 15, normalise=False,
-                           exclude=exclude if exclude is None else torch.from_numpy(exclude))
+    value, index = nearest(
+        torch.from_numpy(queries),
+        torch.from_numpy(bank),
+        15,
+        normalise=False,
+        exclude=exclude if exclude is None else torch.from_numpy(exclude),
+    )
     expected_value, expected_index = brute_force(queries, bank, 15, exclude)
     np.testing.assert_array_equal(index.numpy(), expected_index)
     np.testing.assert_array_equal(value.numpy(), expected_value)

@@ -33,8 +33,9 @@ def test_lars_equals_the_published_one():
 
 
 @pytest.mark.parametrize(("name", "plain"), [("LARS", PlainLARS), ("AdamW", PlainAdamW)])
-@pytest.mark.parametrize(("layout", "gradient_layout"), [("contiguous", "contiguous"), ("last", "last"),
-                                                         ("last", "contiguous")])
+@pytest.mark.parametrize(
+    ("layout", "gradient_layout"), [("contiguous", "contiguous"), ("last", "last"), ("last", "contiguous")]
+)
 def test_optimizers_equal_the_one_parameter_at_a_time_versions(name, plain, layout, gradient_layout):
     """6 steps on MobileNetV2 with the same gradients; one parameter has none in the first two.
 
@@ -91,7 +92,8 @@ def test_parameter_groups_are_the_published_ones():
     for name in ("backbone.cls_token", "backbone.pos_embed", "head.last_layer.weight_g", "head.mlp.0.weight"):
         assert f"student.{name}" in groups["decayed"]
     assert {name for name in groups["vectors"] if not name.endswith((".bias", "norm1.weight", "norm2.weight"))} == {
-        "student.backbone.norm.weight"}
+        "student.backbone.norm.weight"
+    }
     assert not any(name.startswith("teacher.") for group in groups.values() for name in group)
 
     cnn = nn.ModuleDict({"backbone": build_backbone("mobilenet_v2"), "classifier": nn.Linear(4, 3)})
@@ -106,7 +108,10 @@ def test_group_factors_are_respected():
     optimizer = build_optimizer(config("dino"), build_backbone("mobilenet_v2"))
     set_hyperparameters(optimizer, 0.3, 0.1)
     assert {group["name"]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {
-        "decayed": (0.3, 0.1), "depthwise": (0.3, 0.0), "vectors": (0.3, 0.0)}
+        "decayed": (0.3, 0.1),
+        "depthwise": (0.3, 0.0),
+        "vectors": (0.3, 0.0),
+    }
 
 
 def test_frozen_scale_is_not_trained():

@@ -25,21 +25,58 @@ def load(tmp_path, settings: dict, *overrides: str) -> dict:
 
 
 EXPECTED = {  # what decides the result, by hand from the published tables
-    "dino_cnn_baseline": {"METHOD": "dino", "VIEWS.GLOBAL_SCALE": [0.14, 1.0], "LOSS.WEIGHTS": [0.142857, 0.857143],
-                          "DINO.HEAD_BN": True, "DINO.NORM_LAST_LAYER": True, "SOLVER.OPTIMIZER": "LARS",
-                          "MODEL.DROP_PATH_RATE": 0.0, "DINO.FREEZE_LAST_LAYER_EPOCHS": 1},
-    "dino_vit_sslight": {"METHOD": "dino", "VIEWS.LOCAL_NUMBER": 10, "VIEWS.LOCAL_SIZE": 128, "DINO.OUTPUT_DIM": 65536,
-                         "DINO.NORM_LAST_LAYER": False, "SOLVER.OPTIMIZER": "AdamW", "SOLVER.WEIGHT_DECAY_END": 0.4,
-                         "MODEL.DROP_PATH_RATE": 0.1, "SOLVER.MIN_LR": 1e-5},
-    "swav_cnn_sslight": {"METHOD": "swav", "VIEWS.COLOR_JITTER": [0.8, 0.8, 0.8, 0.2], "SWAV.PROTOTYPES": 3000,
-                         "SWAV.QUEUE_LENGTH": 3840, "SOLVER.START_WARMUP": 0.075, "VIEWS.SOLARIZE_PROB": [0.0, 0.0]},
-    "moco_cnn_baseline": {"METHOD": "moco", "MOCO.QUEUE_LENGTH": 65536, "MOCO.HEAD_BN": False, "VIEWS.LOCAL_SIZE": 96,
-                          "SOLVER.BASE_LR": 0.48},
+    "dino_cnn_baseline": {
+        "METHOD": "dino",
+        "VIEWS.GLOBAL_SCALE": [0.14, 1.0],
+        "LOSS.WEIGHTS": [0.142857, 0.857143],
+        "DINO.HEAD_BN": True,
+        "DINO.NORM_LAST_LAYER": True,
+        "SOLVER.OPTIMIZER": "LARS",
+        "MODEL.DROP_PATH_RATE": 0.0,
+        "DINO.FREEZE_LAST_LAYER_EPOCHS": 1,
+    },
+    "dino_vit_sslight": {
+        "METHOD": "dino",
+        "VIEWS.LOCAL_NUMBER": 10,
+        "VIEWS.LOCAL_SIZE": 128,
+        "DINO.OUTPUT_DIM": 65536,
+        "DINO.NORM_LAST_LAYER": False,
+        "SOLVER.OPTIMIZER": "AdamW",
+        "SOLVER.WEIGHT_DECAY_END": 0.4,
+        "MODEL.DROP_PATH_RATE": 0.1,
+        "SOLVER.MIN_LR": 1e-5,
+    },
+    "swav_cnn_sslight": {
+        "METHOD": "swav",
+        "VIEWS.COLOR_JITTER": [0.8, 0.8, 0.8, 0.2],
+        "SWAV.PROTOTYPES": 3000,
+        "SWAV.QUEUE_LENGTH": 3840,
+        "SOLVER.START_WARMUP": 0.075,
+        "VIEWS.SOLARIZE_PROB": [0.0, 0.0],
+    },
+    "moco_cnn_baseline": {
+        "METHOD": "moco",
+        "MOCO.QUEUE_LENGTH": 65536,
+        "MOCO.HEAD_BN": False,
+        "VIEWS.LOCAL_SIZE": 96,
+        "SOLVER.BASE_LR": 0.48,
+    },
 }
 
 
-@pytest.mark.parametrize("name", ["dino_cnn_baseline", "dino_cnn_sslight", "dino_vit_baseline", "dino_vit_sslight",
-                                  "swav_cnn_baseline", "swav_cnn_sslight", "moco_cnn_baseline", "moco_cnn_sslight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dino_cnn_baseline",
+        "dino_cnn_sslight",
+        "dino_vit_baseline",
+        "dino_vit_sslight",
+        "swav_cnn_baseline",
+        "swav_cnn_sslight",
+        "moco_cnn_baseline",
+        "moco_cnn_sslight",
+    ],
+)
 def test_every_published_file_runs_unmodified(name, tmp_path, caplog):
     cfg = load(tmp_path, original()["pretrain"][name])
     assert {key: cfg[key] for key in EXPECTED.get(name, {})} == EXPECTED.get(name, {})
@@ -76,21 +113,46 @@ def test_a_file_of_ours_may_borrow_a_spelling(tmp_path):
 
 def test_its_spellings_work_as_overrides_and_change_nothing_else():
     plain = dict(flatten(to_dict(load_config(DEFAULTS, None))))
-    overrides = ["SSL_METHOD", "SWAV", "MULTI_VIEWS_TRANSFORMS.LOCAL_CROPS_NUMBER", "4", "USE_FP16", "True",
-                 "SOLVER.MIN_LR", "1e-4", "MULTI_VIEWS_TRANSFORMS.COLOR_JITTER_PROB", "[0.5,0.5]",
-                 "SOLVER.OPTIMIZING_METHOD", "AdamW"]
+    overrides = [
+        "SSL_METHOD",
+        "SWAV",
+        "MULTI_VIEWS_TRANSFORMS.LOCAL_CROPS_NUMBER",
+        "4",
+        "USE_FP16",
+        "True",
+        "SOLVER.MIN_LR",
+        "1e-4",
+        "MULTI_VIEWS_TRANSFORMS.COLOR_JITTER_PROB",
+        "[0.5,0.5]",
+        "SOLVER.OPTIMIZING_METHOD",
+        "AdamW",
+    ]
     cfg = dict(flatten(to_dict(load_config(DEFAULTS, None, overrides, translate))))
     assert {key: value for key, value in cfg.items() if value != plain[key]} == {
-        "METHOD": "swav", "VIEWS.LOCAL_NUMBER": 4, "TRAIN.AMP": "fp16", "SOLVER.MIN_LR": 1e-4,
-        "VIEWS.COLOR_JITTER_PROB": 0.5, "SOLVER.OPTIMIZER": "AdamW"}
+        "METHOD": "swav",
+        "VIEWS.LOCAL_NUMBER": 4,
+        "TRAIN.AMP": "fp16",
+        "SOLVER.MIN_LR": 1e-4,
+        "VIEWS.COLOR_JITTER_PROB": 0.5,
+        "SOLVER.OPTIMIZER": "AdamW",
+    }
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("SOLVER.SCHEDULER", "step"), ("SOLVER.LARS_EXCLUDE_DW", "True"), ("SOLVER.WD_FACTOR_FOR_BIAS", "1.0"),
-    ("MULTI_VIEWS_TRANSFORMS.CROPS_FOR_ASSIGN", "[0]"), ("MULTI_VIEWS_TRANSFORMS.GREYSCALE_PROB", "[0.2, 0.1]"),
-    ("MULTI_VIEWS_TRANSFORMS.NMB_CROPS", "[1, 6]"), ("VIT.PATCH_SIZE", "8"), ("DINO.GLOBAL_ONLY", "True"),
-    ("TRAIN.SUBSET_FILE_PATH", "some.txt"), ("STAGE", "TEST"),
-])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.SCHEDULER", "step"),
+        ("SOLVER.LARS_EXCLUDE_DW", "True"),
+        ("SOLVER.WD_FACTOR_FOR_BIAS", "1.0"),
+        ("MULTI_VIEWS_TRANSFORMS.CROPS_FOR_ASSIGN", "[0]"),
+        ("MULTI_VIEWS_TRANSFORMS.GREYSCALE_PROB", "[0.2, 0.1]"),
+        ("MULTI_VIEWS_TRANSFORMS.NMB_CROPS", "[1, 6]"),
+        ("VIT.PATCH_SIZE", "8"),
+        ("DINO.GLOBAL_ONLY", "True"),
+        ("TRAIN.SUBSET_FILE_PATH", "some.txt"),
+        ("STAGE", "TEST"),
+    ],
+)
 def test_a_value_without_counterpart_is_refused_by_name(key, value):
     with pytest.raises(InputError, match=key.replace(".", r"\.")):
         load_config(DEFAULTS, None, [key, value], translate)

@@ -13,14 +13,45 @@ from tests.conftest import ROOT
 
 # The 12 rows of the published table, baseline and SSLight.
 ROWS = [(f"dino_vit_{kind}", "vit_tiny") for kind in ("baseline", "sslight")]
-ROWS += [(f"dino_cnn_{kind}", arch) for arch in ("resnet18", "resnet34", "mobilenet_v2")
-         for kind in ("baseline", "sslight")]
+ROWS += [
+    (f"dino_cnn_{kind}", arch) for arch in ("resnet18", "resnet34", "mobilenet_v2") for kind in ("baseline", "sslight")
+]
 ROWS += [(f"{method}_cnn_{kind}", "mobilenet_v2") for method in ("swav", "moco") for kind in ("baseline", "sslight")]
 
-SMALL = ["VIEWS.GLOBAL_SIZE", 32, "VIEWS.LOCAL_SIZE", 16, "DINO.OUTPUT_DIM", 64, "DINO.HIDDEN_SIZE", 64,
-         "SWAV.PROTOTYPES", 32, "SWAV.HIDDEN_SIZE", 64, "SWAV.QUEUE_LENGTH", 8, "SWAV.EPOCH_QUEUE_STARTS", 1,
-         "MOCO.QUEUE_LENGTH", 32, "MOCO.HIDDEN_SIZE", 64, "TRAIN.BATCH_SIZE", 4, "SOLVER.TOTAL_EPOCHS", 2,
-         "SOLVER.WARMUP_EPOCHS", 1, "TRAIN.JOINT_LINEAR_PROBE", True, "DATA.WORKERS", 0, "KNN.PERIOD", 2]
+SMALL = [
+    "VIEWS.GLOBAL_SIZE",
+    32,
+    "VIEWS.LOCAL_SIZE",
+    16,
+    "DINO.OUTPUT_DIM",
+    64,
+    "DINO.HIDDEN_SIZE",
+    64,
+    "SWAV.PROTOTYPES",
+    32,
+    "SWAV.HIDDEN_SIZE",
+    64,
+    "SWAV.QUEUE_LENGTH",
+    8,
+    "SWAV.EPOCH_QUEUE_STARTS",
+    1,
+    "MOCO.QUEUE_LENGTH",
+    32,
+    "MOCO.HIDDEN_SIZE",
+    64,
+    "TRAIN.BATCH_SIZE",
+    4,
+    "SOLVER.TOTAL_EPOCHS",
+    2,
+    "SOLVER.WARMUP_EPOCHS",
+    1,
+    "TRAIN.JOINT_LINEAR_PROBE",
+    True,
+    "DATA.WORKERS",
+    0,
+    "KNN.PERIOD",
+    2,
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +69,20 @@ def few_images(image_folder, tmp_path_factory):
 @pytest.mark.parametrize("config, arch", ROWS)
 def test_recipe(config, arch, few_images, tmp_path, monkeypatch):
     out_dir = tmp_path / "run"
-    command = [str(item) for item in ["--cfg", ROOT / "configs" / "pretrain" / f"{config}.yaml", "MODEL.BACKBONE_ARCH",
-                                      arch, *SMALL, "DATA.PATH_TO_DATA_DIR", few_images, "OUTPUT_DIR", out_dir]]
+    command = [
+        str(item)
+        for item in [
+            "--cfg",
+            ROOT / "configs" / "pretrain" / f"{config}.yaml",
+            "MODEL.BACKBONE_ARCH",
+            arch,
+            *SMALL,
+            "DATA.PATH_TO_DATA_DIR",
+            few_images,
+            "OUTPUT_DIR",
+            out_dir,
+        ]
+    ]
     asked = iter([False, True])  # stop after the second of six steps
     with monkeypatch.context() as patch:
         patch.setattr(StopSignal, "requested", lambda self: next(asked))

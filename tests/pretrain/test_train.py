@@ -19,15 +19,74 @@ from sslight.core.checkpoint import load_backbone
 from sslight.core.errors import InputError
 from tests.conftest import ROOT
 
-SMALL = ["METHOD", "swav", "MODEL.BACKBONE_ARCH", "resnet18", "VIEWS.GLOBAL_SIZE", 32, "VIEWS.LOCAL_SIZE", 16,
-         "VIEWS.LOCAL_NUMBER", 2, "SWAV.PROTOTYPES", 16, "SWAV.QUEUE_LENGTH", 48, "SWAV.EPOCH_QUEUE_STARTS", 0,
-         "SWAV.HIDDEN_SIZE", 64, "SWAV.OUTPUT_DIM", 16, "SOLVER.TOTAL_EPOCHS", 2, "SOLVER.WARMUP_EPOCHS", 1,
-         "TRAIN.BATCH_SIZE", 16, "TRAIN.LOG_PERIOD", 1, "DATA.WORKERS", 1]
-VIT = ["METHOD", "dino", "MODEL.BACKBONE_ARCH", "vit_tiny", "VIEWS.GLOBAL_SIZE", 32, "VIEWS.LOCAL_SIZE", 16,
-       "VIEWS.LOCAL_NUMBER", 1, "DINO.HEAD_BN", False, "DINO.OUTPUT_DIM", 64, "DINO.HIDDEN_SIZE", 64,
-       "DINO.NORM_LAST_LAYER", False, "DINO.BOTTLENECK_DIM", 16, "SOLVER.OPTIMIZER", "LARS", "SOLVER.TOTAL_EPOCHS", 1,
-       "SOLVER.WARMUP_EPOCHS", 0, "DINO.FREEZE_LAST_LAYER_EPOCHS", 0, "TRAIN.LOG_PERIOD", 1, "DATA.WORKERS", 1,
-       "KNN.PERIOD", 0]
+SMALL = [
+    "METHOD",
+    "swav",
+    "MODEL.BACKBONE_ARCH",
+    "resnet18",
+    "VIEWS.GLOBAL_SIZE",
+    32,
+    "VIEWS.LOCAL_SIZE",
+    16,
+    "VIEWS.LOCAL_NUMBER",
+    2,
+    "SWAV.PROTOTYPES",
+    16,
+    "SWAV.QUEUE_LENGTH",
+    48,
+    "SWAV.EPOCH_QUEUE_STARTS",
+    0,
+    "SWAV.HIDDEN_SIZE",
+    64,
+    "SWAV.OUTPUT_DIM",
+    16,
+    "SOLVER.TOTAL_EPOCHS",
+    2,
+    "SOLVER.WARMUP_EPOCHS",
+    1,
+    "TRAIN.BATCH_SIZE",
+    16,
+    "TRAIN.LOG_PERIOD",
+    1,
+    "DATA.WORKERS",
+    1,
+]
+VIT = [
+    "METHOD",
+    "dino",
+    "MODEL.BACKBONE_ARCH",
+    "vit_tiny",
+    "VIEWS.GLOBAL_SIZE",
+    32,
+    "VIEWS.LOCAL_SIZE",
+    16,
+    "VIEWS.LOCAL_NUMBER",
+    1,
+    "DINO.HEAD_BN",
+    False,
+    "DINO.OUTPUT_DIM",
+    64,
+    "DINO.HIDDEN_SIZE",
+    64,
+    "DINO.NORM_LAST_LAYER",
+    False,
+    "DINO.BOTTLENECK_DIM",
+    16,
+    "SOLVER.OPTIMIZER",
+    "LARS",
+    "SOLVER.TOTAL_EPOCHS",
+    1,
+    "SOLVER.WARMUP_EPOCHS",
+    0,
+    "DINO.FREEZE_LAST_LAYER_EPOCHS",
+    0,
+    "TRAIN.LOG_PERIOD",
+    1,
+    "DATA.WORKERS",
+    1,
+    "KNN.PERIOD",
+    0,
+]
 
 
 def main(*arguments: object) -> None:
@@ -40,23 +99,39 @@ def model_of(out_dir) -> dict:
 
 
 def losses(out_dir) -> list[float]:
-    return [line["loss"] for line in map(json.loads, (out_dir / "metrics.jsonl").read_text().splitlines())
-            if "loss" in line]
+    return [
+        line["loss"] for line in map(json.loads, (out_dir / "metrics.jsonl").read_text().splitlines()) if "loss" in line
+    ]
 
 
 @pytest.fixture(scope="module")
 def finished(image_folder, tmp_path_factory, run):
     """An uninterrupted run with the joint probe."""
     out_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    done = run("-m", "pretrain", *SMALL, "TRAIN.JOINT_LINEAR_PROBE", True, "DATA.PATH_TO_DATA_DIR", image_folder,
-               "OUTPUT_DIR", out_dir)
+    done = run(
+        "-m",
+        "pretrain",
+        *SMALL,
+        "TRAIN.JOINT_LINEAR_PROBE",
+        True,
+        "DATA.PATH_TO_DATA_DIR",
+        image_folder,
+        "OUTPUT_DIR",
+        out_dir,
+    )
     return out_dir, done
 
 
 def test_a_run_leaves_what_it_promises(finished):
     out_dir, done = finished
-    for name in ("config.yaml", "log.txt", "metrics.jsonl", "checkpoints/last.pth", "checkpoints/epoch_0002.pth",
-                 "backbone.safetensors"):
+    for name in (
+        "config.yaml",
+        "log.txt",
+        "metrics.jsonl",
+        "checkpoints/last.pth",
+        "checkpoints/epoch_0002.pth",
+        "backbone.safetensors",
+    ):
         assert (out_dir / name).is_file(), name
     assert any((out_dir / "tensorboard").iterdir())
     plain = [line for line in done.stdout.splitlines() if line.startswith("pretrain: ")]  # LOG_PERIOD is 1
@@ -78,8 +153,24 @@ def test_a_stopped_run_continues_bit_for_bit(finished, image_folder, tmp_path, r
     A terminal's Ctrl-C reaches the loader worker, too.
     """
     out_dir = tmp_path / "run"
-    command = [*map(str, ["-m", "pretrain", *SMALL, "TRAIN.JOINT_LINEAR_PROBE", True, "DATA.PATH_TO_DATA_DIR",
-                          image_folder, "OUTPUT_DIR", out_dir, "TRAIN.SAVE_SECONDS", 0.0])]
+    command = [
+        *map(
+            str,
+            [
+                "-m",
+                "pretrain",
+                *SMALL,
+                "TRAIN.JOINT_LINEAR_PROBE",
+                True,
+                "DATA.PATH_TO_DATA_DIR",
+                image_folder,
+                "OUTPUT_DIR",
+                out_dir,
+                "TRAIN.SAVE_SECONDS",
+                0.0,
+            ],
+        )
+    ]
     process = start(*command, stdout=subprocess.DEVNULL)
     wait_for_losses(out_dir, 8)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
@@ -105,8 +196,12 @@ run_command(lambda: train.main(sys.argv[1:]))
 def test_a_second_ctrl_c_ends_a_run_that_is_saving_at_once(finished, image_folder, tmp_path, run):
     """With its loader worker, and as shells know it (130, a death by SIGINT). What was saved before is intact."""
     out_dir = tmp_path / "run"
-    words = [*map(str, [*SMALL, "TRAIN.JOINT_LINEAR_PROBE", True, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR",
-                        out_dir])]
+    words = [
+        *map(
+            str,
+            [*SMALL, "TRAIN.JOINT_LINEAR_PROBE", True, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", out_dir],
+        )
+    ]
     process = start("-c", SLOW_SAVE, *words, stdout=subprocess.PIPE, text=True)
     try:
         wait_for_losses(out_dir, 3)
@@ -123,8 +218,13 @@ def test_a_second_ctrl_c_ends_a_run_that_is_saving_at_once(finished, image_folde
 
 def start(*words, **options) -> subprocess.Popen:
     """Python in a process group of its own, as a terminal starts it."""
-    return subprocess.Popen([sys.executable, *words], cwd=ROOT, start_new_session=True, **options,
-                            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        start_new_session=True,
+        **options,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
 
 
 def running(group: int) -> bool:
@@ -161,8 +261,20 @@ def test_two_processes_equal_one_with_the_double_batch(image_folder, tmp_path, r
     single, double = tmp_path / "single", tmp_path / "double"
     common = [*VIT, "DATA.PATH_TO_DATA_DIR", image_folder]
     main(*common, "TRAIN.BATCH_SIZE", 32, "OUTPUT_DIR", single)
-    run("-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone", "-m", "pretrain", *common,
-        "TRAIN.BATCH_SIZE", 16, "OUTPUT_DIR", double)
+    run(
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        2,
+        "--standalone",
+        "-m",
+        "pretrain",
+        *common,
+        "TRAIN.BATCH_SIZE",
+        16,
+        "OUTPUT_DIR",
+        double,
+    )
     one, two = model_of(single), model_of(double)
     for key, value in one.items():
         assert (two[key] - value).abs().max() <= 1e-5 * max(value.abs().max(), 1e-3), key
@@ -199,8 +311,15 @@ def test_show_views_writes_a_picture(image_folder, tmp_path):
 
 
 def test_another_recipe_or_global_batch_is_refused(finished, image_folder, run):
-    common = [*SMALL, "TRAIN.JOINT_LINEAR_PROBE", True, "DATA.PATH_TO_DATA_DIR", image_folder,
-              "OUTPUT_DIR", finished[0]]
+    common = [
+        *SMALL,
+        "TRAIN.JOINT_LINEAR_PROBE",
+        True,
+        "DATA.PATH_TO_DATA_DIR",
+        image_folder,
+        "OUTPUT_DIR",
+        finished[0],
+    ]
     done = run("-m", "pretrain", *common, "SOLVER.BASE_LR", 0.1, expect=2)
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "SOLVER.BASE_LR 0.48 -> 0.1" in done.stderr
@@ -210,8 +329,17 @@ def test_another_recipe_or_global_batch_is_refused(finished, image_folder, run):
 
 def test_a_checkpoint_from_elsewhere_starts_a_run_of_the_same_recipe(finished, image_folder, tmp_path):
     """It goes on at the checkpoint's step, with its optimizer; another recipe must be agreed to."""
-    common = [*SMALL, "TRAIN.JOINT_LINEAR_PROBE", True, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", tmp_path,
-              "TRAIN.CHECKPOINT_FILE_PATH", finished[0] / "checkpoints" / "last.pth"]
+    common = [
+        *SMALL,
+        "TRAIN.JOINT_LINEAR_PROBE",
+        True,
+        "DATA.PATH_TO_DATA_DIR",
+        image_folder,
+        "OUTPUT_DIR",
+        tmp_path,
+        "TRAIN.CHECKPOINT_FILE_PATH",
+        finished[0] / "checkpoints" / "last.pth",
+    ]
     main(*common)
     assert losses(tmp_path) == []  # it was at the end already
     assert all(torch.equal(model_of(tmp_path)[key], value) for key, value in model_of(finished[0]).items())
@@ -222,14 +350,17 @@ def test_a_checkpoint_from_elsewhere_starts_a_run_of_the_same_recipe(finished, i
     assert len(losses(tmp_path / "longer")) == 6
 
 
-@pytest.mark.parametrize("overrides, message", [
-    (["DATA.PATH_TO_DATA_DIR", "/no/such/place"], "/no/such/place"),
-    (["MODEL.BACKBONE_ARCH", "resnet81"], "unknown backbone 'resnet81' (did you mean 'resnet"),
-    (["METHOD", "dinoo"], "did you mean 'dino'?"),
-    (["TRAIN.BATCH_SIZE", 1000], "lower TRAIN.BATCH_SIZE"),
-    (["TRAIN.AMP", "fp16"], "needs a GPU"),
-    (["TRAIN.CHECKPOINT_FILE_PATH", "README.md"], "README.md"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["DATA.PATH_TO_DATA_DIR", "/no/such/place"], "/no/such/place"),
+        (["MODEL.BACKBONE_ARCH", "resnet81"], "unknown backbone 'resnet81' (did you mean 'resnet"),
+        (["METHOD", "dinoo"], "did you mean 'dino'?"),
+        (["TRAIN.BATCH_SIZE", 1000], "lower TRAIN.BATCH_SIZE"),
+        (["TRAIN.AMP", "fp16"], "needs a GPU"),
+        (["TRAIN.CHECKPOINT_FILE_PATH", "README.md"], "README.md"),
+    ],
+)
 def test_bad_input_is_named_before_any_work(image_folder, tmp_path, overrides, message):
     with pytest.raises(InputError) as error:
         main(*SMALL, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", tmp_path / "x", *overrides)
@@ -237,12 +368,22 @@ def test_bad_input_is_named_before_any_work(image_folder, tmp_path, overrides, m
     assert not (tmp_path / "x" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("key, value, message", [
-    ("VIEWS.GLOBAL_SCALE", [1.0, 0.3], "low <= high"), ("DATA.MEAN", [0.5], "wants 3 numbers"),
-    ("DATA.STD", [0.2, 0.2, 0.0], "more than 0"), ("DATA.WORKERS", -1, "no negative"), ("DATA.WORKERS", 10**6, "1024"),
-    ("DATA.PIPELINE", "quick", "use fast or reference"), ("DATA.MAX_CORRUPT", 2, "at most 1"),
-    ("LOSS.WEIGHTS", [1.0], "wants 2 numbers"), ("DINO.STUDENT_TEMP", 0, "more than 0"),
-    ("SOLVER.TOTAL_EPOCHS", 0, "more than 0"), ("MODEL.DROP_PATH_RATE", 7, "at most 1")])
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("VIEWS.GLOBAL_SCALE", [1.0, 0.3], "low <= high"),
+        ("DATA.MEAN", [0.5], "wants 3 numbers"),
+        ("DATA.STD", [0.2, 0.2, 0.0], "more than 0"),
+        ("DATA.WORKERS", -1, "no negative"),
+        ("DATA.WORKERS", 10**6, "1024"),
+        ("DATA.PIPELINE", "quick", "use fast or reference"),
+        ("DATA.MAX_CORRUPT", 2, "at most 1"),
+        ("LOSS.WEIGHTS", [1.0], "wants 2 numbers"),
+        ("DINO.STUDENT_TEMP", 0, "more than 0"),
+        ("SOLVER.TOTAL_EPOCHS", 0, "more than 0"),
+        ("MODEL.DROP_PATH_RATE", 7, "at most 1"),
+    ],
+)
 def test_a_refused_value_leaves_nothing(image_folder, tmp_path, key, value, message):
     with pytest.raises(InputError, match=message):
         main(*SMALL, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", tmp_path / "x", key, value)
@@ -260,5 +401,16 @@ def test_missing_val_matters_only_to_knn(image_folder, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(image_folder, tmp_path):
     with pytest.raises(InputError, match="the loss is nan at step .* the last good checkpoint"):
-        main(*SMALL, "DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", tmp_path / "x", "SOLVER.OPTIMIZER", "AdamW",
-             "SOLVER.BASE_LR", 1e38, "SOLVER.WARMUP_EPOCHS", 0)
+        main(
+            *SMALL,
+            "DATA.PATH_TO_DATA_DIR",
+            image_folder,
+            "OUTPUT_DIR",
+            tmp_path / "x",
+            "SOLVER.OPTIMIZER",
+            "AdamW",
+            "SOLVER.BASE_LR",
+            1e38,
+            "SOLVER.WARMUP_EPOCHS",
+            0,
+        )

@@ -48,14 +48,21 @@ def test_steps_follow_the_published_program(case, monkeypatch):
         result = train.one_step(cfg, state, objective, batches, source, formula.STEPS_PER_EPOCH, torch.device("cpu"))
         state.step += 1
         group = state.optimizer.param_groups[0]
-        rows.append([float(result["loss"] - result["probe_loss"]), float(result["probe_loss"]), group["lr"],
-                     group["weight_decay"]])
+        rows.append(
+            [
+                float(result["loss"] - result["probe_loss"]),
+                float(result["probe_loss"]),
+                group["lr"],
+                group["weight_decay"],
+            ]
+        )
     np.testing.assert_allclose(rows, golden()[f"{case}/steps"], rtol=CLOSE)
     names = golden()[f"{case}/names"].tolist()
     state_dict = method.state_dict() | {f"classifier.{k}": v for k, v in objective.classifier.state_dict().items()}
     for network in networks:  # every tensor of every network is compared, but batch norm's counters
         assert {name for name in names if name.startswith(f"{network}.")} == {
-            name for name in state_dict if name.startswith(f"{network}.") and "num_batches_tracked" not in name}
+            name for name in state_dict if name.startswith(f"{network}.") and "num_batches_tracked" not in name
+        }
     assert set(names) <= state_dict.keys()
     for name, (norm, check) in zip(names, golden()[f"{case}/final"], strict=True):
         ours = formula.summary(name, state_dict[name])

@@ -26,8 +26,18 @@ def files(tmp_path_factory):
 
 def test_mmdet_script_trains_and_evaluates(run, files, tmp_path):
     config = tiny_mmdet("faster_rcnn_r18_fpn_1x", tmp_path, iterations=4)
-    done = run("tools/train_mmdet.py", config, "--weights", files / "r18.pth", "--data", files / "set", "--work-dir",
-               tmp_path / "out", "--cfg-options", "optim_wrapper.optimizer.lr=0.001")
+    done = run(
+        "tools/train_mmdet.py",
+        config,
+        "--weights",
+        files / "r18.pth",
+        "--data",
+        files / "set",
+        "--work-dir",
+        tmp_path / "out",
+        "--cfg-options",
+        "optim_wrapper.optimizer.lr=0.001",
+    )
     assert "120 tensors equal to" in done.stdout + done.stderr and "box: AP " in done.stdout
     assert "schedule: 4 iterations of 2 images (0.7 epochs), learning rate 0.001 " in done.stdout  # the preflight ran
     assert (tmp_path / "out" / "iter_4.pth").is_file()
@@ -57,9 +67,12 @@ def test_scripts_refuse_to_start_from_nothing(run, files, tmp_path):
         assert "detectron2 is not installed: pip install" in done.stderr.splitlines()[-1]
 
 
-NETWORKS = [("mask_rcnn_r18_fpn_1x", "resnet18", 120), ("mask_rcnn_r18_c4_1x", "resnet18", 120),
-            ("faster_rcnn_mobilenetv2_p4p6_1x", "mobilenet_v2", 312),
-            ("mask_rcnn_vit_tiny_vitdet_1x", "vit_tiny", 147)]
+NETWORKS = [
+    ("mask_rcnn_r18_fpn_1x", "resnet18", 120),
+    ("mask_rcnn_r18_c4_1x", "resnet18", 120),
+    ("faster_rcnn_mobilenetv2_p4p6_1x", "mobilenet_v2", 312),
+    ("mask_rcnn_vit_tiny_vitdet_1x", "vit_tiny", 147),
+]
 
 
 @DETECTRON2
@@ -117,11 +130,13 @@ def test_detectron2_script_says_faults_in_one_line(run, files, tmp_path):
     head = {"roi_heads.box_predictor.cls_score.weight": torch.zeros(81, 8), "backbone.stem.conv1.weight": torch.ones(2)}
     torch.save({"model": head}, tmp_path / "detector.pth")
     for words, options in (
-            ("MODEL.WEIGHTS is empty", data), ("MODEL.WEIGHTS is empty", ["--resume", *data]),
-            ("--eval-only needs a trained detector", ["--eval-only", "MODEL.WEIGHTS", files / "r18.pth", *data]),
-            ("the head in", ["--eval-only", "MODEL.WEIGHTS", tmp_path / "detector.pth", *data]),
-            ("data set 'coco_2017_train' not found", ["MODEL.WEIGHTS", files / "r18.pth", "OUTPUT_DIR", out]),
-            ("needs a GPU", ["MODEL.WEIGHTS", files / "r18.pth", "SOLVER.AMP.ENABLED", "True", *data])):
+        ("MODEL.WEIGHTS is empty", data),
+        ("MODEL.WEIGHTS is empty", ["--resume", *data]),
+        ("--eval-only needs a trained detector", ["--eval-only", "MODEL.WEIGHTS", files / "r18.pth", *data]),
+        ("the head in", ["--eval-only", "MODEL.WEIGHTS", tmp_path / "detector.pth", *data]),
+        ("data set 'coco_2017_train' not found", ["MODEL.WEIGHTS", files / "r18.pth", "OUTPUT_DIR", out]),
+        ("needs a GPU", ["MODEL.WEIGHTS", files / "r18.pth", "SOLVER.AMP.ENABLED", "True", *data]),
+    ):
         done = run("tools/train_net.py", "--config-file", config, *options, expect=2, CUDA_VISIBLE_DEVICES="")
         assert words in done.stderr.splitlines()[-1], words
     assert not out.exists()
@@ -132,8 +147,16 @@ def test_detectron2_script_says_faults_in_one_line(run, files, tmp_path):
 def test_detectron2_script_trains_on_pascal_voc(name, run, files, tmp_path):
     config, out = tiny_detectron2(name, tmp_path, iterations=3), tmp_path / "out"
     write_voc(tmp_path / "sets")
-    done = run("tools/train_net.py", "--config-file", config, "MODEL.WEIGHTS", files / "r18.pth", "OUTPUT_DIR", out,
-               DETECTRON2_DATASETS=str(tmp_path / "sets"))
+    done = run(
+        "tools/train_net.py",
+        "--config-file",
+        config,
+        "MODEL.WEIGHTS",
+        files / "r18.pth",
+        "OUTPUT_DIR",
+        out,
+        DETECTRON2_DATASETS=str(tmp_path / "sets"),
+    )
     assert "120 tensors equal" in done.stdout and "Evaluating voc_2007_test using 2007 metric" in done.stdout
     numbers = done.stdout.splitlines()[-1]
     assert numbers.startswith("bbox: AP ") and "AP50" in numbers and "nan" not in numbers
@@ -142,6 +165,19 @@ def test_detectron2_script_trains_on_pascal_voc(name, run, files, tmp_path):
 @DETECTRON2
 def test_detectron2_script_on_two_processes(run, files, tmp_path):
     config, out = tiny_detectron2("faster_rcnn_r18_fpn_1x", tmp_path, iterations=3), tmp_path / "out"
-    done = run("tools/train_net.py", "--config-file", config, "--num-gpus", 2, "--dist-url", "auto", "MODEL.WEIGHTS",
-               files / "r18.pth", "DATA.PATH_TO_DATA_DIR", files / "set", "OUTPUT_DIR", out)
+    done = run(
+        "tools/train_net.py",
+        "--config-file",
+        config,
+        "--num-gpus",
+        2,
+        "--dist-url",
+        "auto",
+        "MODEL.WEIGHTS",
+        files / "r18.pth",
+        "DATA.PATH_TO_DATA_DIR",
+        files / "set",
+        "OUTPUT_DIR",
+        out,
+    )
     assert "120 tensors equal" in done.stdout and "World size: 2" in done.stdout and "bbox: AP " in done.stdout

@@ -209,20 +209,28 @@ class Trainer(DefaultTrainer):
             return build_optimizer(cfg, model)
         blocks = len(model.backbone.net.blocks)
         parameters = get_default_optimizer_params(
-            model, base_lr=cfg.SOLVER.BASE_LR, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
             lr_factor_func=partial(get_vit_lr_decay_rate, lr_decay_rate=cfg.SOLVER.LAYER_DECAY, num_layers=blocks),
-            overrides={"pos_embed": {"weight_decay": 0.0}})
+            overrides={"pos_embed": {"weight_decay": 0.0}},
+        )
         return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
-            parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+            parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+        )
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
         if self.start_iter and self.start_iter < self.max_iter:
-            images = get_detection_dataset_dicts(self.cfg.DATASETS.TRAIN,
-                                                 filter_empty=self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-            sampler = ResumedSampler([image["width"] > image["height"] for image in images],
-                                     self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), self.start_iter,
-                                     self.cfg.SEED)
+            images = get_detection_dataset_dicts(
+                self.cfg.DATASETS.TRAIN, filter_empty=self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            )
+            sampler = ResumedSampler(
+                [image["width"] > image["height"] for image in images],
+                self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
+                self.start_iter,
+                self.cfg.SEED,
+            )
             self._trainer.data_loader = self.build_train_loader(self.cfg, dataset=images, sampler=sampler)
             self._trainer._data_loader_iter_obj = None
         elif self.start_iter and not (Path(self.cfg.OUTPUT_DIR) / "model_final.pth").exists():

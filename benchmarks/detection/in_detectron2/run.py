@@ -29,9 +29,14 @@ from sslight.core.config import find_config, flatten, read_settings
 from sslight.core.errors import InputError, nearest_key
 from sslight.core.rundir import StopSignal
 
-MODELS = {"build_resnet_fpn_backbone": "fpn", "build_timm_fpn_backbone": "fpn",
-          "build_mobilenetv2_p4p6_backbone": "fpn", "build_retinanet_resnet_fpn_backbone": "fpn",
-          "build_resnet_backbone": "c4", "build_vitdet_backbone": "vitdet"}
+MODELS = {
+    "build_resnet_fpn_backbone": "fpn",
+    "build_timm_fpn_backbone": "fpn",
+    "build_mobilenetv2_p4p6_backbone": "fpn",
+    "build_retinanet_resnet_fpn_backbone": "fpn",
+    "build_resnet_backbone": "c4",
+    "build_vitdet_backbone": "vitdet",
+}
 DETECTORS = ("GeneralizedRCNN", "RetinaNet")  # those whose number of classes is set here
 BACKBONES = {"fpn": ("backbone.bottom_up.",), "c4": ("backbone.", "roi_heads.res5."), "vitdet": ("backbone.net.",)}
 PREPROCESS = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT")
@@ -64,12 +69,23 @@ def recipe_of(cfg: CfgNode) -> dict:
     if cfg.MODEL.META_ARCHITECTURE not in DETECTORS:
         raise InputError(f"MODEL.META_ARCHITECTURE '{cfg.MODEL.META_ARCHITECTURE}' is none of {', '.join(DETECTORS)}")
     resnet = "resnet" in name
-    return {"arch": f"resnet{cfg.MODEL.RESNETS.DEPTH}" if resnet else canonical_arch(cfg.MODEL.TIMM.ARCH),
-            "model": MODELS[name], "mask": cfg.MODEL.MASK_ON, "batch": solver.IMS_PER_BATCH, "lr": solver.BASE_LR,
-            "max_iter": solver.MAX_ITER, "steps": list(solver.STEPS), "warmup": solver.WARMUP_ITERS,
-            "norm": cfg.MODEL.RESNETS.NORM if resnet else "LN" if MODELS[name] == "vitdet" else cfg.MODEL.TIMM.NORM,
-            "mean": list(cfg.MODEL.PIXEL_MEAN), "std": list(cfg.MODEL.PIXEL_STD), "color_order": cfg.INPUT.FORMAT,
-            "side": cfg.INPUT.MIN_SIZE_TEST, "checkpoint_period": solver.CHECKPOINT_PERIOD, "left_out": left_out}
+    return {
+        "arch": f"resnet{cfg.MODEL.RESNETS.DEPTH}" if resnet else canonical_arch(cfg.MODEL.TIMM.ARCH),
+        "model": MODELS[name],
+        "mask": cfg.MODEL.MASK_ON,
+        "batch": solver.IMS_PER_BATCH,
+        "lr": solver.BASE_LR,
+        "max_iter": solver.MAX_ITER,
+        "steps": list(solver.STEPS),
+        "warmup": solver.WARMUP_ITERS,
+        "norm": cfg.MODEL.RESNETS.NORM if resnet else "LN" if MODELS[name] == "vitdet" else cfg.MODEL.TIMM.NORM,
+        "mean": list(cfg.MODEL.PIXEL_MEAN),
+        "std": list(cfg.MODEL.PIXEL_STD),
+        "color_order": cfg.INPUT.FORMAT,
+        "side": cfg.INPUT.MIN_SIZE_TEST,
+        "checkpoint_period": solver.CHECKPOINT_PERIOD,
+        "left_out": left_out,
+    }
 
 
 def set_schedule(cfg: CfgNode, *, batch: int, lr: float, max_iter: int, steps: list[int], warmup: int) -> None:
@@ -88,8 +104,10 @@ def set_preprocess(cfg: CfgNode, preprocess: dict) -> None:
 def adapt(cfg: CfgNode, settings, data: CocoData, weights: Weights, processes: int, seed: int, work_dir: Path) -> None:
     """Point the config at the data, its classes and the backbone file, and make it this run's."""
     if cfg.SOLVER.IMS_PER_BATCH % processes:
-        raise InputError(f"a batch of {cfg.SOLVER.IMS_PER_BATCH} images does not divide over {processes} processes: "
-                         "set SOLVER.IMS_PER_BATCH or --num-gpus")
+        raise InputError(
+            f"a batch of {cfg.SOLVER.IMS_PER_BATCH} images does not divide over {processes} processes: "
+            "set SOLVER.IMS_PER_BATCH or --num-gpus"
+        )
     set_data(cfg, data)
     cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.OPTIONS = str(weights.file), write_options(weights.options)
     if settings.DATA.WORKERS >= 0:
@@ -118,8 +136,9 @@ def check_workers(cfg: CfgNode, processes: int, here: int | None = None, key: st
     trains. here: as many of the processes are this machine's (default: as the launcher says).
     """
     image = 3 * max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN
-    check_shared_memory(cfg.DATALOADER.NUM_WORKERS, image, held=3 * (cfg.SOLVER.IMS_PER_BATCH // processes),
-                        processes=here, key=key)
+    check_shared_memory(
+        cfg.DATALOADER.NUM_WORKERS, image, held=3 * (cfg.SOLVER.IMS_PER_BATCH // processes), processes=here, key=key
+    )
 
 
 def set_data(cfg: CfgNode, data: CocoData) -> None:
@@ -192,8 +211,9 @@ def prove_backbone(model: torch.nn.Module, cfg: CfgNode) -> int:
     prefixes = BACKBONES[MODELS[cfg.MODEL.BACKBONE.NAME]]
     built = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
     expected = read_file(cfg.MODEL.WEIGHTS)[0]["model"]
-    count = prove(built, {key: value for key, value in expected.items() if key.startswith(prefixes)},
-                  cfg.MODEL.WEIGHTS, new=ADDED)
+    count = prove(
+        built, {key: value for key, value in expected.items() if key.startswith(prefixes)}, cfg.MODEL.WEIGHTS, new=ADDED
+    )
     print(f"backbone proved: {count} tensors equal to {cfg.MODEL.WEIGHTS}")
     return count
 

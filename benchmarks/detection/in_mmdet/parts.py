@@ -188,9 +188,11 @@ class SameClassesHook(Hook):
         classes = runner.cfg.train_dataloader.dataset.get("metainfo", {}).get("classes")
         if trained and classes and tuple(trained) != tuple(classes):
             absent = [name for name in trained if name not in classes]
-            raise InputError(f"the checkpointed head knows {len(trained)} categories, the data has {len(classes)} or "
-                             f"another order (absent from the data: {', '.join(absent[:5]) or 'none'}): go on with the "
-                             "data it was trained on, or start from a backbone in another directory")
+            raise InputError(
+                f"the checkpointed head knows {len(trained)} categories, the data has {len(classes)} or "
+                f"another order (absent from the data: {', '.join(absent[:5]) or 'none'}): go on with the "
+                "data it was trained on, or start from a backbone in another directory"
+            )
 
 
 @HOOKS.register_module()
@@ -199,8 +201,10 @@ class FiniteLossHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if not torch.isfinite(torch.as_tensor(outputs["loss"])):
-            raise InputError(f"the loss is not finite at iteration {runner.iter + 1}: lower SOLVER.BASE_LR or lengthen "
-                             "SOLVER.WARMUP_ITERS")
+            raise InputError(
+                f"the loss is not finite at iteration {runner.iter + 1}: lower SOLVER.BASE_LR or lengthen "
+                "SOLVER.WARMUP_ITERS"
+            )
 
 
 @HOOKS.register_module()
@@ -232,8 +236,13 @@ class StopHook(Hook):
 @contextlib.contextmanager
 def readable_checkpoints() -> Iterator[None]:
     """Allow what mmengine's own checkpoints hold besides tensors (its log buffers), and nothing else."""
-    arrays = [np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar,
-              *(getattr(np.dtypes, name) for name in np.dtypes.__all__)]
+    arrays = [
+        np.ndarray,
+        np.dtype,
+        np._core.multiarray._reconstruct,
+        np._core.multiarray.scalar,
+        *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
+    ]
     with torch.serialization.safe_globals([HistoryBuffer, (_method_of_history, "builtins.getattr"), *arrays]):
         yield
 

@@ -23,8 +23,11 @@ from sslight.core.errors import InputError, nearest, nearest_file
 from sslight.core.rundir import StopSignal
 
 LARGEST = 1333 * 800  # pixels of a training image, where a config does not say it
-ARCHITECTURES = {"MobileNetV2": lambda backbone: "mobilenetv2_100", "TimmBackbone": lambda backbone: backbone.arch,
-                 "ResNet": lambda backbone: f"resnet{backbone.depth}"}
+ARCHITECTURES = {
+    "MobileNetV2": lambda backbone: "mobilenetv2_100",
+    "TimmBackbone": lambda backbone: backbone.arch,
+    "ResNet": lambda backbone: f"resnet{backbone.depth}",
+}
 
 
 PREPROCESS = ("model.data_preprocessor",)
@@ -52,11 +55,18 @@ def load_config(file: Path | str, options: Sequence[str] = ()) -> Config:
 def _check_known(cfg: Config, key: str, file: str) -> None:
     node, path = cfg._cfg_dict, []
     for part in key.split("."):
-        known = list(node) if isinstance(node, dict) else [str(i) for i in range(len(node))] \
-            if isinstance(node, list | tuple) else []
+        known = (
+            list(node)
+            if isinstance(node, dict)
+            else [str(i) for i in range(len(node))]
+            if isinstance(node, list | tuple)
+            else []
+        )
         if part not in known:
-            raise InputError(f"unknown key '{key}' of {file}{nearest(part, known)}: "
-                             f"{'.'.join(path) or 'the config'} has {', '.join(known[:12])}")
+            raise InputError(
+                f"unknown key '{key}' of {file}{nearest(part, known)}: "
+                f"{'.'.join(path) or 'the config'} has {', '.join(known[:12])}"
+            )
         node = node[part] if isinstance(node, dict) else node[int(part)]
         path.append(part)
 
@@ -70,8 +80,10 @@ def recipe_of(cfg: Config) -> dict:
         return _recipe_of(cfg)
     except (AttributeError, KeyError, TypeError, StopIteration) as error:
         why = " ".join(str(error).split()) or "its test has no Resize"
-        raise InputError(f"{cfg.filename} is no recipe for this: {why}; begin it with _base_ = configs/mmdet/_base_/"
-                         "recipe.py, which trains by iterations") from None
+        raise InputError(
+            f"{cfg.filename} is no recipe for this: {why}; begin it with _base_ = configs/mmdet/_base_/"
+            "recipe.py, which trains by iterations"
+        ) from None
 
 
 def _recipe_of(cfg: Config) -> dict:
@@ -87,17 +99,26 @@ def _recipe_of(cfg: Config) -> dict:
     backbone, preprocessor = cfg.model.backbone, cfg.model.data_preprocessor
     if backbone.type not in ARCHITECTURES:
         raise InputError(f"backbone type '{backbone.type}' of the mmdet config is none of {', '.join(ARCHITECTURES)}")
-    return {"arch": ARCHITECTURES[backbone.type](backbone),
-            "mask": has_masks(cfg),
-            "batch": cfg.auto_scale_lr.base_batch_size, "lr": cfg.optim_wrapper.optimizer.lr,
-            "max_iter": cfg.train_cfg.max_iters, "steps": list(steps[0].milestones) if steps else [],
-            "warmup": warmup[0].end if warmup else 0,
-            "norm": backbone.get("norm_cfg", {}).get("type", "BN"), "mean": list(preprocessor.mean),
-            "std": list(preprocessor.std), "color_order": "RGB" if preprocessor.bgr_to_rgb else "BGR",
-            "side": min(next(step.scale for step in cfg.test_dataloader.dataset.pipeline if step.type == "Resize")),
-            "checkpoint_period": cfg.default_hooks.checkpoint.interval,
-            "left_out": partial(left_out, masks=has_masks(cfg), min_size=(
-                cfg.train_dataloader.dataset.get("filter_cfg") or {}).get("min_size", 0))}
+    return {
+        "arch": ARCHITECTURES[backbone.type](backbone),
+        "mask": has_masks(cfg),
+        "batch": cfg.auto_scale_lr.base_batch_size,
+        "lr": cfg.optim_wrapper.optimizer.lr,
+        "max_iter": cfg.train_cfg.max_iters,
+        "steps": list(steps[0].milestones) if steps else [],
+        "warmup": warmup[0].end if warmup else 0,
+        "norm": backbone.get("norm_cfg", {}).get("type", "BN"),
+        "mean": list(preprocessor.mean),
+        "std": list(preprocessor.std),
+        "color_order": "RGB" if preprocessor.bgr_to_rgb else "BGR",
+        "side": min(next(step.scale for step in cfg.test_dataloader.dataset.pipeline if step.type == "Resize")),
+        "checkpoint_period": cfg.default_hooks.checkpoint.interval,
+        "left_out": partial(
+            left_out,
+            masks=has_masks(cfg),
+            min_size=(cfg.train_dataloader.dataset.get("filter_cfg") or {}).get("min_size", 0),
+        ),
+    }
 
 
 def has_masks(cfg: Config) -> bool:
@@ -136,8 +157,10 @@ def set_schedule(cfg: Config, *, batch: int, lr: float, max_iter: int, steps: li
 def set_preprocess(cfg: Config, preprocess: dict) -> None:
     """Feed images as the backbone was trained: `preprocess` as of a checkpoint."""
     cfg.model.data_preprocessor.update(
-        mean=[255 * value for value in preprocess["mean"]], std=[255 * value for value in preprocess["std"]],
-        bgr_to_rgb=preprocess["color_order"] == "RGB")
+        mean=[255 * value for value in preprocess["mean"]],
+        std=[255 * value for value in preprocess["std"]],
+        bgr_to_rgb=preprocess["color_order"] == "RGB",
+    )
 
 
 def adapt(cfg: Config, settings, data: CocoData, weights: Weights, processes: int, seed: int, work_dir: Path) -> None:
@@ -159,8 +182,10 @@ def adapt(cfg: Config, settings, data: CocoData, weights: Weights, processes: in
 def set_batch(cfg: Config, processes: int) -> None:
     """Share the recipe's total batch out over the processes, so that any number of them trains the same recipe."""
     if cfg.auto_scale_lr.base_batch_size % processes:
-        raise InputError(f"a batch of {cfg.auto_scale_lr.base_batch_size} images does not divide over {processes} "
-                         "processes: set SOLVER.IMS_PER_BATCH or --num-gpus")
+        raise InputError(
+            f"a batch of {cfg.auto_scale_lr.base_batch_size} images does not divide over {processes} "
+            "processes: set SOLVER.IMS_PER_BATCH or --num-gpus"
+        )
     cfg.train_dataloader.batch_size = cfg.auto_scale_lr.base_batch_size // processes
     norm = cfg.model.backbone.get("norm_cfg")
     if processes > 1 and not torch.cuda.is_available() and norm:
@@ -170,8 +195,12 @@ def set_batch(cfg: Config, processes: int) -> None:
 def check_workers(cfg: Config, key: str = "DATA.WORKERS") -> None:
     """Raise InputError where the shared memory is too small for the training images that workers have under way."""
     loader = cfg.train_dataloader
-    scales = [scale for step in loader.dataset.get("pipeline", ()) for scale in
-              (step.get("scales") or [step.get("scale")]) if isinstance(scale, tuple | list)]
+    scales = [
+        scale
+        for step in loader.dataset.get("pipeline", ())
+        for scale in (step.get("scales") or [step.get("scale")])
+        if isinstance(scale, tuple | list)
+    ]
     pixels = max((scale[0] * scale[1] for scale in scales), default=LARGEST)
     check_shared_memory(loader.num_workers, 3 * pixels * loader.batch_size, key=key)
 
@@ -179,8 +208,12 @@ def check_workers(cfg: Config, key: str = "DATA.WORKERS") -> None:
 def set_data(cfg: Config, data: CocoData, work_dir: Path) -> None:
     """Train and test on `data`, with as many classes as it has; detections go into `work_dir`."""
     for loader, split in ((cfg.train_dataloader, data.train), (cfg.test_dataloader, data.val)):
-        loader.dataset.update(data_root="", ann_file=str(split.ready), data_prefix=dict(img=f"{split.images}/"),
-                              metainfo=dict(classes=data.classes))
+        loader.dataset.update(
+            data_root="",
+            ann_file=str(split.ready),
+            data_prefix=dict(img=f"{split.images}/"),
+            metainfo=dict(classes=data.classes),
+        )
     cfg.test_evaluator.update(ann_file=str(data.val.ready), outfile_prefix=str(work_dir / "detections"))
     for part in class_counts(cfg.model):
         part["num_classes"] = len(data.classes)
@@ -209,11 +242,15 @@ def run(cfg: Config, stop: StopSignal, launcher: str = "none", test: bool = True
     if not torch.cuda.is_available():
         cfg.env_cfg.dist_cfg = dict(backend="gloo")
         cfg.model_wrapper_cfg = dict(  # mmengine names a GPU to it, which it refuses for a model on the CPU
-            type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False,
-            find_unused_parameters=cfg.get("find_unused_parameters", False))
+            type="MMDistributedDataParallel",
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get("find_unused_parameters", False),
+        )
     cfg.experiment_name = f"{Path(cfg.work_dir).name}_{os.getpid()}_{id(cfg)}"  # mmengine keeps globals by this name
-    cfg.visualizer = ConfigDict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")],
-                                name=cfg.experiment_name)
+    cfg.visualizer = ConfigDict(
+        type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], name=cfg.experiment_name
+    )
     if cfg.resume and not cfg.load_from:
         cfg.load_from = newest_checkpoint(cfg.work_dir)
     level, cfg.log_level = cfg.log_level, "WARNING"  # the config and every parameter's options lie in the work dir

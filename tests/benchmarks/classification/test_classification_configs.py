@@ -63,14 +63,26 @@ def test_ten_percent_and_fine_tuning_differ_from_one_percent_only_where_they_sho
     assert {key: full[key] for key in full if full[key] != ten[key]} == {"LABELS.FRACTION": 1.0}
 
 
-@pytest.mark.parametrize("name, facts", [
-    ("linear_moco", dict(OPTIMIZER="SGD", rate=30, batch=256, TOTAL_EPOCHS=100, MILESTONES=[60, 80], WEIGHT_DECAY=0)),
-    ("linear_swav", dict(OPTIMIZER="SGD", rate=0.3, batch=256, TOTAL_EPOCHS=100, SCHEDULE="cosine", WEIGHT_DECAY=1e-6)),
-    ("linear_dino", dict(OPTIMIZER="SGD", rate=0.001 * 4, batch=1024, TOTAL_EPOCHS=100, SCHEDULE="cosine")),
-    ("linear_simsiam", dict(OPTIMIZER="LARS", rate=1.6, batch=4096, TOTAL_EPOCHS=90, SCHEDULE="cosine")),
-    ("semi_swav_1percent", dict(rate=5, batch=256, TOTAL_EPOCHS=20, MILESTONES=[12, 16], GAMMA=0.2, backbone=0.02)),
-    ("semi_swav_10percent", dict(rate=0.2, batch=256, TOTAL_EPOCHS=20, MILESTONES=[12, 16], GAMMA=0.2, backbone=0.01)),
-])
+@pytest.mark.parametrize(
+    "name, facts",
+    [
+        (
+            "linear_moco",
+            dict(OPTIMIZER="SGD", rate=30, batch=256, TOTAL_EPOCHS=100, MILESTONES=[60, 80], WEIGHT_DECAY=0),
+        ),
+        (
+            "linear_swav",
+            dict(OPTIMIZER="SGD", rate=0.3, batch=256, TOTAL_EPOCHS=100, SCHEDULE="cosine", WEIGHT_DECAY=1e-6),
+        ),
+        ("linear_dino", dict(OPTIMIZER="SGD", rate=0.001 * 4, batch=1024, TOTAL_EPOCHS=100, SCHEDULE="cosine")),
+        ("linear_simsiam", dict(OPTIMIZER="LARS", rate=1.6, batch=4096, TOTAL_EPOCHS=90, SCHEDULE="cosine")),
+        ("semi_swav_1percent", dict(rate=5, batch=256, TOTAL_EPOCHS=20, MILESTONES=[12, 16], GAMMA=0.2, backbone=0.02)),
+        (
+            "semi_swav_10percent",
+            dict(rate=0.2, batch=256, TOTAL_EPOCHS=20, MILESTONES=[12, 16], GAMMA=0.2, backbone=0.01),
+        ),
+    ],
+)
 def test_the_neighbours_protocols(name, facts):
     mine = ours(name)
     batch = mine["TRAIN.BATCH_SIZE"] * GPUS
@@ -91,14 +103,17 @@ def test_the_sweep_is_dinov2s():
     assert mine["PROBE.HOLDOUT"] > 0 and mine["PROBE.FEATURES"] == ["auto"]
 
 
-@pytest.mark.parametrize(("name", "content", "words", "departures"), [
-    ("linear_cnn", "", [], {}),
-    ("linear_cnn", "SOLVER: {TOTAL_EPOCHS: 20}", [], {"SOLVER.TOTAL_EPOCHS": 20}),
-    ("mine", "SOLVER: {TOTAL_EPOCHS: 20}", [], {}),  # another protocol
-    ("mine", "PROTOCOL: linear_cnn\nSOLVER: {TOTAL_EPOCHS: 20}", [], {"SOLVER.TOTAL_EPOCHS": 20}),
-    ("mine", "", ["SOLVER.TOTAL_EPOCHS", "20"], {"SOLVER.TOTAL_EPOCHS": 20}),
-    ("finetune", "SOLVER: {TOTAL_EPOCHS: 20}", [], {}),  # the shipped one is of another benchmark
-])
+@pytest.mark.parametrize(
+    ("name", "content", "words", "departures"),
+    [
+        ("linear_cnn", "", [], {}),
+        ("linear_cnn", "SOLVER: {TOTAL_EPOCHS: 20}", [], {"SOLVER.TOTAL_EPOCHS": 20}),
+        ("mine", "SOLVER: {TOTAL_EPOCHS: 20}", [], {}),  # another protocol
+        ("mine", "PROTOCOL: linear_cnn\nSOLVER: {TOTAL_EPOCHS: 20}", [], {"SOLVER.TOTAL_EPOCHS": 20}),
+        ("mine", "", ["SOLVER.TOTAL_EPOCHS", "20"], {"SOLVER.TOTAL_EPOCHS": 20}),
+        ("finetune", "SOLVER: {TOTAL_EPOCHS: 20}", [], {}),  # the shipped one is of another benchmark
+    ],
+)
 def test_a_protocol_is_what_its_shipped_file_says(tmp_path, name, content, words, departures):
     """An edited copy departs from it, whatever its folder."""
     (tmp_path / f"{name}.yaml").write_text(f"_BASE_: {CONFIGS / 'linear_cnn.yaml'}\n{content}\n")

@@ -25,8 +25,20 @@ def backbone(file, seed):
 
 def test_paths_may_change_but_not_what_they_hold(tmp_path, image_folder):
     def argv(weights, data):
-        return ["WEIGHTS", str(weights), "DATA.PATH_TO_DATA_DIR", str(data), "OUTPUT_DIR", str(tmp_path / "out"),
-                "DATA.RESIZE", "36", "DATA.SIZE", "32", "DATA.WORKERS", "0"]
+        return [
+            "WEIGHTS",
+            str(weights),
+            "DATA.PATH_TO_DATA_DIR",
+            str(data),
+            "OUTPUT_DIR",
+            str(tmp_path / "out"),
+            "DATA.RESIZE",
+            "36",
+            "DATA.SIZE",
+            "32",
+            "DATA.WORKERS",
+            "0",
+        ]
 
     one, other = backbone(tmp_path / "one.safetensors", 0), backbone(tmp_path / "other.safetensors", 1)
     moved = shutil.copytree(image_folder, tmp_path / "moved")
@@ -42,8 +54,9 @@ def test_paths_may_change_but_not_what_they_hold(tmp_path, image_folder):
 
 
 def test_the_global_batch_of_a_training_counts():
-    cfg, _ = linear.configure(["WEIGHTS", "random", "MODEL.BACKBONE_ARCH", "resnet18", "OUTPUT_DIR", "out",
-                               "TRAIN.BATCH_SIZE", "16"])
+    cfg, _ = linear.configure(
+        ["WEIGHTS", "random", "MODEL.BACKBONE_ARCH", "resnet18", "OUTPUT_DIR", "out", "TRAIN.BATCH_SIZE", "16"]
+    )
     subject = load_subject(cfg)
     batches = [identity(cfg, subject, "f00d", processes).RUN.GLOBAL_BATCH for processes in (1, 4)]
     assert batches == [16, 64]

@@ -27,8 +27,17 @@ def weights(tmp_path_factory):
 
 
 def arguments(data, weights, out, **extra):
-    pairs = {"WEIGHTS": weights, "DATA.PATH_TO_DATA_DIR": data, "OUTPUT_DIR": out, "DATA.RESIZE": 36, "DATA.SIZE": 32,
-             "DATA.WORKERS": 0, "KNN.K": KS, "FEATURES.BATCH_SIZE": 16, **extra}
+    pairs = {
+        "WEIGHTS": weights,
+        "DATA.PATH_TO_DATA_DIR": data,
+        "OUTPUT_DIR": out,
+        "DATA.RESIZE": 36,
+        "DATA.SIZE": 32,
+        "DATA.WORKERS": 0,
+        "KNN.K": KS,
+        "FEATURES.BATCH_SIZE": 16,
+        **extra,
+    }
     return ["--cfg", "configs/classification/knn.yaml", *(str(word) for pair in pairs.items() for word in pair)]
 
 
@@ -36,9 +45,14 @@ def arguments(data, weights, out, **extra):
 def independent(image_folder, weights):
     """Top-1 for every k and for leave-one-out, by timm, torchvision and NumPy alone."""
     model = timm.create_model("resnet18", num_classes=0, checkpoint_path=str(weights)).eval()
-    picture = transforms.Compose([
-        transforms.Resize(36, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(32), transforms.ToTensor(),
-        transforms.Normalize(PREPROCESS["mean"], PREPROCESS["std"])])
+    picture = transforms.Compose(
+        [
+            transforms.Resize(36, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(32),
+            transforms.ToTensor(),
+            transforms.Normalize(PREPROCESS["mean"], PREPROCESS["std"]),
+        ]
+    )
     features, labels = {}, {}
     for split in ("train", "val"):
         files = sorted((image_folder / split).glob("*/*.jpg"))
@@ -70,7 +84,10 @@ def test_equals_brute_force_for_every_k(image_folder, weights, independent, tmp_
     assert result["metrics"]["top1"] == result["metrics"]["top1_k20"] and result["headline"] == "k = 20"
     assert result["data"]["counts"] == {"train": 96, "val": 32}
     assert {key: result["checkpoint"][key] for key in ("arch", "method", "name")} == {
-        "arch": "resnet18", "method": "dino", "name": "mine"}
+        "arch": "resnet18",
+        "method": "dino",
+        "name": "mine",
+    }
     assert set(result["departures"]) == {"DATA.RESIZE", "DATA.SIZE", "KNN.K"}
 
 
@@ -97,24 +114,38 @@ def test_features_are_reused_and_those_of_other_weights_refused(image_folder, we
         knn.main(arguments(image_folder, weights, tmp_path / "third", **cache))
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"WEIGHTS": ""}, "WEIGHTS is not set"),
-    ({"WEIGHTS": "random"}, "needs a backbone"),
-    ({"KNN.HEADLINE_K": 33}, "not one of KNN.K"),
-    ({"KNN.K": "[1,200]", "KNN.HEADLINE_K": 200}, "only 96 neighbours"),
-    ({"DATA.NUM_CLASSES": 5}, "4 classes"),
-    ({"KNN.FEATURE": "cls4"}, "does not suit resnet18"),
-    ({"KNN.KS": "[1]"}, "unknown config key"),
-    ({"DATA.RESIZE": 16}, "does not fit"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"WEIGHTS": ""}, "WEIGHTS is not set"),
+        ({"WEIGHTS": "random"}, "needs a backbone"),
+        ({"KNN.HEADLINE_K": 33}, "not one of KNN.K"),
+        ({"KNN.K": "[1,200]", "KNN.HEADLINE_K": 200}, "only 96 neighbours"),
+        ({"DATA.NUM_CLASSES": 5}, "4 classes"),
+        ({"KNN.FEATURE": "cls4"}, "does not suit resnet18"),
+        ({"KNN.KS": "[1]"}, "unknown config key"),
+        ({"DATA.RESIZE": 16}, "does not fit"),
+    ],
+)
 def test_bad_input_is_one_line(image_folder, weights, tmp_path, change, words):
     with pytest.raises(InputError, match=words):
         knn.main(arguments(image_folder, weights, tmp_path / "out", **change))
 
 
 def test_exit_code_and_single_line(run, tmp_path):
-    done = run("-m", "benchmarks.knn", "WEIGHTS", "random", "MODEL.BACKBONE_ARCH", "resnet18", "OUTPUT_DIR",
-               tmp_path / "out", "DATA.PATH_TO_DATA_DIR", tmp_path / "none", expect=2)
+    done = run(
+        "-m",
+        "benchmarks.knn",
+        "WEIGHTS",
+        "random",
+        "MODEL.BACKBONE_ARCH",
+        "resnet18",
+        "OUTPUT_DIR",
+        tmp_path / "out",
+        "DATA.PATH_TO_DATA_DIR",
+        tmp_path / "none",
+        expect=2,
+    )
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and str(tmp_path / "none") in done.stderr
 
 

@@ -24,9 +24,20 @@ PUBLISHED, SWEEP, CACHED = (f"configs/classification/linear_{name}.yaml" for nam
 
 
 def arguments(cfg, data, out, **extra):
-    pairs = {"WEIGHTS": "random", "MODEL.BACKBONE_ARCH": "resnet18", "DATA.PATH_TO_DATA_DIR": data, "OUTPUT_DIR": out,
-             "DATA.RESIZE": 36, "DATA.SIZE": 32, "DATA.WORKERS": 0, "TRAIN.BATCH_SIZE": 24, "FEATURES.BATCH_SIZE": 16,
-             "FEATURES.AMP": "none", "SOLVER.TOTAL_EPOCHS": 3, **extra}
+    pairs = {
+        "WEIGHTS": "random",
+        "MODEL.BACKBONE_ARCH": "resnet18",
+        "DATA.PATH_TO_DATA_DIR": data,
+        "OUTPUT_DIR": out,
+        "DATA.RESIZE": 36,
+        "DATA.SIZE": 32,
+        "DATA.WORKERS": 0,
+        "TRAIN.BATCH_SIZE": 24,
+        "FEATURES.BATCH_SIZE": 16,
+        "FEATURES.AMP": "none",
+        "SOLVER.TOTAL_EPOCHS": 3,
+        **extra,
+    }
     return ["--cfg", cfg, *(str(word) for pair in pairs.items() for word in pair)]
 
 
@@ -51,8 +62,15 @@ def test_published_protocol_reports_last_and_best_epoch(image_folder, tmp_path):
 def test_one_head_of_a_sweep_equals_that_head_alone(image_folder, tmp_path):
     rates = {"PROBE.LEARNING_RATES": "[0.001,0.02,0.1]", "PROBE.HOLDOUT": 0.25, "TRAIN.EVAL_PERIOD": 3}
     linear.main(arguments(SWEEP, image_folder, tmp_path / "all", **rates, **{"PROBE.FEATURES": "['pooled','stage2']"}))
-    linear.main(arguments(SWEEP, image_folder, tmp_path / "one", **rates | {"PROBE.LEARNING_RATES": "[0.02]"},
-                          **{"PROBE.FEATURES": "['stage2']"}))
+    linear.main(
+        arguments(
+            SWEEP,
+            image_folder,
+            tmp_path / "one",
+            **rates | {"PROBE.LEARNING_RATES": "[0.02]"},
+            **{"PROBE.FEATURES": "['stage2']"},
+        )
+    )
     together, alone = final_weights(tmp_path / "all"), final_weights(tmp_path / "one")
     for part in ("weight", "bias"):  # heads: pooled at three rates, then stage2 at three
         torch.testing.assert_close(together[f"heads.4.{part}"], alone[f"heads.0.{part}"], atol=1e-5, rtol=1e-5)
@@ -129,9 +147,13 @@ def same_outcome(first, second):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_stop_saves_and_exits_75(image_folder, tmp_path, number):
     argv = arguments(PUBLISHED, image_folder, tmp_path / "out", **{"SOLVER.TOTAL_EPOCHS": 500})
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.linear", *argv], stderr=subprocess.PIPE, text=True,
-                               start_new_session=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.linear", *argv],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."},
+    )
     while not (tmp_path / "out" / "seed_0" / "state.pth").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
@@ -140,14 +162,17 @@ def test_a_signal_to_stop_saves_and_exits_75(image_folder, tmp_path, number):
     assert process.returncode == 75 and errors.startswith("stopped: saved"), errors
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"PROBE.LEARNING_RATES": "[0.1,0.2]"}, "several heads need PROBE.HOLDOUT"),
-    ({"PROBE.FEATURES": "['stage9']"}, "has 5 stages"),
-    ({"PROBE.CACHED": True}, "set PROBE.HOLDOUT"),
-    ({"SOLVER.OPTIMIZER": "ADAM"}, "SGD, LARS"),
-    ({"SEEDS": "[0,0]"}, "names a seed twice"),
-    ({"SOLVER.BASE_LR": 1e38, "SOLVER.OPTIMIZER": "SGD"}, "the loss is"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"PROBE.LEARNING_RATES": "[0.1,0.2]"}, "several heads need PROBE.HOLDOUT"),
+        ({"PROBE.FEATURES": "['stage9']"}, "has 5 stages"),
+        ({"PROBE.CACHED": True}, "set PROBE.HOLDOUT"),
+        ({"SOLVER.OPTIMIZER": "ADAM"}, "SGD, LARS"),
+        ({"SEEDS": "[0,0]"}, "names a seed twice"),
+        ({"SOLVER.BASE_LR": 1e38, "SOLVER.OPTIMIZER": "SGD"}, "the loss is"),
+    ],
+)
 def test_bad_input_is_one_line(image_folder, tmp_path, change, words):
     with pytest.raises(InputError, match=words) as error:
         linear.main(arguments(PUBLISHED, image_folder, tmp_path, **change))
@@ -177,7 +202,7 @@ class TestFeatures:
         torch.testing.assert_close(found["pooled"], pooled)
         torch.testing.assert_close(found["cls1"], normed[-1][:, 0])
         torch.testing.assert_close(found["cls2"], cls2)
-        patches = normed[-1][:, model.num_prefix_tokens:].mean(1)
+        patches = normed[-1][:, model.num_prefix_tokens :].mean(1)
         torch.testing.assert_close(found["cls2_avg"], torch.cat([cls2, patches], 1))
 
     @pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2"])
@@ -206,7 +231,7 @@ def test_rows_of_parts_read_like_one_array(tmp_path):
     paths = []
     for first in range(0, 25, 10):
         paths.append(tmp_path / f"{first}.npy")
-        np.save(paths[-1], whole[first:first + 10])
+        np.save(paths[-1], whole[first : first + 10])
     rows = cache.Rows(paths)
     assert rows.shape == (25, 2)
     for start in range(0, 26):

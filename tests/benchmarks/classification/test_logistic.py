@@ -33,7 +33,8 @@ def test_equals_scikit_learn(digits, penalty, monkeypatch):
     assert objective == pytest.approx(loss, abs=1e-4)
     logits = torch.cat(list(scores(rows, weight, standard, held)))
     assert float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels[held]))) == pytest.approx(
-        log_loss(labels[held], other.predict_proba(x[held])), abs=1e-2)
+        log_loss(labels[held], other.predict_proba(x[held])), abs=1e-2
+    )
     accuracy = (logits.argmax(1).numpy() == labels[held]).mean()
     assert accuracy == pytest.approx(other.score(x[held], labels[held]), abs=1e-3 + 1e-9)
 

@@ -53,8 +53,13 @@ def weights(tmp_path_factory):
     for arch in sorted({cell[1] for cell in CELLS}):
         torch.manual_seed(1)
         model, found[arch] = build_backbone(arch), tmp_path_factory.mktemp("weights") / f"{arch}.safetensors"
-        save_backbone(found[arch], model.state_dict(), arch=model.arch, method="dino", preprocess={
-            "mean": [0.5] * 3, "std": [0.2] * 3, "color_order": "RGB", "size": 224})
+        save_backbone(
+            found[arch],
+            model.state_dict(),
+            arch=model.arch,
+            method="dino",
+            preprocess={"mean": [0.5] * 3, "std": [0.2] * 3, "color_order": "RGB", "size": 224},
+        )
     return found
 
 
@@ -69,8 +74,15 @@ def test_killed_and_on_two_processes(formats, weights, run, tmp_path, monkeypatc
         extra = {**extra, "HEAD.BN": False} if module is semisup else extra
 
     def argv(out, processes=1):
-        pairs = {"WEIGHTS": weights[arch], "DATA.PATH_TO_DATA_DIR": formats[form], "DATA.RESIZE": 36, "DATA.SIZE": 32,
-                 "DATA.WORKERS": 0, "FEATURES.BATCH_SIZE": 32, "OUTPUT_DIR": tmp_path / out}
+        pairs = {
+            "WEIGHTS": weights[arch],
+            "DATA.PATH_TO_DATA_DIR": formats[form],
+            "DATA.RESIZE": 36,
+            "DATA.SIZE": 32,
+            "DATA.WORKERS": 0,
+            "FEATURES.BATCH_SIZE": 32,
+            "OUTPUT_DIR": tmp_path / out,
+        }
         if module is not knn:
             pairs |= {"TRAIN.BATCH_SIZE": (4 if evaluation == "semisup" else 24) // processes, "TRAIN.SAVE_SECONDS": 0}
         return ["--cfg", f"configs/classification/{cfg}.yaml", *(str(w) for p in (pairs | extra).items() for w in p)]
@@ -78,8 +90,13 @@ def test_killed_and_on_two_processes(formats, weights, run, tmp_path, monkeypatc
     def kept():  # the first thing that a killed run leaves behind
         return [*(tmp_path / "killed").glob("seed_*/state.pth"), *(tmp_path / "killed").glob("features/*/*.npy")]
 
-    process = subprocess.Popen([sys.executable, *command, *argv("killed")], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, *command, *argv("killed")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     while not kept() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -98,8 +115,9 @@ def test_killed_and_on_two_processes(formats, weights, run, tmp_path, monkeypatc
     if not (tmp_path / "whole" / "seed_0" / "state.pth").exists():  # nothing but features, the same to the last bit
         assert two["metrics"] == whole["metrics"] and two["confusions"] == whole["confusions"]
         return
-    one, other = (torch.load(tmp_path / name / "seed_0" / "state.pth", weights_only=True)["model"]
-                  for name in ("whole", "two"))
+    one, other = (
+        torch.load(tmp_path / name / "seed_0" / "state.pth", weights_only=True)["model"] for name in ("whole", "two")
+    )
     for key, value in one.items():
         torch.testing.assert_close(other[key], value, atol=1e-5, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
     difference = two["metrics"]["top1"]["value"] - whole["metrics"]["top1"]["value"]

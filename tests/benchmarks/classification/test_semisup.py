@@ -24,9 +24,20 @@ SEMI, FULL = "configs/classification/semi_10percent.yaml", "configs/classificati
 
 
 def arguments(cfg, data, out, **extra):
-    pairs = {"WEIGHTS": "random", "MODEL.BACKBONE_ARCH": "resnet18", "DATA.PATH_TO_DATA_DIR": data, "OUTPUT_DIR": out,
-             "DATA.RESIZE": 36, "DATA.SIZE": 32, "DATA.WORKERS": 0, "TRAIN.BATCH_SIZE": 8, "HEAD.HIDDEN_SIZE": 16,
-             "SOLVER.TOTAL_EPOCHS": 2, "LABELS.FRACTION": 0.25, **extra}
+    pairs = {
+        "WEIGHTS": "random",
+        "MODEL.BACKBONE_ARCH": "resnet18",
+        "DATA.PATH_TO_DATA_DIR": data,
+        "OUTPUT_DIR": out,
+        "DATA.RESIZE": 36,
+        "DATA.SIZE": 32,
+        "DATA.WORKERS": 0,
+        "TRAIN.BATCH_SIZE": 8,
+        "HEAD.HIDDEN_SIZE": 16,
+        "SOLVER.TOTAL_EPOCHS": 2,
+        "LABELS.FRACTION": 0.25,
+        **extra,
+    }
     return ["--cfg", cfg, *(str(word) for pair in pairs.items() for word in pair)]
 
 
@@ -42,10 +53,22 @@ def dino(tmp_path_factory):
     model = {f"student.backbone.{key}": value for key, value in backbone.state_dict().items()}
     model |= {f"student.head.{key}": value for key, value in head.state_dict().items()}
     path = tmp_path_factory.mktemp("dino") / "last.pth"
-    save_checkpoint(path, {
-        "format": FORMAT, "method": "dino", "arch": "resnet18", "epoch": 1, "step": 1, "model": model, "optimizer": {},
-        "rng": [], "config": {}, "networks": {"student": "student.backbone."},
-        "preprocess": {"mean": [0.5] * 3, "std": [0.2] * 3, "color_order": "RGB", "size": 32}})
+    save_checkpoint(
+        path,
+        {
+            "format": FORMAT,
+            "method": "dino",
+            "arch": "resnet18",
+            "epoch": 1,
+            "step": 1,
+            "model": model,
+            "optimizer": {},
+            "rng": [],
+            "config": {},
+            "networks": {"student": "student.backbone."},
+            "preprocess": {"mean": [0.5] * 3, "std": [0.2] * 3, "color_order": "RGB", "size": 32},
+        },
+    )
     return path, head
 
 
@@ -99,8 +122,11 @@ def test_label_lists_by_full_and_bare_name(image_folder, tmp_path):
     chosen = [train.source.name(i) for i in (3, 50, 77)]
     (tmp_path / "full.txt.gz").write_bytes(gzip.compress("\n".join(chosen).encode()))
     assert from_list(tmp_path / "full.txt.gz", train).tolist() == [3, 50, 77]
-    for text, words in (("nothing.jpg\n" + chosen[0], "does not have, e.g. nothing.jpg"), ("000.jpg", "several files"),
-                        ("\n", "is empty")):
+    for text, words in (
+        ("nothing.jpg\n" + chosen[0], "does not have, e.g. nothing.jpg"),
+        ("000.jpg", "several files"),
+        ("\n", "is empty"),
+    ):
         (tmp_path / "list.txt").write_text(text)
         with pytest.raises(InputError, match=words):
             from_list(tmp_path / "list.txt", train)
@@ -126,7 +152,7 @@ def test_the_head_starts_as_dinos_and_computes_the_same(dino):
         torch.testing.assert_close(mine.eval()[:-1](x), head.mlp.eval()[:-1](x), atol=0, rtol=0)
     assert [type(layer).__name__ for layer in mine] == [*["Linear", "BatchNorm1d", "GELU"] * 2, "Linear"]
     assert mine[-1].out_features == 10
-    bound = 1 / 24 ** 0.5  # torch's default initialisation is uniform within this bound
+    bound = 1 / 24**0.5  # torch's default initialisation is uniform within this bound
     assert 0.9 * bound < mine[-1].weight.abs().max() <= bound
     with pytest.raises(InputError, match="width 512"):
         semi_head(256, 10, projection, hidden=2048, layers=3, norm=True, seed=0)
@@ -161,9 +187,20 @@ def test_all_labels_is_fine_tuning_and_learns(tmp_path):
             for i in range(count):
                 pixels = np.clip(rng.normal(color, 40, (36, 36, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
-    semisup.main(arguments(FULL, tmp_path, tmp_path / "out", **{
-        "LABELS.FRACTION": 1.0, "SOLVER.TOTAL_EPOCHS": 12, "SOLVER.BASE_LR": 0.5, "TRAIN.BATCH_SIZE": 16,
-        "TRAIN.EVAL_PERIOD": 12}))
+    semisup.main(
+        arguments(
+            FULL,
+            tmp_path,
+            tmp_path / "out",
+            **{
+                "LABELS.FRACTION": 1.0,
+                "SOLVER.TOTAL_EPOCHS": 12,
+                "SOLVER.BASE_LR": 0.5,
+                "TRAIN.BATCH_SIZE": 16,
+                "TRAIN.EVAL_PERIOD": 12,
+            },
+        )
+    )
     result = read_result(tmp_path / "out")
     assert result["benchmark"] == "finetune" and result["data"]["counts"]["labelled"] == 48
     assert result["metrics"]["top1"]["value"] > 90  # chance is 50
@@ -189,12 +226,15 @@ def test_a_stopped_run_continues_to_the_same_numbers(image_folder, tmp_path, mon
     assert all(torch.equal(states[0]["model"][key], states[1]["model"][key]) for key in states[0]["model"])
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"LABELS.FRACTION": 0.0}, "in \\(0, 1\\]"),
-    ({"LABELS.LIST": "/nowhere/list.txt"}, "not readable"),
-    ({"HEAD.KIND": "conv"}, "mlp or linear"),
-    ({"DATA.NUM_CLASSES": 1000}, "has 4 classes"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"LABELS.FRACTION": 0.0}, "in \\(0, 1\\]"),
+        ({"LABELS.LIST": "/nowhere/list.txt"}, "not readable"),
+        ({"HEAD.KIND": "conv"}, "mlp or linear"),
+        ({"DATA.NUM_CLASSES": 1000}, "has 4 classes"),
+    ],
+)
 def test_bad_input_is_one_line(image_folder, tmp_path, change, words):
     with pytest.raises(InputError, match=words):
         semisup.main(arguments(SEMI, image_folder, tmp_path, **change))

@@ -18,10 +18,19 @@ from sslight.core.result import read_result
 from tests.benchmarks.classification.test_linear import PUBLISHED, arguments, final_weights
 
 
-@pytest.mark.parametrize("images, world, share, steps", [
-    (12811, 8, 128, 13), (128116, 8, 128, 126), (1281167, 8, 512, 313),  # 1%, 10%, linear: the published runs
-    (12811, 1, 1024, 13), (96, 2, 24, 2), (97, 2, 24, 3), (50, 4, 16, 1), (20, 8, 16, 1),
-])
+@pytest.mark.parametrize(
+    "images, world, share, steps",
+    [
+        (12811, 8, 128, 13),
+        (128116, 8, 128, 126),
+        (1281167, 8, 512, 313),  # 1%, 10%, linear: the published runs
+        (12811, 1, 1024, 13),
+        (96, 2, 24, 2),
+        (97, 2, 24, 3),
+        (50, 4, 16, 1),
+        (20, 8, 16, 1),
+    ],
+)
 def test_batches_are_those_of_the_published_loader(monkeypatch, images, world, share, steps):
     """Every rank's batches equal a BatchSampler over a DistributedSampler, without its repeated images."""
     monkeypatch.setattr(distributed, "world_size", lambda: world)
@@ -34,7 +43,7 @@ def test_batches_are_those_of_the_published_loader(monkeypatch, images, world, s
         assert len(expected) == steps
         if rank >= images % world > 0 and images % (share * world) > world:  # here the sampler repeats an image
             expected[-1].pop()
-        assert [mine[i * share:(i + 1) * share].tolist() for i in range(steps)] == expected
+        assert [mine[i * share : (i + 1) * share].tolist() for i in range(steps)] == expected
 
 
 @pytest.mark.parametrize("images, world, share", [(97, 1, 24), (49, 2, 24), (100, 4, 24), (19, 4, 16)])
@@ -47,14 +56,24 @@ def test_no_rank_is_left_with_too_few_images_for_batch_norm(monkeypatch, images,
 
 def test_the_last_batch_weighs_as_much_as_the_others(image_folder, tmp_path):
     """96 images in batches of 40: three steps of SGD, each on the mean over its own images, written out."""
-    argv = arguments(PUBLISHED, image_folder, tmp_path, **{
-        "TRAIN.BATCH_SIZE": 40, "SOLVER.TOTAL_EPOCHS": 1, "SOLVER.OPTIMIZER": "SGD", "SOLVER.BASE_LR": 0.5,
-        "TRAIN.LOG_PERIOD": 1})
+    argv = arguments(
+        PUBLISHED,
+        image_folder,
+        tmp_path,
+        **{
+            "TRAIN.BATCH_SIZE": 40,
+            "SOLVER.TOTAL_EPOCHS": 1,
+            "SOLVER.OPTIMIZER": "SGD",
+            "SOLVER.BASE_LR": 0.5,
+            "TRAIN.LOG_PERIOD": 1,
+        },
+    )
     linear.main(argv)
     cfg = load_config(linear.DEFAULTS, PUBLISHED, argv[2:])
     train, subject = open_splits(cfg)[0], load_subject(cfg)
-    images, used = next(eval_batches(train.source, epoch_order(96, 0, 0), random_resized_crop(32, 0, 0), batch_size=96,
-                                     workers=0))
+    images, used = next(
+        eval_batches(train.source, epoch_order(96, 0, 0), random_resized_crop(32, 0, 0), batch_size=96, workers=0)
+    )
     with torch.no_grad():
         features = subject.backbone.eval()(normalize(images, subject.mean, subject.std))
     labels = torch.as_tensor(train.labels[used.numpy()])
@@ -74,8 +93,14 @@ def test_the_last_batch_weighs_as_much_as_the_others(image_folder, tmp_path):
 
 def test_a_last_image_alone_does_not_stop_batch_norm(image_folder, tmp_path):
     """96 images in batches of 19 leave one over."""
-    semisup.main(arguments("configs/classification/finetune.yaml", image_folder, tmp_path, **{
-        "TRAIN.BATCH_SIZE": 19, "SOLVER.TOTAL_EPOCHS": 1, "HEAD.HIDDEN_SIZE": 16, "TRAIN.LOG_PERIOD": 1}))
+    semisup.main(
+        arguments(
+            "configs/classification/finetune.yaml",
+            image_folder,
+            tmp_path,
+            **{"TRAIN.BATCH_SIZE": 19, "SOLVER.TOTAL_EPOCHS": 1, "HEAD.HIDDEN_SIZE": 16, "TRAIN.LOG_PERIOD": 1},
+        )
+    )
     assert read_result(tmp_path)["data"]["counts"]["labelled"] == 96
     assert len((tmp_path / "seed_0" / "metrics.jsonl").read_text().splitlines()) == 6 + 1  # six steps, one epoch
 
@@ -86,10 +111,19 @@ def test_two_processes_share_an_odd_last_batch_as_one_takes_it(image_folder, run
     next((tmp_path / "data" / "train").rglob("*.jpg")).unlink()
     words = {"SOLVER.TOTAL_EPOCHS": 1, "SOLVER.OPTIMIZER": "SGD", "SOLVER.BASE_LR": 0.5}
     for processes in (1, 2):
-        argv = arguments(PUBLISHED, tmp_path / "data", tmp_path / str(processes), **words,
-                         **{"TRAIN.BATCH_SIZE": 40 // processes})
-        run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "-m", "benchmarks.linear",
-            *argv)
+        argv = arguments(
+            PUBLISHED, tmp_path / "data", tmp_path / str(processes), **words, **{"TRAIN.BATCH_SIZE": 40 // processes}
+        )
+        run(
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            processes,
+            "-m",
+            "benchmarks.linear",
+            *argv,
+        )
     one, two = (final_weights(tmp_path / str(processes)) for processes in (1, 2))
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, atol=1e-5, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}")

@@ -68,6 +68,7 @@ def test_features_of_other_heads_are_not_found_in_the_cache(tmp_path):
     class Split:
         class source:  # noqa: N801
             fingerprint = staticmethod(lambda: "x")
+
         __len__ = lambda self: 1  # noqa: E731
 
     facts = []
@@ -81,9 +82,27 @@ def test_the_result_names_what_was_assumed(tmp_path, image_folder):
     torch.save(timm_own("vit_tiny_patch16_224", 64, img_size=64).state, tmp_path / "vit.pth")
     for words, assumed in (("", True), ("num_heads=12", False)):
         out = tmp_path / f"out{words}"
-        assert knn.main(["WEIGHTS", str(tmp_path / "vit.pth"), "DATA.PATH_TO_DATA_DIR", str(image_folder), "OUTPUT_DIR",
-                         str(out), "DATA.RESIZE", "36", "DATA.SIZE", "32", "DATA.WORKERS", "0", "MODEL.OPTIONS",
-                         words]) == 0
+        assert (
+            knn.main(
+                [
+                    "WEIGHTS",
+                    str(tmp_path / "vit.pth"),
+                    "DATA.PATH_TO_DATA_DIR",
+                    str(image_folder),
+                    "OUTPUT_DIR",
+                    str(out),
+                    "DATA.RESIZE",
+                    "36",
+                    "DATA.SIZE",
+                    "32",
+                    "DATA.WORKERS",
+                    "0",
+                    "MODEL.OPTIONS",
+                    words,
+                ]
+            )
+            == 0
+        )
         checkpoint = read_result(out)["checkpoint"]
         assert any("3 assumed" in text for text in checkpoint["assumed"]) == assumed
         assert checkpoint["options"].get("num_heads") == (None if assumed else 12)

@@ -29,8 +29,9 @@ def test_a_measurement_is_kept_until_a_setting_changes(tmp_path, capsys):
     assert cost.main([*call[:-3], "3", *call[-2:]]) == 0 and json.loads(file.read_bytes())["batch_size"] == 3
 
 
-@pytest.mark.parametrize(("arch", "form", "parameters"), [
-    ("mobileone_s0", "deployed", 1_053_504), ("mobilenetv2_100", "single", 2_223_872)])
+@pytest.mark.parametrize(
+    ("arch", "form", "parameters"), [("mobileone_s0", "deployed", 1_053_504), ("mobilenetv2_100", "single", 2_223_872)]
+)
 def test_a_network_is_measured_in_the_form_that_a_device_runs(tmp_path, capsys, arch, form, parameters):
     """MobileOne-S0 has 4.27 M parameters in training; deployed, the paper's 2.1 M less the classifier's 1.025 M."""
     cost.main([arch, "-o", str(tmp_path), "--size", "32", "--batch-size", "2", "--seconds", "0.01"])
@@ -74,21 +75,37 @@ def test_a_network_is_measured_with_its_build_options(tmp_path, capsys):
         cost.main(["resnet18", "--set", "patch=8", *call])
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["resnet81"], "did you mean 'resnet18'"), (["resnet18", "--size", "0"], "want positive numbers")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["resnet81"], "did you mean 'resnet18'"), (["resnet18", "--size", "0"], "want positive numbers")],
+)
 def test_bad_input_is_one_clear_line(tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         cost.main([*arguments, "-o", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("change", [
-    {"flops": 0}, {"flops": math.inf}, {"flops": "many"}, {"latency_ms_quartiles": [1]}, {"schema": "x"},
-    {"schema": "sslight-cost-1"}, {"form": "other"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"flops": 0},
+        {"flops": math.inf},
+        {"flops": "many"},
+        {"latency_ms_quartiles": [1]},
+        {"schema": "x"},
+        {"schema": "sslight-cost-1"},
+        {"form": "other"},
+    ],
+)
 def test_a_file_that_is_none_is_named(tmp_path, change):
-    whole = {"schema": cost.SCHEMA, "form": "single", "form_note": "", "latency_ms_quartiles": [1, 2],
-             "command": "sslight bench cost",
-             **dict.fromkeys((*cost.SAME, *cost.NUMBERS), 1)}
+    whole = {
+        "schema": cost.SCHEMA,
+        "form": "single",
+        "form_note": "",
+        "latency_ms_quartiles": [1, 2],
+        "command": "sslight bench cost",
+        **dict.fromkeys((*cost.SAME, *cost.NUMBERS), 1),
+    }
     (tmp_path / "cost.json").write_text(json.dumps(whole))
     assert cost.read_cost(tmp_path / "cost.json") == whole
     (tmp_path / "cost.json").write_text(json.dumps(whole | change))

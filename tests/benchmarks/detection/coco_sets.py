@@ -31,17 +31,24 @@ def write_set(root: Path, counts=(12, 6), size=(96, 80), seed=0, classes=CLASSES
                 colour[kind % 3] = 255
                 cv2.fillPoly(picture, [polygon.astype(np.int32)], colour)
                 low, high = polygon.min(0), polygon.max(0)
-                annotations.append({"id": len(annotations) + 1, "image_id": number + 1, "category_id": 10 * (kind + 1),
-                                    "iscrowd": 0, "bbox": [*low.tolist(), *(high - low).tolist()],
-                                    "area": float(cv2.contourArea(polygon.astype(np.float32))),
-                                    "segmentation": _coded(polygon, width, height) if run_length
-                                    else [polygon.ravel().tolist()]})
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number + 1,
+                        "category_id": 10 * (kind + 1),
+                        "iscrowd": 0,
+                        "bbox": [*low.tolist(), *(high - low).tolist()],
+                        "area": float(cv2.contourArea(polygon.astype(np.float32))),
+                        "segmentation": _coded(polygon, width, height) if run_length else [polygon.ravel().tolist()],
+                    }
+                )
             file = f"{number + 1:012d}.jpg"
             cv2.imwrite(str(root / name / file), picture)
             images.append({"id": number + 1, "file_name": file, "width": width, "height": height})
         categories = [{"id": 10 * (k + 1), "name": word} for k, word in enumerate(classes)]
         (root / "annotations" / f"instances_{name}.json").write_text(
-            json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+            json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        )
     return root
 
 
@@ -66,8 +73,11 @@ def outline(kind: int, x: int, y: int, side: int) -> np.ndarray:
 def some_truth(images=24, classes=3, seed=0) -> dict:
     """A ground truth with crowds, empty images, all three sizes, a class without objects and touching objects."""
     rng = np.random.default_rng(seed)
-    truth = {"images": [{"id": 3 * i + 1, "file_name": f"{i}.jpg", "width": 240, "height": 200} for i in range(images)],
-             "annotations": [], "categories": [{"id": 7 * k + 2, "name": f"class {k}"} for k in range(classes + 1)]}
+    truth = {
+        "images": [{"id": 3 * i + 1, "file_name": f"{i}.jpg", "width": 240, "height": 200} for i in range(images)],
+        "annotations": [],
+        "categories": [{"id": 7 * k + 2, "name": f"class {k}"} for k in range(classes + 1)],
+    }
     for i, image in enumerate(truth["images"]):
         for j in range(int(rng.integers(0, 6)) if i % 5 else 0):
             side = float(rng.choice([14, 50, 110]))
@@ -75,11 +85,19 @@ def some_truth(images=24, classes=3, seed=0) -> dict:
             crowd = int(j == 4)
             polygon = [x, y, x + side, y, x + side, y + side, x, y + side]
             area = np.zeros((200, 240), np.uint8)
-            area[int(y):int(y + side), int(x):int(x + side)] = 1
+            area[int(y) : int(y + side), int(x) : int(x + side)] = 1
             mask = _runs(area) if crowd else [polygon]
-            truth["annotations"].append({"id": len(truth["annotations"]) + 1, "image_id": image["id"],
-                                         "category_id": 7 * int(rng.integers(classes)) + 2, "iscrowd": crowd,
-                                         "bbox": [x, y, side, side], "area": side * side, "segmentation": mask})
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": image["id"],
+                    "category_id": 7 * int(rng.integers(classes)) + 2,
+                    "iscrowd": crowd,
+                    "bbox": [x, y, side, side],
+                    "area": side * side,
+                    "segmentation": mask,
+                }
+            )
     return truth
 
 
@@ -100,11 +118,23 @@ def near_detections(truth: dict, seed=1, scores=8) -> list[dict]:
             x, y, w, h = annotation["bbox"]
             x, y = x + float(rng.normal(0, 0.1 * w)), y + float(rng.normal(0, 0.1 * h))
             category = annotation["category_id"] if rng.random() < 0.9 else truth["categories"][0]["id"]
-            found.append({"image_id": annotation["image_id"], "category_id": category, "bbox": [x, y, w, h],
-                          "score": float(rng.integers(1, scores)) / scores})
+            found.append(
+                {
+                    "image_id": annotation["image_id"],
+                    "category_id": category,
+                    "bbox": [x, y, w, h],
+                    "score": float(rng.integers(1, scores)) / scores,
+                }
+            )
     for image in truth["images"][::3]:
-        found.append({"image_id": image["id"], "category_id": truth["categories"][1]["id"],
-                      "bbox": [5.0, 5.0, 60.0, 40.0], "score": 0.5})
+        found.append(
+            {
+                "image_id": image["id"],
+                "category_id": truth["categories"][1]["id"],
+                "bbox": [5.0, 5.0, 60.0, 40.0],
+                "score": 0.5,
+            }
+        )
     return found
 
 
@@ -116,16 +146,38 @@ def with_masks(detections: list[dict], height=200, width=240) -> list[dict]:
     for entry in detections:
         x, y, w, h = (round(v) for v in entry["bbox"])
         area = np.zeros((height, width), np.uint8, order="F")
-        area[max(y, 0):max(y + h, 0), max(x, 0):max(x + w, 0)] = 1
+        area[max(y, 0) : max(y + h, 0), max(x, 0) : max(x + w, 0)] = 1
         coded = mask.encode(area)
         found.append({**entry, "segmentation": {"size": coded["size"], "counts": coded["counts"].decode()}})
     return found
 
 
-VOC = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-       "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
-OBJECT = ("<object><name>{}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult><bndbox>"
-          "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>")
+VOC = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+OBJECT = (
+    "<object><name>{}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult><bndbox>"
+    "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+)
 
 
 def write_voc(root: Path, seed=0) -> Path:
@@ -147,12 +199,13 @@ def write_voc(root: Path, seed=0) -> Path:
                 objects = []
                 for place, name in enumerate(pair):
                     x, y, side = 64 * place + int(rng.integers(0, 20)), int(rng.integers(0, 36)), 40
-                    picture[y:y + side, x:x + side] = rng.integers(120, 255, 3)
+                    picture[y : y + side, x : x + side] = rng.integers(120, 255, 3)
                     objects.append(OBJECT.format(name, x + 1, y + 1, x + side, y + side))
                 names.append(f"{number:06d}")
                 cv2.imwrite(str(folder / "JPEGImages" / f"{names[-1]}.jpg"), picture)
                 (folder / "Annotations" / f"{names[-1]}.xml").write_text(
                     f"<annotation><filename>{names[-1]}.jpg</filename><size><width>128</width><height>80</height>"
-                    f"<depth>3</depth></size>{''.join(objects)}</annotation>")
+                    f"<depth>3</depth></size>{''.join(objects)}</annotation>"
+                )
             (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
     return root

@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def tiny_mmdet(name: str, folder: Path, iterations: int = 8) -> Path:
     """`configs/mmdet/NAME.py`, shrunk, written to `folder`."""
     from convert.targets.mmcv_ops import install
+
     install()
     from mmengine.config import Config
 
@@ -57,8 +58,14 @@ TEST: {{PRECISE_BN: {{NUM_ITER: 2}}}}
 def tiny_detectron2(name: str, folder: Path, iterations: int = 8) -> Path:
     """`configs/detectron2/NAME.yaml`, shrunk, written to `folder`."""
     file = folder / f"{name}.yaml"
-    file.write_text(TINY_DETECTRON2.format(base=ROOT / "configs" / "detectron2" / f"{name}.yaml", step=iterations - 2,
-                                           lr=1e-4 if "vit" in name else 0.002, iterations=iterations))
+    file.write_text(
+        TINY_DETECTRON2.format(
+            base=ROOT / "configs" / "detectron2" / f"{name}.yaml",
+            step=iterations - 2,
+            lr=1e-4 if "vit" in name else 0.002,
+            iterations=iterations,
+        )
+    )
     return file
 
 

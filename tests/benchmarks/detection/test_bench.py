@@ -42,11 +42,20 @@ def backbone(folder, arch):
 
 
 def start(arguments):
-    env = {**os.environ, "OMP_NUM_THREADS": "1",
-           "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
-    return subprocess.Popen([sys.executable, "-W", "ignore", "-m", "benchmarks.coco", *map(str, arguments)], cwd=ROOT,
-                            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            start_new_session=True)
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.coco", *map(str, arguments)],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def wait_for(path, process, seconds=240):
@@ -79,24 +88,52 @@ def mark_momentum(file):
 
 def check_momentum(saved, steps):
     momentum = momentum_of_anchor_scores(saved)
-    assert momentum is None or momentum.tolist() == pytest.approx([MARK * 0.9 ** steps] * 3, rel=0.02)
+    assert momentum is None or momentum.tolist() == pytest.approx([MARK * 0.9**steps] * 3, rel=0.02)
 
 
 def learning_rates(out):
     """{iteration: learning rate} over all parts of an mmdet run."""
-    rows = [json.loads(line) for file in sorted(out.glob("*/vis_data/scalars.json"))
-            for line in file.read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for file in sorted(out.glob("*/vis_data/scalars.json"))
+        for line in file.read_text().splitlines()
+    ]
     return {row["iter"]: row["lr"] for row in rows if "lr" in row}
 
 
-@pytest.mark.parametrize("name, arch", [("mask_rcnn_r18_fpn_1x", "resnet18"), ("faster_rcnn_r18_fpn_1x", "resnet18"),
-                                        ("mask_rcnn_mobilenetv2_fpn_1x", "mobilenet_v2"),
-                                        ("faster_rcnn_mobilenetv2_p4p6_1x", "mobilenet_v2")])
+@pytest.mark.parametrize(
+    "name, arch",
+    [
+        ("mask_rcnn_r18_fpn_1x", "resnet18"),
+        ("faster_rcnn_r18_fpn_1x", "resnet18"),
+        ("mask_rcnn_mobilenetv2_fpn_1x", "mobilenet_v2"),
+        ("faster_rcnn_mobilenetv2_p4p6_1x", "mobilenet_v2"),
+    ],
+)
 def test_mmdet_trains_is_killed_resumes_and_evaluates(name, arch, coco, tmp_path):
     out, task = tmp_path / "out", TASKS[name.split("_")[0]]
-    arguments = ["--framework", "mmdet", "--task", task, "--config", str(tiny_mmdet(name, tmp_path)), "--weights",
-                 str(backbone(tmp_path, arch)), "--show", "2", "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR",
-                 str(out), "SOLVER.CHECKPOINT_PERIOD", "3", "LOG_PERIOD", "1", "EVAL.BOOTSTRAP", "20"]
+    arguments = [
+        "--framework",
+        "mmdet",
+        "--task",
+        task,
+        "--config",
+        str(tiny_mmdet(name, tmp_path)),
+        "--weights",
+        str(backbone(tmp_path, arch)),
+        "--show",
+        "2",
+        "DATA.PATH_TO_DATA_DIR",
+        str(coco),
+        "OUTPUT_DIR",
+        str(out),
+        "SOLVER.CHECKPOINT_PERIOD",
+        "3",
+        "LOG_PERIOD",
+        "1",
+        "EVAL.BOOTSTRAP",
+        "20",
+    ]
     process = start(arguments)
     wait_for(out / "last_checkpoint", process)
     process.kill()
@@ -105,6 +142,7 @@ def test_mmdet_trains_is_killed_resumes_and_evaluates(name, arch, coco, tmp_path
     saved = Path((out / "last_checkpoint").read_text())
     assert saved.name in ("iter_3.pth", "iter_6.pth")
     from benchmarks.detection.in_mmdet.parts import readable_checkpoints
+
     with readable_checkpoints():
         mark_momentum(saved)
 
@@ -112,7 +150,8 @@ def test_mmdet_trains_is_killed_resumes_and_evaluates(name, arch, coco, tmp_path
     result = read_result(out)
     assert result["iterations"] == 8 and result["checkpoint"]["method"] == "dino"
     assert learning_rates(out) == pytest.approx(
-        {1: 2e-6, 2: 2e-3, 3: 2e-3, 4: 2e-3, 5: 2e-3, 6: 2e-3, 7: 2e-4, 8: 2e-4})
+        {1: 2e-6, 2: 2e-3, 3: 2e-3, 4: 2e-3, 5: 2e-3, 6: 2e-3, 7: 2e-4, 8: 2e-4}
+    )
     done = int(saved.stem.split("_")[1])
     with readable_checkpoints():
         saved = torch.load(out / "iter_8.pth", weights_only=True)
@@ -130,14 +169,35 @@ def test_mmdet_trains_is_killed_resumes_and_evaluates(name, arch, coco, tmp_path
 
 
 @DETECTRON2
-@pytest.mark.parametrize("name, arch", [("mask_rcnn_r18_fpn_1x", "resnet18"), ("mask_rcnn_r18_c4_1x", "resnet18"),
-                                        ("faster_rcnn_mobilenetv2_p4p6_1x", "mobilenet_v2"),
-                                        ("mask_rcnn_vit_tiny_vitdet_1x", "vit_tiny")])
+@pytest.mark.parametrize(
+    "name, arch",
+    [
+        ("mask_rcnn_r18_fpn_1x", "resnet18"),
+        ("mask_rcnn_r18_c4_1x", "resnet18"),
+        ("faster_rcnn_mobilenetv2_p4p6_1x", "mobilenet_v2"),
+        ("mask_rcnn_vit_tiny_vitdet_1x", "vit_tiny"),
+    ],
+)
 def test_detectron2_trains_is_killed_resumes_and_evaluates(name, arch, coco, tmp_path):
     out, task = tmp_path / "out", TASKS[name.split("_")[0]]
-    arguments = ["--framework", "detectron2", "--task", task, "--config", str(tiny_detectron2(name, tmp_path)),
-                 "--weights", str(backbone(tmp_path, arch)), "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(out),
-                 "SOLVER.CHECKPOINT_PERIOD", "3", "EVAL.BOOTSTRAP", "0"]
+    arguments = [
+        "--framework",
+        "detectron2",
+        "--task",
+        task,
+        "--config",
+        str(tiny_detectron2(name, tmp_path)),
+        "--weights",
+        str(backbone(tmp_path, arch)),
+        "DATA.PATH_TO_DATA_DIR",
+        str(coco),
+        "OUTPUT_DIR",
+        str(out),
+        "SOLVER.CHECKPOINT_PERIOD",
+        "3",
+        "EVAL.BOOTSTRAP",
+        "0",
+    ]
     process = start(arguments)
     wait_for(out / "last_checkpoint", process)
     process.kill()
@@ -156,10 +216,26 @@ def test_detectron2_trains_is_killed_resumes_and_evaluates(name, arch, coco, tmp
 @DETECTRON2
 def test_detectron2_killed_between_its_two_last_checkpoints_writes_the_second(coco, tmp_path):
     out = tmp_path / "out"
-    arguments = ["--framework", "detectron2", "--task", "det", "--config",
-                 str(tiny_detectron2("faster_rcnn_r18_fpn_1x", tmp_path)), "--weights", "random", "--arch", "resnet18",
-                 "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(out), "SOLVER.CHECKPOINT_PERIOD", "4",
-                 "EVAL.BOOTSTRAP", "0"]
+    arguments = [
+        "--framework",
+        "detectron2",
+        "--task",
+        "det",
+        "--config",
+        str(tiny_detectron2("faster_rcnn_r18_fpn_1x", tmp_path)),
+        "--weights",
+        "random",
+        "--arch",
+        "resnet18",
+        "DATA.PATH_TO_DATA_DIR",
+        str(coco),
+        "OUTPUT_DIR",
+        str(out),
+        "SOLVER.CHECKPOINT_PERIOD",
+        "4",
+        "EVAL.BOOTSTRAP",
+        "0",
+    ]
     assert main(arguments) == 0
     whole = torch.load(out / "model_final.pth", weights_only=True)
     (out / "result.json").unlink()
@@ -172,15 +248,32 @@ def test_detectron2_killed_between_its_two_last_checkpoints_writes_the_second(co
     assert all(torch.equal(again["model"][key], value) for key, value in whole["model"].items())
 
 
-@pytest.mark.parametrize("framework, number", [
-    ("mmdet", signal.SIGTERM), ("mmdet", signal.SIGINT), pytest.param("detectron2", signal.SIGINT, marks=DETECTRON2)])
+@pytest.mark.parametrize(
+    "framework, number",
+    [("mmdet", signal.SIGTERM), ("mmdet", signal.SIGINT), pytest.param("detectron2", signal.SIGINT, marks=DETECTRON2)],
+)
 def test_a_stop_signal_saves_and_the_next_start_goes_on(coco, tmp_path, framework, number):
     out = tmp_path / "out"
     tiny = {"mmdet": tiny_mmdet, "detectron2": tiny_detectron2}[framework]
     config = tiny("faster_rcnn_r18_fpn_1x", tmp_path, iterations=400)
-    arguments = ["--framework", framework, "--task", "det", "--config", str(config), "--weights", "random", "--arch",
-                 "resnet18", "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(out),
-                 "SOLVER.CHECKPOINT_PERIOD", "2"]
+    arguments = [
+        "--framework",
+        framework,
+        "--task",
+        "det",
+        "--config",
+        str(config),
+        "--weights",
+        "random",
+        "--arch",
+        "resnet18",
+        "DATA.PATH_TO_DATA_DIR",
+        str(coco),
+        "OUTPUT_DIR",
+        str(out),
+        "SOLVER.CHECKPOINT_PERIOD",
+        "2",
+    ]
     process = start(arguments)
     wait_for(out / "last_checkpoint", process)
     os.killpg(process.pid, number)
@@ -193,10 +286,35 @@ def test_a_stop_signal_saves_and_the_next_start_goes_on(coco, tmp_path, framewor
 
 def test_trials_and_proxy_are_said_in_the_result(coco, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["--framework", "mmdet", "--task", "det", "--config",
-                 str(tiny_mmdet("faster_rcnn_r18_fpn_1x", tmp_path)), "--weights", "random", "--arch", "resnet18",
-                 "--trials", "2", "--proxy", "0.5", "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(out),
-                 "EVAL.BOOTSTRAP", "10", "NAME", "mine"]) == 0
+    assert (
+        main(
+            [
+                "--framework",
+                "mmdet",
+                "--task",
+                "det",
+                "--config",
+                str(tiny_mmdet("faster_rcnn_r18_fpn_1x", tmp_path)),
+                "--weights",
+                "random",
+                "--arch",
+                "resnet18",
+                "--trials",
+                "2",
+                "--proxy",
+                "0.5",
+                "DATA.PATH_TO_DATA_DIR",
+                str(coco),
+                "OUTPUT_DIR",
+                str(out),
+                "EVAL.BOOTSTRAP",
+                "10",
+                "NAME",
+                "mine",
+            ]
+        )
+        == 0
+    )
     result = read_result(out)
     assert result["checkpoint"]["name"] == "mine" and result["departures"]["--proxy"] == 0.5
     assert result["departures"]["train_cfg.max_iters"] == 8  # the tiny recipe has the shipped one's name
@@ -207,39 +325,89 @@ def test_trials_and_proxy_are_said_in_the_result(coco, tmp_path, capsys):
     assert "4 iterations of 2 images" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "departures"), [
-    ([], {}),
-    (["SEED", "3", "DATA.WORKERS", "1", "EVAL.BOOTSTRAP", "0", "LOG_PERIOD", "1"], {}),
-    (["SOLVER.MAX_ITER", "9000"], {"SOLVER.MAX_ITER": 9000, "SOLVER.STEPS": [6000, 8000], "SOLVER.WARMUP_ITERS": 100}),
-    (["SOLVER.IMS_PER_BATCH", "8", "--scale-lr", "--amp"],
-     {"SOLVER.IMS_PER_BATCH": 8, "SOLVER.BASE_LR": 0.01, "TRAIN.AMP": True}),
-    (["model.rpn_head.feat_channels", "128"], {"model.rpn_head.feat_channels": 128}),
-    (["--config", "copy"], {"optim_wrapper.optimizer.momentum": 0.8}),
-])
+@pytest.mark.parametrize(
+    ("words", "departures"),
+    [
+        ([], {}),
+        (["SEED", "3", "DATA.WORKERS", "1", "EVAL.BOOTSTRAP", "0", "LOG_PERIOD", "1"], {}),
+        (
+            ["SOLVER.MAX_ITER", "9000"],
+            {"SOLVER.MAX_ITER": 9000, "SOLVER.STEPS": [6000, 8000], "SOLVER.WARMUP_ITERS": 100},
+        ),
+        (
+            ["SOLVER.IMS_PER_BATCH", "8", "--scale-lr", "--amp"],
+            {"SOLVER.IMS_PER_BATCH": 8, "SOLVER.BASE_LR": 0.01, "TRAIN.AMP": True},
+        ),
+        (["model.rpn_head.feat_channels", "128"], {"model.rpn_head.feat_channels": 128}),
+        (["--config", "copy"], {"optim_wrapper.optimizer.momentum": 0.8}),
+    ],
+)
 def test_departures_from_a_recipe_are_recorded(coco, tmp_path, words, departures):
     """Also those of a copy that has the recipe's name; where things lie and how a run is repeated departs from none."""
     name = "faster_rcnn_r18_fpn_1x.py"
-    (tmp_path / name).write_text(f"_base_ = '{ROOT / 'configs' / 'mmdet' / name}'\n"
-                                 "optim_wrapper = dict(optimizer=dict(momentum=0.8))\n")
-    setup = configure(["--framework", "mmdet", "--task", "det", "--weights", "random", "--arch", "resnet18",
-                       "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(tmp_path / "out"),
-                       *(str(tmp_path / name) if word == "copy" else word for word in words)])
+    (tmp_path / name).write_text(
+        f"_base_ = '{ROOT / 'configs' / 'mmdet' / name}'\noptim_wrapper = dict(optimizer=dict(momentum=0.8))\n"
+    )
+    setup = configure(
+        [
+            "--framework",
+            "mmdet",
+            "--task",
+            "det",
+            "--weights",
+            "random",
+            "--arch",
+            "resnet18",
+            "DATA.PATH_TO_DATA_DIR",
+            str(coco),
+            "OUTPUT_DIR",
+            str(tmp_path / "out"),
+            *(str(tmp_path / name) if word == "copy" else word for word in words),
+        ]
+    )
     assert setup.departures == departures and setup.file.stem == "faster_rcnn_r18_fpn_1x"
 
 
 @DETECTRON2
 def test_departures_from_a_recipe_of_detectron2_are_recorded(coco, tmp_path):
-    words = ["--framework", "detectron2", "--task", "det", "--weights", "random", "--arch", "resnet18",
-             "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(tmp_path / "out")]
+    words = [
+        "--framework",
+        "detectron2",
+        "--task",
+        "det",
+        "--weights",
+        "random",
+        "--arch",
+        "resnet18",
+        "DATA.PATH_TO_DATA_DIR",
+        str(coco),
+        "OUTPUT_DIR",
+        str(tmp_path / "out"),
+    ]
     assert configure(words).departures == {}
     assert configure([*words, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "64"]).departures == {
-        "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 64}
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 64
+    }
 
 
 def arguments_for(coco, tmp_path, config="configs/mmdet/mask_rcnn_r18_fpn_1x.py", weights="random", task="seg"):
     extra = ["--arch", "resnet18"] if weights == "random" else []
-    return ["--framework", "mmdet", "--task", task, "--config", str(ROOT / config), "--weights", str(weights),
-            "--check", *extra, "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(tmp_path / "out")]
+    return [
+        "--framework",
+        "mmdet",
+        "--task",
+        task,
+        "--config",
+        str(ROOT / config),
+        "--weights",
+        str(weights),
+        "--check",
+        *extra,
+        "DATA.PATH_TO_DATA_DIR",
+        str(coco),
+        "OUTPUT_DIR",
+        str(tmp_path / "out"),
+    ]
 
 
 def spoiled(coco, folder, change, split="train"):
@@ -260,16 +428,19 @@ FAULTS = {
     "is not JSON": lambda content: "{",
     "has no list 'categories'": lambda content: content.pop("categories") and None,
     "images listed in .* are absent": lambda content: content["images"].append(
-        {"id": 999, "file_name": "absent.jpg", "width": 9, "height": 9}),
+        {"id": 999, "file_name": "absent.jpg", "width": 9, "height": 9}
+    ),
     "do not belong together": lambda content: [image.update(width=31) for image in content["images"]] and None,
     "different categories": lambda content: content["categories"].append({"id": 99, "name": "cat"}),
     "same name": lambda content: content["categories"].append({"id": 99, "name": "disc"}),
     "which it does not list": lambda content: content["annotations"][0].update(category_id=5),
     "have no segmentation": lambda content: content["annotations"][0].pop("segmentation") and None,
-    "no object of .* would be trained on": lambda content: [entry.update(iscrowd=1) for entry in content["annotations"]]
-    and None,
-    "in relative units": lambda content: [entry.update(bbox=[0.1, 0.1, 0.5, 0.5]) for entry in content["annotations"]]
-    and None,
+    "no object of .* would be trained on": lambda content: (
+        [entry.update(iscrowd=1) for entry in content["annotations"]] and None
+    ),
+    "in relative units": lambda content: (
+        [entry.update(bbox=[0.1, 0.1, 0.5, 0.5]) for entry in content["annotations"]] and None
+    ),
 }
 
 
@@ -280,12 +451,23 @@ def test_faults_of_the_data_stop_the_run_in_one_line(word, coco, tmp_path):
     assert "\n" not in str(error.value)
 
 
-NUMBERS = {"--trials 0": "--trials", "--trials -1": "--trials", "--proxy 0": "--proxy", "--proxy 1.5": "--proxy",
-           "--show -1": "--show", "--num-gpus 0": "--num-gpus", "LOG_PERIOD 0": "LOG_PERIOD", "SEED -1": "SEED",
-           "SOLVER.MAX_ITER -5": "SOLVER.MAX_ITER", "SOLVER.BASE_LR -0.1": "SOLVER.BASE_LR",
-           "SOLVER.STEPS [-3]": "SOLVER.STEPS", "SOLVER.WARMUP_ITERS -2": "SOLVER.WARMUP_ITERS",
-           "DATA.WORKERS -2": "DATA.WORKERS", "DATA.WORKERS 5000": "DATA.WORKERS",
-           "EVAL.BOOTSTRAP -1": "EVAL.BOOTSTRAP"}
+NUMBERS = {
+    "--trials 0": "--trials",
+    "--trials -1": "--trials",
+    "--proxy 0": "--proxy",
+    "--proxy 1.5": "--proxy",
+    "--show -1": "--show",
+    "--num-gpus 0": "--num-gpus",
+    "LOG_PERIOD 0": "LOG_PERIOD",
+    "SEED -1": "SEED",
+    "SOLVER.MAX_ITER -5": "SOLVER.MAX_ITER",
+    "SOLVER.BASE_LR -0.1": "SOLVER.BASE_LR",
+    "SOLVER.STEPS [-3]": "SOLVER.STEPS",
+    "SOLVER.WARMUP_ITERS -2": "SOLVER.WARMUP_ITERS",
+    "DATA.WORKERS -2": "DATA.WORKERS",
+    "DATA.WORKERS 5000": "DATA.WORKERS",
+    "EVAL.BOOTSTRAP -1": "EVAL.BOOTSTRAP",
+}
 
 
 @pytest.mark.parametrize("words", NUMBERS)
@@ -298,23 +480,49 @@ def test_numbers_that_cannot_work_are_refused(words, coco, tmp_path):
 @pytest.mark.parametrize("framework", ["mmdet", pytest.param("detectron2", marks=DETECTRON2)])
 def test_a_one_stage_detector_by_config(framework, tmp_path):
     file, coco = tiny_retinanet(framework, tmp_path), write_set(tmp_path / "set", counts=(4, 2))
-    arguments = ["--framework", framework, "--config", str(file), "--weights", "random", "--arch", "resnet18",
-                 "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.MAX_ITER", "2",
-                 "SOLVER.STEPS", "[1]", "SOLVER.WARMUP_ITERS", "0", "EVAL.BOOTSTRAP", "0"]
+    arguments = [
+        "--framework",
+        framework,
+        "--config",
+        str(file),
+        "--weights",
+        "random",
+        "--arch",
+        "resnet18",
+        "DATA.PATH_TO_DATA_DIR",
+        str(coco),
+        "OUTPUT_DIR",
+        str(tmp_path / "out"),
+        "SOLVER.MAX_ITER",
+        "2",
+        "SOLVER.STEPS",
+        "[1]",
+        "SOLVER.WARMUP_ITERS",
+        "0",
+        "EVAL.BOOTSTRAP",
+        "0",
+    ]
     assert main(["--task", "det", *arguments]) == 0
     result = read_result(tmp_path / "out")
     assert "box_AP" in result["metrics"] and result["protocol"] == "retinanet"
     config = result["config"]["framework_config"]
-    assert (config["model"]["bbox_head"]["num_classes"] if framework == "mmdet"
-            else config["MODEL"]["RETINANET"]["NUM_CLASSES"]) == 3
+    assert (
+        config["model"]["bbox_head"]["num_classes"]
+        if framework == "mmdet"
+        else config["MODEL"]["RETINANET"]["NUM_CLASSES"]
+    ) == 3
     with pytest.raises(InputError, match="predicts boxes only, so its task is det"):
         main(["--task", "seg", *arguments])
 
 
-@pytest.mark.parametrize("text, words", [
-    ("train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=12)", "train_cfg has no max_iters"),
-    ("param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=False, T_max=9)]", "CosineAnnealingLR is neither"),
-    ("model = dict(bbox_head=dict(_delete_=True, type='MyHead'))", "no head of its model has num_classes")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=12)", "train_cfg has no max_iters"),
+        ("param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=False, T_max=9)]", "CosineAnnealingLR is neither"),
+        ("model = dict(bbox_head=dict(_delete_=True, type='MyHead'))", "no head of its model has num_classes"),
+    ],
+)
 def test_a_recipe_that_is_built_otherwise_is_refused_in_one_line(text, words, coco, tmp_path):
     file = tmp_path / "other.py"
     file.write_text(f"_base_ = '{tiny_retinanet('mmdet', tmp_path)}'\n{text}\n")
@@ -323,10 +531,12 @@ def test_a_recipe_that_is_built_otherwise_is_refused_in_one_line(text, words, co
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("framework, tiny", [("mmdet", tiny_mmdet),
-                                             pytest.param("detectron2", tiny_detectron2, marks=DETECTRON2)])
+@pytest.mark.parametrize(
+    "framework, tiny", [("mmdet", tiny_mmdet), pytest.param("detectron2", tiny_detectron2, marks=DETECTRON2)]
+)
 def test_an_untidy_annotation_file_trains_and_counts_as_a_tidy_one(framework, tiny, tmp_path):
     """UTF-16, object ids that repeat and reach 0, image ids beyond 2^53, no areas: the same detections, the same AP."""
+
     def untidy(content):
         for image in content["images"]:
             image["id"] += 2**53
@@ -340,9 +550,29 @@ def test_an_untidy_annotation_file_trains_and_counts_as_a_tidy_one(framework, ti
         file.write_bytes(file.read_text().encode("utf-16"))
     config, results, found = tiny("faster_rcnn_r18_fpn_1x", tmp_path, iterations=4), [], []
     for name, data in (("tidy", coco), ("untidy", odd)):
-        assert main(["--framework", framework, "--task", "det", "--config", str(config), "--weights", "random",
-                     "--arch", "resnet18", "DATA.PATH_TO_DATA_DIR", str(data), "OUTPUT_DIR", str(tmp_path / name),
-                     "EVAL.BOOTSTRAP", "10"]) == 0
+        assert (
+            main(
+                [
+                    "--framework",
+                    framework,
+                    "--task",
+                    "det",
+                    "--config",
+                    str(config),
+                    "--weights",
+                    "random",
+                    "--arch",
+                    "resnet18",
+                    "DATA.PATH_TO_DATA_DIR",
+                    str(data),
+                    "OUTPUT_DIR",
+                    str(tmp_path / name),
+                    "EVAL.BOOTSTRAP",
+                    "10",
+                ]
+            )
+            == 0
+        )
         results.append(read_result(tmp_path / name))
         found.append(json.loads((tmp_path / name / results[-1]["detections"][0]["box"]).read_text()))
     assert found[1] == [{**entry, "image_id": entry["image_id"] + 2**53} for entry in found[0]]
@@ -352,9 +582,10 @@ def test_an_untidy_annotation_file_trains_and_counts_as_a_tidy_one(framework, ti
     assert len(found[0]) > 10
 
 
-@pytest.mark.parametrize("framework, tiny, part", [
-    ("mmdet", tiny_mmdet, "train2017"),
-    pytest.param("detectron2", tiny_detectron2, "val2017", marks=DETECTRON2)])
+@pytest.mark.parametrize(
+    "framework, tiny, part",
+    [("mmdet", tiny_mmdet, "train2017"), pytest.param("detectron2", tiny_detectron2, "val2017", marks=DETECTRON2)],
+)
 def test_an_image_that_breaks_within_a_run_is_named(framework, tiny, part, tmp_path, monkeypatch):
     data = write_set(tmp_path / "set", counts=(6, 3))
     file = data / part / "000000000002.jpg"
@@ -362,8 +593,26 @@ def test_an_image_that_breaks_within_a_run_is_named(framework, tiny, part, tmp_p
     monkeypatch.setattr(coco_images, "check", lambda splits, out_dir: None)  # it was whole when the run began
     config = tiny("faster_rcnn_r18_fpn_1x", tmp_path, iterations=4)
     with pytest.raises(InputError) as error:
-        main(["--framework", framework, "--task", "det", "--config", str(config), "--weights", "random", "--arch",
-              "resnet18", "DATA.PATH_TO_DATA_DIR", str(data), "OUTPUT_DIR", str(tmp_path / "out"), "DATA.WORKERS", "1"])
+        main(
+            [
+                "--framework",
+                framework,
+                "--task",
+                "det",
+                "--config",
+                str(config),
+                "--weights",
+                "random",
+                "--arch",
+                "resnet18",
+                "DATA.PATH_TO_DATA_DIR",
+                str(data),
+                "OUTPUT_DIR",
+                str(tmp_path / "out"),
+                "DATA.WORKERS",
+                "1",
+            ]
+        )
     assert str(error.value).startswith(f"image cannot be read: {file} (") and "\n" not in str(error.value)
 
 
@@ -384,8 +633,22 @@ def test_a_missing_framework_is_named_with_the_line_that_installs_it(coco, tmp_p
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "detectron2" else found(name))
     with pytest.raises(InputError, match="detectron2 is not installed: pip install --no-build-isolation"):
-        main(["--framework", "detectron2", "--task", "det", "--weights", "random", "--arch", "resnet18",
-              "DATA.PATH_TO_DATA_DIR", str(coco), "OUTPUT_DIR", str(tmp_path)])
+        main(
+            [
+                "--framework",
+                "detectron2",
+                "--task",
+                "det",
+                "--weights",
+                "random",
+                "--arch",
+                "resnet18",
+                "DATA.PATH_TO_DATA_DIR",
+                str(coco),
+                "OUTPUT_DIR",
+                str(tmp_path),
+            ]
+        )
 
 
 def test_a_framework_without_what_it_imports_is_named(monkeypatch):
@@ -398,8 +661,23 @@ def test_a_framework_without_what_it_imports_is_named(monkeypatch):
 
 
 def test_the_command_exits_with_2_and_one_line(run, tmp_path):
-    done = run("-m", "benchmarks.coco", "--framework", "mmdet", "--task", "det", "--weights", "random", "--arch",
-               "resnet18", "DATA.PATH_TO_DATA_DIR", tmp_path, "OUTPUT_DIR", tmp_path / "out", expect=2)
+    done = run(
+        "-m",
+        "benchmarks.coco",
+        "--framework",
+        "mmdet",
+        "--task",
+        "det",
+        "--weights",
+        "random",
+        "--arch",
+        "resnet18",
+        "DATA.PATH_TO_DATA_DIR",
+        tmp_path,
+        "OUTPUT_DIR",
+        tmp_path / "out",
+        expect=2,
+    )
     assert done.stderr.splitlines()[-1].startswith("error: COCO annotation file not found")
 
 

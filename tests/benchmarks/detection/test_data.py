@@ -90,6 +90,7 @@ def test_areas_are_those_of_the_file_or_of_the_mask_or_of_the_box():
 
 def with_every_reason(data):
     """Give some objects of a train file one reason each not to train, and others what is none."""
+
     def spoil(content):
         a = content["annotations"]
         a[0]["iscrowd"] = 1
@@ -104,9 +105,13 @@ def with_every_reason(data):
     change(data, spoil)
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("faster_rcnn_r18_fpn_1x", [CROWD, CROWD, OUTSIDE, TINY]),
-    ("mask_rcnn_r18_fpn_1x", [CROWD, CROWD, OUTSIDE, TINY, FEW_POINTS])])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("faster_rcnn_r18_fpn_1x", [CROWD, CROWD, OUTSIDE, TINY]),
+        ("mask_rcnn_r18_fpn_1x", [CROWD, CROWD, OUTSIDE, TINY, FEW_POINTS]),
+    ],
+)
 def test_mmdet_trains_on_what_is_counted(name, expected, tmp_path):
     pytest.importorskip("mmdet", reason="comes with the mmdet extra")
     data = write_set(tmp_path / "set", counts=(8, 2))

@@ -28,6 +28,7 @@ def test_our_matching_gives_the_libraries_ap(kind, backend):
     truth = some_truth(seed=5)
     found = evaluate(truth, with_masks(near_detections(truth, seed=6)), kind, backend)
     from benchmarks.detection.evaluation import average_precision
+
     by_threshold = average_precision(found.matches, np.ones(len(truth["images"])))
     assert 100 * by_threshold.mean() == pytest.approx(found.numbers["AP"], abs=1e-9)
     assert 100 * by_threshold[0] == pytest.approx(found.numbers["AP50"], abs=1e-9)
@@ -45,8 +46,9 @@ def test_one_category_at_a_time_is_the_same(kind, backend, monkeypatch):
     assert parts.numbers == pytest.approx(whole.numbers, nan_ok=True) and parts.per_category == whole.per_category
     assert len(parts.matches) == len(whole.matches) == len(truth["categories"])
     for one, other in zip(parts.matches, whole.matches, strict=True):
-        assert all(np.array_equal(getattr(one, name), getattr(other, name))
-                   for name in ("image", "true", "counted", "objects"))
+        assert all(
+            np.array_equal(getattr(one, name), getattr(other, name)) for name in ("image", "true", "counted", "objects")
+        )
 
 
 def test_a_weighted_image_counts_like_its_copies():
@@ -59,10 +61,14 @@ def test_a_weighted_image_counts_like_its_copies():
         for copy in range(weight):
             number = image["id"] + 1000 * copy
             copies["images"].append({**image, "id": number})
-            copies["annotations"] += [{**a, "image_id": number, "id": a["id"] + 1000 * copy}
-                                      for a in truth["annotations"] if a["image_id"] == image["id"]]
+            copies["annotations"] += [
+                {**a, "image_id": number, "id": a["id"] + 1000 * copy}
+                for a in truth["annotations"]
+                if a["image_id"] == image["id"]
+            ]
             copied += [{**d, "image_id": number} for d in found if d["image_id"] == image["id"]]
     from benchmarks.detection.evaluation import average_precision
+
     by_weight = average_precision(evaluate(truth, found, "box").matches, weights.astype(float))
     expected = evaluate(copies, copied, "box", "pycocotools").numbers
     # copies tie in score, and pycocotools ranks ties by image: a hit may come before its copy's false alarm
@@ -75,6 +81,7 @@ def slow_average_precision(truth, detections):
     for category in truth["categories"]:
         found, objects = [], 0  # found: score, and for every threshold whether it is right, or None if it is ignored
         for image in sorted(truth["images"], key=lambda image: image["id"]):
+
             def there(entries, image=image, category=category):
                 return [e for e in entries if (e["image_id"], e["category_id"]) == (image["id"], category["id"])]
 
@@ -104,8 +111,9 @@ def slow_average_precision(truth, detections):
             right = [o[t] for _, o in found if o[t] is not None]
             hits = np.cumsum(right)
             points = [(hits[k] / objects, hits[k] / (k + 1)) for k in range(len(right))]
-            values.append(np.mean([max((p for r, p in points if r >= recall), default=0)
-                                   for recall in np.linspace(0, 1, 101)]))
+            values.append(
+                np.mean([max((p for r, p in points if r >= recall), default=0) for recall in np.linspace(0, 1, 101)])
+            )
     return 100 * np.mean(values)
 
 
@@ -124,10 +132,14 @@ def with_ids(truth, detections, annotation=None, image=None, category=None):
     def of(entry):
         return {**entry, "image_id": image(entry["image_id"]), "category_id": category(entry["category_id"])}
 
-    return {"images": [{**entry, "id": image(entry["id"])} for entry in truth["images"]],
-            "categories": [{**entry, "id": category(entry["id"])} for entry in truth["categories"]],
-            "annotations": [{**of(entry), "id": annotation(k) if annotation else entry["id"]}
-                            for k, entry in enumerate(truth["annotations"])]}, [of(entry) for entry in detections]
+    return {
+        "images": [{**entry, "id": image(entry["id"])} for entry in truth["images"]],
+        "categories": [{**entry, "id": category(entry["id"])} for entry in truth["categories"]],
+        "annotations": [
+            {**of(entry), "id": annotation(k) if annotation else entry["id"]}
+            for k, entry in enumerate(truth["annotations"])
+        ],
+    }, [of(entry) for entry in detections]
 
 
 IDS = {
@@ -141,7 +153,8 @@ IDS = {
     "images as text": {"image": lambda old: str(10**22 + old)},
     "images negative": {"image": lambda old: old - 10**6},
     "categories beyond 2^53": {"category": lambda old: 2**53 + old},
-    "categories from 0": {"category": lambda old: old - 2}}
+    "categories from 0": {"category": lambda old: old - 2},
+}
 
 
 @pytest.mark.parametrize("kind", ["box", "mask"])
@@ -162,24 +175,30 @@ def test_ids_do_not_matter(ids, backend, kind):
 def test_ap_is_that_of_a_slow_reference(seed, backend):
     truth = some_truth(images=12, seed=seed)
     found = near_detections(truth, seed=seed + 20)
-    assert evaluate(truth, found, "box", backend).numbers["AP"] == pytest.approx(slow_average_precision(truth, found),
-                                                                                abs=1e-9)
+    assert evaluate(truth, found, "box", backend).numbers["AP"] == pytest.approx(
+        slow_average_precision(truth, found), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("backend", ["faster", "pycocotools"])
 @pytest.mark.parametrize("number", [0, -1, 1, 2**60])
 def test_one_perfect_detection_is_ap_100(number, backend):
-    truth = {"images": [{"id": 2**53 + 1, "file_name": "1.jpg", "width": 50, "height": 40}],
-             "annotations": [{"id": number, "image_id": 2**53 + 1, "category_id": 1, "bbox": [5, 5, 20, 20]}],
-             "categories": [{"id": 1, "name": "one"}]}
+    truth = {
+        "images": [{"id": 2**53 + 1, "file_name": "1.jpg", "width": 50, "height": 40}],
+        "annotations": [{"id": number, "image_id": 2**53 + 1, "category_id": 1, "bbox": [5, 5, 20, 20]}],
+        "categories": [{"id": 1, "name": "one"}],
+    }
     perfect = [{"image_id": 2**53 + 1, "category_id": 1, "bbox": [5.0, 5.0, 20.0, 20.0], "score": 0.9}]
     assert evaluate(truth, perfect, "box", backend).numbers["AP"] == pytest.approx(100)
 
 
 def test_perfect_and_absent_detections():
     truth = some_truth(seed=4)
-    perfect = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
-               for a in truth["annotations"] if not a["iscrowd"]]
+    perfect = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
+        for a in truth["annotations"]
+        if not a["iscrowd"]
+    ]
     assert evaluate(truth, perfect, "box").numbers["AP"] == pytest.approx(100)
     for kind in ("box", "mask"):
         nothing = evaluate(truth, [], kind)

@@ -66,8 +66,10 @@ def test_a_size_before_its_exif_rotation_is_named_so(tmp_path):
     split = folder_of(tmp_path)
     file = outside_the_sample(split)
     turned(file, 6)  # by 90 degrees, as both frameworks read it
-    with pytest.raises(InputError, match=f"{file.name} is 20x30 pixels, but x.json says 30x20, its size before its "
-                                         "EXIF orientation turns it"):
+    with pytest.raises(
+        InputError,
+        match=f"{file.name} is 20x30 pixels, but x.json says 30x20, its size before its EXIF orientation turns it",
+    ):
         coco_images.check([split], None)
     turned(file, 6, SIZE[::-1])
     coco_images.check([split], None)
@@ -126,8 +128,9 @@ class Broken(torch.utils.data.Dataset):
 def test_an_error_of_a_loader_worker_stays_one_line():
     with pytest.raises(InputError) as error:
         next(iter(torch.utils.data.DataLoader(Broken(), num_workers=1)))
-    assert str(error.value) == ("image cannot be read: some/image.jpg (it is broken); replace it or remove it from the "
-                                "annotation file")
+    assert str(error.value) == (
+        "image cannot be read: some/image.jpg (it is broken); replace it or remove it from the annotation file"
+    )
 
 
 def damaged(file: Path, how: str) -> None:
@@ -138,8 +141,14 @@ def damaged(file: Path, how: str) -> None:
         file.write_bytes(b"no picture")
 
 
-@pytest.mark.parametrize("how, words", [("cut", "image cannot be read: .*x.jpg"), ("", "x.jpg is 90x60 .* says 90x61"),
-                                        ("other bytes", "image cannot be read: .*x.jpg")])
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ("cut", "image cannot be read: .*x.jpg"),
+        ("", "x.jpg is 90x60 .* says 90x61"),
+        ("other bytes", "image cannot be read: .*x.jpg"),
+    ],
+)
 def test_both_frameworks_name_an_image_that_they_cannot_use(how, words, tmp_path):
     file = tmp_path / "x.jpg"
     damaged(file, how)
@@ -152,8 +161,7 @@ def test_both_frameworks_name_an_image_that_they_cannot_use(how, words, tmp_path
     with pytest.raises(InputError, match=words):
         TRANSFORMS.build({"type": "LoadImageFromFile"})({"img_path": str(file), "width": 90, "height": 61})
     pytest.importorskip("detectron2", reason="not on the package index")
-    cfg = framework_module("detectron2").load_config(
-        ROOT / "configs" / "detectron2" / "faster_rcnn_r18_fpn_1x.yaml")
+    cfg = framework_module("detectron2").load_config(ROOT / "configs" / "detectron2" / "faster_rcnn_r18_fpn_1x.yaml")
     from benchmarks.detection.in_detectron2.parts import Mapper
 
     with pytest.raises(InputError, match=words):

@@ -18,8 +18,14 @@ from sslight.core.result import read_result
 from tests.benchmarks.detection.coco_sets import write_set
 from tests.benchmarks.detection.coco_tiny import ROOT, tiny_detectron2, tiny_mmdet
 
-SRUN = {"SLURM_JOB_ID": "40123", "SLURM_PROCID": "11", "SLURM_NTASKS": "16", "SLURM_LOCALID": "3",
-        "SLURM_JOB_NODELIST": "gpu[07-08]", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}
+SRUN = {
+    "SLURM_JOB_ID": "40123",
+    "SLURM_PROCID": "11",
+    "SLURM_NTASKS": "16",
+    "SLURM_LOCALID": "3",
+    "SLURM_JOB_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+}
 FULL = pytest.mark.skipif(not os.environ.get("SSLIGHT_FULL"), reason="SSLIGHT_FULL=1 runs the long forms")
 DETECTRON2 = pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed")
 
@@ -35,8 +41,13 @@ def scontrol(tmp_path, monkeypatch):
 
 def test_sruns_environment_becomes_torchruns(scontrol):
     assert coco_launch.from_slurm(SRUN) == {
-        "RANK": "11", "WORLD_SIZE": "16", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "gpu07",
-        "MASTER_PORT": "20123"}
+        "RANK": "11",
+        "WORLD_SIZE": "16",
+        "LOCAL_RANK": "3",
+        "LOCAL_WORLD_SIZE": "8",
+        "MASTER_ADDR": "gpu07",
+        "MASTER_PORT": "20123",
+    }
     kept = coco_launch.from_slurm({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
     assert (kept["MASTER_ADDR"], kept["MASTER_PORT"]) == ("10.0.0.1", "29500")
     with pytest.raises(InputError, match="ntasks-per-node"):
@@ -59,12 +70,23 @@ def test_a_wrong_start_is_said(monkeypatch):
 @pytest.fixture
 def one_gpu_each(monkeypatch):
     """Rank 3 of a machine whose launcher shows every process a single GPU, its own."""
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4",
-                        "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+    for name, value in {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "3",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    for name, value in {"is_available": True, "device_count": 1, "current_device": 0, "get_arch_list": [],
-                        "get_device_capability": (9, 0)}.items():
+    for name, value in {
+        "is_available": True,
+        "device_count": 1,
+        "current_device": 0,
+        "get_arch_list": [],
+        "get_device_capability": (9, 0),
+    }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
@@ -107,8 +129,11 @@ def test_detectron2_takes_the_gpu_that_the_process_sees(one_gpu_each, monkeypatc
     monkeypatch.setattr(comm, "get_world_size", lambda: 4)
     monkeypatch.setattr(comm, "get_local_rank", lambda: 3)
     monkeypatch.setattr(defaults, "DistributedDataParallel", lambda model, **options: options)
-    monkeypatch.setattr(coco_detectron2_parts.DefaultTrainer, "__init__",
-                        lambda self, cfg: one_gpu_each.append(defaults.create_ddp_model(None, broadcast_buffers=False)))
+    monkeypatch.setattr(
+        coco_detectron2_parts.DefaultTrainer,
+        "__init__",
+        lambda self, cfg: one_gpu_each.append(defaults.create_ddp_model(None, broadcast_buffers=False)),
+    )
     with pytest.raises(AttributeError):  # the trainer that was not made
         coco_detectron2_parts.Trainer(None)
     assert one_gpu_each == [{"broadcast_buffers": False, "device_ids": [0]}]
@@ -139,20 +164,48 @@ def check(out, log, iterations):
 
 
 @FULL
-@pytest.mark.parametrize("script", ["mmdet", pytest.param("detectron2", marks=DETECTRON2),
-                                    pytest.param("tools/train_net.py", marks=DETECTRON2)])
+@pytest.mark.parametrize(
+    "script",
+    ["mmdet", pytest.param("detectron2", marks=DETECTRON2), pytest.param("tools/train_net.py", marks=DETECTRON2)],
+)
 def test_ctrl_c_has_all_processes_save_together(tmp_path, script):
     """As a terminal sends it, to the parent and to both of its processes at once."""
     pytest.importorskip("mmdet", reason="comes with the mmdet extra")
     tiny = tiny_mmdet if script == "mmdet" else tiny_detectron2
     data, config, out = write_set(tmp_path / "set"), tiny("faster_rcnn_r18_fpn_1x", tmp_path, 400), tmp_path / "out"
-    words = ["-m", "benchmarks.coco", "--framework", *arguments(script, config, data, out, "--num-gpus", 2),
-             "SOLVER.CHECKPOINT_PERIOD", 2]
+    words = [
+        "-m",
+        "benchmarks.coco",
+        "--framework",
+        *arguments(script, config, data, out, "--num-gpus", 2),
+        "SOLVER.CHECKPOINT_PERIOD",
+        2,
+    ]
     if script.startswith("tools"):
-        words = [script, "--config-file", config, "--num-gpus", 2, "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out,
-                 "MODEL.WEIGHTS", "random", "SOLVER.CHECKPOINT_PERIOD", 2]
-    process = subprocess.Popen([sys.executable, "-W", "ignore", *map(str, words)], cwd=ROOT, env=environment(),
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        words = [
+            script,
+            "--config-file",
+            config,
+            "--num-gpus",
+            2,
+            "DATA.PATH_TO_DATA_DIR",
+            data,
+            "OUTPUT_DIR",
+            out,
+            "MODEL.WEIGHTS",
+            "random",
+            "SOLVER.CHECKPOINT_PERIOD",
+            2,
+        ]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", *map(str, words)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     while not (out / "last_checkpoint").exists():
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.1)
@@ -163,8 +216,24 @@ def test_ctrl_c_has_all_processes_save_together(tmp_path, script):
 
 
 def arguments(framework, config, data, out, *more):
-    return [framework, "--task", "det", "--config", config, "--weights", "random", "--arch", "resnet18", *more,
-            "DATA.PATH_TO_DATA_DIR", data, "OUTPUT_DIR", out, "EVAL.BOOTSTRAP", "0"]
+    return [
+        framework,
+        "--task",
+        "det",
+        "--config",
+        config,
+        "--weights",
+        "random",
+        "--arch",
+        "resnet18",
+        *more,
+        "DATA.PATH_TO_DATA_DIR",
+        data,
+        "OUTPUT_DIR",
+        out,
+        "EVAL.BOOTSTRAP",
+        "0",
+    ]
 
 
 def environment(**more):
@@ -174,12 +243,35 @@ def environment(**more):
 
 def as_srun(words, tasks=2):
     """Start the tasks as srun does, with its variables; returns their exit codes and what they printed together."""
-    started = [subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.coco", "--launcher", "slurm", "--framework",
-         *map(str, words)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=environment(SLURM_JOB_ID=str(os.getpid()), SLURM_PROCID=str(rank), SLURM_NTASKS=str(tasks),
-                        SLURM_LOCALID=str(rank), SLURM_JOB_NODELIST="localhost", MASTER_ADDR="127.0.0.1",
-                        SLURM_STEP_TASKS_PER_NODE=str(tasks))) for rank in range(tasks)]
+    started = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "benchmarks.coco",
+                "--launcher",
+                "slurm",
+                "--framework",
+                *map(str, words),
+            ],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment(
+                SLURM_JOB_ID=str(os.getpid()),
+                SLURM_PROCID=str(rank),
+                SLURM_NTASKS=str(tasks),
+                SLURM_LOCALID=str(rank),
+                SLURM_JOB_NODELIST="localhost",
+                MASTER_ADDR="127.0.0.1",
+                SLURM_STEP_TASKS_PER_NODE=str(tasks),
+            ),
+        )
+        for rank in range(tasks)
+    ]
     printed = [process.communicate(timeout=400)[0] for process in started]
     return [process.returncode for process in started], "".join(printed)
 
@@ -202,17 +294,33 @@ def test_two_tasks_of_srun_train_one_mmdet_detector(tmp_path):
 def test_two_gpus_of_one_machine_in_mmdet(run, tmp_path):
     pytest.importorskip("mmdet", reason="comes with the mmdet extra")
     data, config = write_set(tmp_path / "set"), tiny_mmdet("faster_rcnn_r18_fpn_1x", tmp_path, iterations=3)
-    done = run("-m", "benchmarks.coco", "--framework", *arguments("mmdet", config, data, tmp_path / "out",
-                                                                  "--num-gpus", 2))
+    done = run(
+        "-m", "benchmarks.coco", "--framework", *arguments("mmdet", config, data, tmp_path / "out", "--num-gpus", 2)
+    )
     check(tmp_path / "out", done.stdout + done.stderr, 3)
 
 
 @DETECTRON2
 def test_two_processes_in_detectron2(run, tmp_path):
     data, config = write_set(tmp_path / "set"), tiny_detectron2("faster_rcnn_r18_fpn_1x", tmp_path, iterations=3)
-    done = run("-m", "benchmarks.coco", "--framework", *arguments("detectron2", config, data, tmp_path / "spread",
-                                                                  "--num-gpus", 2))
+    done = run(
+        "-m",
+        "benchmarks.coco",
+        "--framework",
+        *arguments("detectron2", config, data, tmp_path / "spread", "--num-gpus", 2),
+    )
     check(tmp_path / "spread", done.stdout + done.stderr, 3)
-    done = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m", "benchmarks.coco",
-               "--launcher", "torchrun", "--framework", *arguments("detectron2", config, data, tmp_path / "torchrun"))
+    done = run(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        2,
+        "-m",
+        "benchmarks.coco",
+        "--launcher",
+        "torchrun",
+        "--framework",
+        *arguments("detectron2", config, data, tmp_path / "torchrun"),
+    )
     check(tmp_path / "torchrun", done.stdout + done.stderr, 3)

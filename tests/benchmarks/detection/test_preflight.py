@@ -12,8 +12,18 @@ from benchmarks.detection.settings import choose_recipe, resolve_schedule
 from benchmarks.detection.weights import prove
 from sslight.core.errors import InputError
 
-RECIPE = {"batch": 16, "lr": 0.02, "max_iter": 90000, "steps": [60000, 80000], "warmup": 1000, "norm": "SyncBN",
-          "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "color_order": "RGB", "mask": True}
+RECIPE = {
+    "batch": 16,
+    "lr": 0.02,
+    "max_iter": 90000,
+    "steps": [60000, 80000],
+    "warmup": 1000,
+    "norm": "SyncBN",
+    "mean": [123.675, 116.28, 103.53],
+    "std": [58.395, 57.12, 57.375],
+    "color_order": "RGB",
+    "mask": True,
+}
 PREPROCESS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB"}
 
 
@@ -51,15 +61,21 @@ def test_doubts_say_what_to_change(monkeypatch):
 
 
 def test_degenerate_shapes_are_counted():
-    content = {"images": [{"id": 1, "width": 50, "height": 40}],
-               "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 0, 0, 5]},
-                               {"id": 2, "image_id": 1, "category_id": 1, "bbox": [60, 0, 5, 5]},
-                               {"id": 3, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5],
-                                "segmentation": [[1, 1, 2, 2]]}],
-               "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}
+    content = {
+        "images": [{"id": 1, "width": 50, "height": 40}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 0, 0, 5]},
+            {"id": 2, "image_id": 1, "category_id": 1, "bbox": [60, 0, 5, 5]},
+            {"id": 3, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "segmentation": [[1, 1, 2, 2]]},
+        ],
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+    }
     lines = list(coco_preflight.shapes(SimpleNamespace(json="x.json", content=content)))
     assert [line.split(" has ")[1].split(":")[0] for line in lines[:3]] == [
-        "1 boxes smaller than a pixel", "1 boxes outside their image", "1 polygons of fewer than 3 points"]
+        "1 boxes smaller than a pixel",
+        "1 boxes outside their image",
+        "1 polygons of fewer than 3 points",
+    ]
     assert len(lines) == 4 and "(b)" in lines[3]
 
 
@@ -68,9 +84,13 @@ BOX = {"category_id": 1, "bbox": [5.0, 5.0, 9.0, 9.0], "iscrowd": 0}
 
 def split_of(*objects, side=60, images=4):
     """A split with objects that differ from a good one in what is given, shared out over its images."""
-    return SimpleNamespace(json="x.json", content={
-        "images": [{"id": k, "width": side, "height": side} for k in range(images)],
-        "annotations": [{"id": k + 1, "image_id": k % images, **BOX, **entry} for k, entry in enumerate(objects)]})
+    return SimpleNamespace(
+        json="x.json",
+        content={
+            "images": [{"id": k, "width": side, "height": side} for k in range(images)],
+            "annotations": [{"id": k + 1, "image_id": k % images, **BOX, **entry} for k, entry in enumerate(objects)],
+        },
+    )
 
 
 def crowds(annotation, image):
@@ -127,8 +147,13 @@ def test_the_proof_lists_what_differs():
     wrong = {"conv.weight": torch.ones(2) + 1e-7, "bn.weight": torch.ones(5), "extra.weight": torch.ones(1)}
     with pytest.raises(InputError) as error:
         prove(wrong, file, "x.pth")
-    for words in ("conv.weight has other values", "bn.weight has shape [5], in the file [3]",
-                  "last.weight is not in the backbone", "extra.weight is not in the file", "x.pth"):
+    for words in (
+        "conv.weight has other values",
+        "bn.weight has shape [5], in the file [3]",
+        "last.weight is not in the backbone",
+        "extra.weight is not in the file",
+        "x.pth",
+    ):
         assert words in str(error.value)
 
 

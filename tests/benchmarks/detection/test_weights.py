@@ -17,8 +17,10 @@ from tests.benchmarks.detection.coco_sets import write_set
 
 
 def test_random_is_explicit_and_seeded(tmp_path):
-    first, again, other = (find_source("random", "resnet18", seed, tmp_path / str(i))[0].state["conv1.weight"]
-                           for i, seed in enumerate((0, 0, 1)))
+    first, again, other = (
+        find_source("random", "resnet18", seed, tmp_path / str(i))[0].state["conv1.weight"]
+        for i, seed in enumerate((0, 0, 1))
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
     with pytest.raises(InputError, match="needs --arch"):
         find_source("random", None, 0, tmp_path)
@@ -74,19 +76,37 @@ BY_HAND = {"mmdet": ("model.data_preprocessor.bgr_to_rgb", "True"), "detectron2"
 @pytest.mark.parametrize("framework", ["mmdet", "detectron2"])
 def test_images_are_fed_as_the_backbone_was_trained(framework, tmp_path):
     pytest.importorskip(framework)
-    save_backbone(tmp_path / "r18.safetensors", build_backbone("resnet18").state_dict(), arch="resnet18",
-                  method="unknown", preprocess=CAFFE)
+    save_backbone(
+        tmp_path / "r18.safetensors",
+        build_backbone("resnet18").state_dict(),
+        arch="resnet18",
+        method="unknown",
+        preprocess=CAFFE,
+    )
     place = write_set(tmp_path / "set")
     for words, order in (((), "BGR"), (BY_HAND[framework], "RGB")):
-        setup = coco.configure(["--framework", framework, "--task", "det", "--weights",
-                                str(tmp_path / "r18.safetensors"), "DATA.PATH_TO_DATA_DIR", str(place), "OUTPUT_DIR",
-                                str(tmp_path / "out"), *words])
+        setup = coco.configure(
+            [
+                "--framework",
+                framework,
+                "--task",
+                "det",
+                "--weights",
+                str(tmp_path / "r18.safetensors"),
+                "DATA.PATH_TO_DATA_DIR",
+                str(place),
+                "OUTPUT_DIR",
+                str(tmp_path / "out"),
+                *words,
+            ]
+        )
         recipe = coco.feed(setup, setup.source.preprocess)
         assert recipe["color_order"] == order
         expected = [103.53, 116.28, 123.675] if order == "BGR" else [123.675, 116.28, 103.53]
         assert recipe["mean"] == pytest.approx(expected)
         assert setup.framework.recipe_of(setup.recipe_cfg)["std"] == pytest.approx(
-            [1.0] * 3 if order == "BGR" else [58.395, 57.12, 57.375])
+            [1.0] * 3 if order == "BGR" else [58.395, 57.12, 57.375]
+        )
 
 
 def test_told_heads_reach_detectron2(tmp_path):
@@ -94,11 +114,25 @@ def test_told_heads_reach_detectron2(tmp_path):
     from detectron2.layers import ShapeSpec
 
     from convert.targets.detectron2_backbones import build_vitdet_backbone
+
     torch.save(build_backbone("vit_tiny", num_heads=12).state_dict(), tmp_path / "vit.pth")
     place = write_set(tmp_path / "set")
-    setup = coco.configure(["--framework", "detectron2", "--task", "det", "--weights", str(tmp_path / "vit.pth"),
-                            "--set", "num_heads=12", "DATA.PATH_TO_DATA_DIR", str(place), "OUTPUT_DIR",
-                            str(tmp_path / "out")])
+    setup = coco.configure(
+        [
+            "--framework",
+            "detectron2",
+            "--task",
+            "det",
+            "--weights",
+            str(tmp_path / "vit.pth"),
+            "--set",
+            "num_heads=12",
+            "DATA.PATH_TO_DATA_DIR",
+            str(place),
+            "OUTPUT_DIR",
+            str(tmp_path / "out"),
+        ]
+    )
     weights = coco_weights.prepare("vit.pth", setup.source, "timm", "detectron2", "vitdet", tmp_path)
     setup.framework.adapt(setup.recipe_cfg, setup.settings, setup.data, weights, 1, 0, tmp_path)
     net = build_vitdet_backbone(setup.recipe_cfg, ShapeSpec(channels=3)).net

@@ -48,24 +48,30 @@ def test_difference_interval_agrees_with_a_simulation():
     assert 0.93 < covered / 2000 < 0.97
 
 
-@pytest.mark.parametrize(("ours", "theirs", "verdict"), [
-    ((20.0, [18.0, 22.0]), (30.0, [28.0, 32.0]), "lower"),
-    ((21.0, [18.0, 24.0]), (20.0, [17.0, 23.0]), "no clear difference"),
-    ((21.0, None), (20.0, [17.0, 23.0]), "no interval"),
-])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        ((20.0, [18.0, 22.0]), (30.0, [28.0, 32.0]), "lower"),
+        ((21.0, [18.0, 24.0]), (20.0, [17.0, 23.0]), "no clear difference"),
+        ((21.0, None), (20.0, [17.0, 23.0]), "no interval"),
+    ],
+)
 def test_verdicts(tmp_path, ours, theirs, verdict):
     for name, (value, interval) in (("a", ours), ("b", theirs)):
         result(tmp_path / name, random=name == "b", metrics={"top1": {"value": value, "interval": interval}})
     assert only(tmp_path).verdict == verdict
 
 
-@pytest.mark.parametrize(("change", "named"), [
-    ({"data": {"path": "data", "counts": {"val": 50}, "fingerprint": "beef"}}, "data"),
-    ({"protocol": "knn (proxy 0.1)"}, "protocol"),
-    ({"framework": "detectron2"}, "framework"),
-    ({"config": {"WEIGHTS": "random", "KNN": {"K": [10, 50]}}}, "config KNN.K"),
-    ({"checkpoint": {"arch": "resnet34"}}, "architecture"),
-])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"data": {"path": "data", "counts": {"val": 50}, "fingerprint": "beef"}}, "data"),
+        ({"protocol": "knn (proxy 0.1)"}, "protocol"),
+        ({"framework": "detectron2"}, "framework"),
+        ({"config": {"WEIGHTS": "random", "KNN": {"K": [10, 50]}}}, "config KNN.K"),
+        ({"checkpoint": {"arch": "resnet34"}}, "architecture"),
+    ],
+)
 def test_unlike_results_are_flagged_and_get_no_difference(tmp_path, change, named):
     result(tmp_path / "pretrained")
     result(tmp_path / "random", random=True, **change)
@@ -78,13 +84,24 @@ def test_unlike_results_are_flagged_and_get_no_difference(tmp_path, change, name
 
 def test_weights_folders_and_seeds_do_not_forbid_a_comparison(tmp_path):
     for name, seeds in (("a", [0]), ("b", [0, 1])):
-        result(tmp_path / name, random=name == "b", config={
-            "WEIGHTS": name, "OUTPUT_DIR": name, "SEEDS": seeds, "MODEL": {"BACKBONE_ARCH": name}, "KNN": {"K": 1}})
+        result(
+            tmp_path / name,
+            random=name == "b",
+            config={
+                "WEIGHTS": name,
+                "OUTPUT_DIR": name,
+                "SEEDS": seeds,
+                "MODEL": {"BACKBONE_ARCH": name},
+                "KNN": {"K": 1},
+            },
+        )
     assert only(tmp_path).verdict == "higher"
 
 
-@pytest.mark.parametrize(("theirs", "differs"), [
-    ("runs/b/weights/random.pth", []), ("b.pth", []), ("SyncBN", ["config framework_config.hooks"])])
+@pytest.mark.parametrize(
+    ("theirs", "differs"),
+    [("runs/b/weights/random.pth", []), ("b.pth", []), ("SyncBN", ["config framework_config.hooks"])],
+)
 def test_only_where_files_lie_may_differ_inside_lists_of_settings(tmp_path, theirs, differs):
     """Detection frameworks keep paths of weights deep in their configuration."""
     for name, text in (("a", "runs/a/weights/moco.pth"), ("b", theirs)):
@@ -99,8 +116,12 @@ def test_the_alike_baseline_is_chosen_and_nothing_is_averaged(tmp_path):
         about = {"path": data, "counts": {"val": 5}, "fingerprint": data}
         value = {"one": 40.0, "two": 60.0}[data]
         result(tmp_path / data / "ours", data=about, metrics={"top1": {"value": value, "interval": None}})
-        result(tmp_path / data / "random", random=True, data=about,
-               metrics={"top1": {"value": value / 2, "interval": None}})
+        result(
+            tmp_path / data / "random",
+            random=True,
+            data=about,
+            metrics={"top1": {"value": value / 2, "interval": None}},
+        )
     found = comparison.rows(comparison.load([tmp_path])[0])
     assert [(row.value, row.difference) for row in found] == [(40, 20), (60, 30)]
 
@@ -117,7 +138,12 @@ def test_networks_of_one_label_are_told_apart(tmp_path):
         result(tmp_path / name, checkpoint={"path": path, "sha256": sha * 64})
     result(tmp_path / "c", random=True)
     assert [entry.label for entry in comparison.load([tmp_path])[0]] == [
-        "swav resnet18 (a)", "swav resnet18 (b)", "random resnet18"]
+        "swav resnet18 (a)",
+        "swav resnet18 (b)",
+        "random resnet18",
+    ]
     result(tmp_path / "b", checkpoint={"path": "runs/a/last.pth", "sha256": "2" * 64})
     assert [entry.label for entry in comparison.load([tmp_path])[0]][:2] == [
-        "swav resnet18 (11111111)", "swav resnet18 (22222222)"]
+        "swav resnet18 (11111111)",
+        "swav resnet18 (22222222)",
+    ]

@@ -26,10 +26,20 @@ def linear(folder, runs, keep=True, **change):
     if keep:
         write_predictions(folder, {"": runs}, LABELS)
     checkpoint = {"path": str(folder), "sha256": folder.name, "arch": "resnet18", "method": "dino", "family": "sslight"}
-    return write_result(folder, **{
-        "benchmark": "linear", "protocol": "linear_cnn", "checkpoint": checkpoint | change.pop("checkpoint", {}),
-        "data": {"path": "d", "counts": {"train": 9, "val": len(LABELS)}, "fingerprint": "f"}, "metrics": metrics,
-        "per_seed": [{"seed": i} for i in range(len(runs))], "config": {}, "seconds": 1.0} | change)
+    return write_result(
+        folder,
+        **{
+            "benchmark": "linear",
+            "protocol": "linear_cnn",
+            "checkpoint": checkpoint | change.pop("checkpoint", {}),
+            "data": {"path": "d", "counts": {"train": 9, "val": len(LABELS)}, "fingerprint": "f"},
+            "metrics": metrics,
+            "per_seed": [{"seed": i} for i in range(len(runs))],
+            "config": {},
+            "seconds": 1.0,
+        }
+        | change,
+    )
 
 
 @pytest.fixture
@@ -79,10 +89,14 @@ def test_several_seeds_widen_the_interval(right):
     assert wide > narrow + 8
 
 
-@pytest.mark.parametrize(("change", "named"), [
-    ({"protocol": "linear_dino"}, "protocol"),
-    ({"config": {"SOLVER": {"TOTAL_EPOCHS": 3}}}, "config SOLVER.TOTAL_EPOCHS"),
-    ({"data": {"path": "e", "counts": {"val": 400}, "fingerprint": "g"}}, "data")])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"protocol": "linear_dino"}, "protocol"),
+        ({"config": {"SOLVER": {"TOTAL_EPOCHS": 3}}}, "config SOLVER.TOTAL_EPOCHS"),
+        ({"data": {"path": "e", "counts": {"val": 400}, "fingerprint": "g"}}, "data"),
+    ],
+)
 def test_unlike_results_are_flagged_and_get_no_difference(tmp_path, right, change, named):
     linear(tmp_path / "a", [ranked(right[0])])
     linear(tmp_path / "b", [ranked(right[1])], **change)
@@ -111,9 +125,16 @@ def test_hits_by_metric_name(tmp_path):
 
 def detections(truth: dict, rng: np.random.Generator, found: float) -> list[dict]:
     """Every object with probability `found`, its box moved by up to 3 pixels."""
-    return [{"image_id": o["image_id"], "category_id": o["category_id"], "score": float(rng.random()),
-             "bbox": [float(x) for x in np.add(o["bbox"], rng.integers(-3, 4, 4))]}
-            for o in truth["annotations"] if rng.random() < found]
+    return [
+        {
+            "image_id": o["image_id"],
+            "category_id": o["category_id"],
+            "score": float(rng.random()),
+            "bbox": [float(x) for x in np.add(o["bbox"], rng.integers(-3, 4, 4))],
+        }
+        for o in truth["annotations"]
+        if rng.random() < found
+    ]
 
 
 def coco(folder, truth_file, truth, seen):
@@ -122,27 +143,56 @@ def coco(folder, truth_file, truth, seen):
     intervals = bootstrap([evaluate(truth, seen, "box")], 50)
     folder.mkdir()
     (folder / "box.json").write_text(json.dumps(seen))
-    write_result(folder, benchmark="coco", protocol="p", framework="mmdet", task="det", checkpoint={
-        "path": folder.name, "sha256": folder.name, "arch": "resnet18", "method": "dino", "family": "sslight"},
+    write_result(
+        folder,
+        benchmark="coco",
+        protocol="p",
+        framework="mmdet",
+        task="det",
+        checkpoint={
+            "path": folder.name,
+            "sha256": folder.name,
+            "arch": "resnet18",
+            "method": "dino",
+            "family": "sslight",
+        },
         data={"path": "d", "counts": {"train": 1, "val": len(truth["images"])}, "fingerprint": "f"},
         metrics={name: {"value": value, "interval": intervals.get(name[4:])} for name, value in kept.items()},
-        per_seed=[{"seed": 0, **kept}], config={"settings": {"DATA": {"VAL_JSON": str(truth_file)}}}, seconds=1.0,
-        detections=[{"box": "box.json"}])
+        per_seed=[{"seed": 0, **kept}],
+        config={"settings": {"DATA": {"VAL_JSON": str(truth_file)}}},
+        seconds=1.0,
+        detections=[{"box": "box.json"}],
+    )
 
 
 def test_detections_are_paired_over_images(tmp_path, capsys):
     """A copy of a detector differs by nothing; one 2 px off, within less than the intervals combined."""
     rng = np.random.default_rng(0)
-    truth = {"images": [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in range(30)],
-             "categories": [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}],
-             "annotations": [{"id": i + 1, "image_id": i % 30, "category_id": 1 + i % 2, "iscrowd": 0, "area": 1600,
-                              "bbox": [*map(int, rng.integers(5, 50, 2)), 40, 40]} for i in range(90)]}
+    truth = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in range(30)],
+        "categories": [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}],
+        "annotations": [
+            {
+                "id": i + 1,
+                "image_id": i % 30,
+                "category_id": 1 + i % 2,
+                "iscrowd": 0,
+                "area": 1600,
+                "bbox": [*map(int, rng.integers(5, 50, 2)), 40, 40],
+            }
+            for i in range(90)
+        ],
+    }
     (tmp_path / "val.json").write_text(json.dumps(truth))
     seen = detections(truth, rng, 0.9)
     coco(tmp_path / "a", tmp_path / "val.json", truth, seen)
     coco(tmp_path / "same", tmp_path / "val.json", truth, seen)
-    coco(tmp_path / "worse", tmp_path / "val.json", truth, [
-        {**entry, "bbox": [entry["bbox"][0] + 2, *entry["bbox"][1:]]} for entry in seen])
+    coco(
+        tmp_path / "worse",
+        tmp_path / "val.json",
+        truth,
+        [{**entry, "bbox": [entry["bbox"][0] + 2, *entry["bbox"][1:]]} for entry in seen],
+    )
     rows = {row.metric: row for row in paired.differences(tmp_path / "a", tmp_path / "same")[0]}
     assert rows["box_AP"].difference_interval == [0, 0] and rows["box_AP"].how == "paired over 30 images"
     assert rows["box_AP75"].difference_interval is None
@@ -155,6 +205,17 @@ def test_detections_are_paired_over_images(tmp_path, capsys):
     assert 0 < low < both[True].difference < high
     assert high - low < np.subtract(*both[False].difference_interval[::-1])
     assert both[False].how == "the two intervals combined"
-    assert report.main(["--diff", str(tmp_path / "a"), str(tmp_path / "worse"), "-o", str(tmp_path / "diff.html"),
-                        str(tmp_path / "diff.md")]) == 0
+    assert (
+        report.main(
+            [
+                "--diff",
+                str(tmp_path / "a"),
+                str(tmp_path / "worse"),
+                "-o",
+                str(tmp_path / "diff.html"),
+                str(tmp_path / "diff.md"),
+            ]
+        )
+        == 0
+    )
     assert "Against" in (tmp_path / "diff.html").read_text() and "wrote" in capsys.readouterr().out

@@ -73,30 +73,60 @@ def test_json_and_markdown_hold_every_number_and_its_provenance(pair):
 def test_html_names_the_origin_of_every_number(pair):
     page = Page(write(pair, ".html")).text
     stored = json.loads((pair / "pretrained" / "result.json").read_text())
-    for text in (stored["checkpoint"]["sha256"], stored["data"]["fingerprint"], stored["command"],
-                 stored["environment"]["versions"]["torch"], stored["git"].get("commit", ""), '"KNN"', "MOVER"):
+    for text in (
+        stored["checkpoint"]["sha256"],
+        stored["data"]["fingerprint"],
+        stored["command"],
+        stored["environment"]["versions"]["torch"],
+        stored["git"].get("commit", ""),
+        '"KNN"',
+        "MOVER",
+    ):
         assert text in page
 
 
 def test_published_numbers_stand_beside_ours_and_say_what_differs(tmp_path):
     """Ours of 65 against the published 62.2 and 65.7, one digit of float error; unlike ones are marked instead."""
-    metrics = {"top1": {"value": 64.0, "interval": None},
-               "top1_best_epoch": {"value": 65.0, "interval": [64.0, 66.5], "std": 0.25}}
+    metrics = {
+        "top1": {"value": 64.0, "interval": None},
+        "top1_best_epoch": {"value": 65.0, "interval": [64.0, 66.5], "std": 0.25},
+    }
     imagenet = {"path": "in1k", "counts": {"train": 1281167, "val": 50000}, "fingerprint": "1"}
-    result(tmp_path / "same", benchmark="linear", protocol="linear_cnn", data=imagenet, metrics=metrics,
-           checkpoint={"method": "dino"}, per_seed=[{"seed": 0}, {"seed": 1}])
-    result(tmp_path / "other", benchmark="semisup", metrics=metrics, config={"LABELS": {"FRACTION": 0.1}},
-           checkpoint={"sha256": "b" * 64})
-    result(tmp_path / "changed", benchmark="linear", protocol="linear_cnn", data=imagenet, metrics=metrics,
-           checkpoint={"method": "dino"}, departures={"SOLVER.TOTAL_EPOCHS": 50})
+    result(
+        tmp_path / "same",
+        benchmark="linear",
+        protocol="linear_cnn",
+        data=imagenet,
+        metrics=metrics,
+        checkpoint={"method": "dino"},
+        per_seed=[{"seed": 0}, {"seed": 1}],
+    )
+    result(
+        tmp_path / "other",
+        benchmark="semisup",
+        metrics=metrics,
+        config={"LABELS": {"FRACTION": 0.1}},
+        checkpoint={"sha256": "b" * 64},
+    )
+    result(
+        tmp_path / "changed",
+        benchmark="linear",
+        protocol="linear_cnn",
+        data=imagenet,
+        metrics=metrics,
+        checkpoint={"method": "dino"},
+        departures={"SOLVER.TOTAL_EPOCHS": 50},
+    )
     table = published.beside_published(comparison.rows(comparison.load([tmp_path])[0]), report.PUBLISHED)
     assert [line.recipe for line in table.lines if line.arch == "resnet18"] == ["baseline", "SSLight", "ours", "ours"]
     assert len([line for line in table.lines if line.numbers]) == 12
     ours = {line.label: line.ours for line in table.lines if line.ours}
     assert [found.differs for found in ours["dino resnet18"]["linear"]] == [["protocol"], []]  # both, not their mean
     assert [found.differs for found in ours["swav resnet18"]["semi 10%"]] == [["data", "protocol"]]
-    assert {found.published.recipe: (round(found.value, 9), [round(x, 9) for x in found.interval])
-            for found in table.differences} == {"baseline": (2.8, [1.8, 4.3]), "SSLight": (-0.7, [-1.7, 0.8])}
+    assert {
+        found.published.recipe: (round(found.value, 9), [round(x, 9) for x in found.interval])
+        for found in table.differences
+    } == {"baseline": (2.8, [1.8, 4.3]), "SSLight": (-0.7, [-1.7, 0.8])}
     page = Page(write(tmp_path, ".html", ".md")).text
     assert "65.0 ± 0.25 over 2 seeds [64.0, 66.5]" in " ".join(page.split()) and "other protocol" in page
     assert "\\[+1.8, +4.3\\]" in (tmp_path / "report.md").read_text()
@@ -117,14 +147,18 @@ def test_published_numbers_are_shown_as_published(tmp_path):
         report.gather([tmp_path], own, None)
 
 
-@pytest.mark.parametrize(("value", "interval", "shown"), [
-    (65.1234, [64.7, 65.5], "65.12 [64.70, 65.50]"),  # half-width 0.4
-    (65.1234, [62.0, 68.0], "65.1 [62.0, 68.0]"),
-    (65.1234, [45.0, 80.0], "65 [45, 80]"),
-    (65.1234, [65.12, 65.13], "65.12 [65.12, 65.13]"),  # never more than two
-    (-0.04, [-2.0, 2.0], "0.0 [-2.0, 2.0]"),
-    (65.1234, None, "65.12 "), (65.0, [65.0, 65.0], "65.00 [65.00, 65.00]"),
-])
+@pytest.mark.parametrize(
+    ("value", "interval", "shown"),
+    [
+        (65.1234, [64.7, 65.5], "65.12 [64.70, 65.50]"),  # half-width 0.4
+        (65.1234, [62.0, 68.0], "65.1 [62.0, 68.0]"),
+        (65.1234, [45.0, 80.0], "65 [45, 80]"),
+        (65.1234, [65.12, 65.13], "65.12 [65.12, 65.13]"),  # never more than two
+        (-0.04, [-2.0, 2.0], "0.0 [-2.0, 2.0]"),
+        (65.1234, None, "65.12 "),
+        (65.0, [65.0, 65.0], "65.00 [65.00, 65.00]"),
+    ],
+)
 def test_a_number_has_the_precision_of_its_interval(value, interval, shown):
     assert f"{report.number(value, interval)} {report.span(interval)}" == shown
 
@@ -165,9 +199,19 @@ def test_the_users_names_are_everywhere(tmp_path, capsys):
     """Given as data, in the result's checkpoint; a method that no one knows gives way to the family."""
     imagenet = {"path": "in1k", "counts": {"train": 1281167, "val": 50000}, "fingerprint": "1"}
     for name, top, digest in (("mine", 60.0, "a"), ("theirs", 50.0, "b"), ("", 40.0, "c")):
-        result(tmp_path / f"folder {digest}", benchmark="linear", protocol="linear_cnn", data=imagenet, checkpoint={
-            "method": "unknown", "family": "timm", "sha256": 64 * digest, **({"name": name} if name else {})},
-            metrics={"top1_best_epoch": {"value": top, "interval": [top - 1, top + 1]}})
+        result(
+            tmp_path / f"folder {digest}",
+            benchmark="linear",
+            protocol="linear_cnn",
+            data=imagenet,
+            checkpoint={
+                "method": "unknown",
+                "family": "timm",
+                "sha256": 64 * digest,
+                **({"name": name} if name else {}),
+            },
+            metrics={"top1_best_epoch": {"value": top, "interval": [top - 1, top + 1]}},
+        )
     text = Page(write(tmp_path, ".html", ".md", ".csv")).text
     labels = {"mine resnet18", "theirs resnet18", "timm resnet18"}
     assert {row["network"] for row in csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text()))} == labels
@@ -190,8 +234,11 @@ def test_published_table_matches_the_facts():
     shown = {}
     for row in table["rows"]:
         shown.setdefault((row["method"], row["arch"]), {})[row["recipe"]] = row["numbers"]
-    lines = [f"{method} {arch} " + " ".join(f"{pair['baseline'][name]}>{pair['SSLight'][name]}" for name in columns
-                                             if name in pair["baseline"]) for (method, arch), pair in shown.items()]
+    lines = [
+        f"{method} {arch} "
+        + " ".join(f"{pair['baseline'][name]}>{pair['SSLight'][name]}" for name in columns if name in pair["baseline"])
+        for (method, arch), pair in shown.items()
+    ]
     assert lines == [
         "dino vit_tiny_patch16_224 66.7>69.5",
         "dino resnet18 62.2>65.7 44.5>49.8 59.2>63.0 32.7>34.1 30.6>31.8",
@@ -208,10 +255,20 @@ def captions(page):
 
 def test_page_has_the_plots_and_pictures_the_results_allow(tmp_path):
     found = captions(write(full(tmp_path), ".html"))
-    for wanted in ("Headline metrics", "k-NN accuracy over k", "Pre-training, loss (pretrain)", "knn top1: every class",
-                   "coco mmdet mask_AP: by object size", "coco mmdet box_AP: every class", "swav resnet18 mmdet: scene",
-                   "random resnet18 mmdet: scene", "linear top1 against cost (", "linear (demo_linear): top-1 over the",
-                   "linear of swav resnet18 (demo_linear): every head", "Views of pre-training"):
+    for wanted in (
+        "Headline metrics",
+        "k-NN accuracy over k",
+        "Pre-training, loss (pretrain)",
+        "knn top1: every class",
+        "coco mmdet mask_AP: by object size",
+        "coco mmdet box_AP: every class",
+        "swav resnet18 mmdet: scene",
+        "random resnet18 mmdet: scene",
+        "linear top1 against cost (",
+        "linear (demo_linear): top-1 over the",
+        "linear of swav resnet18 (demo_linear): every head",
+        "Views of pre-training",
+    ):
         assert any(caption.startswith(wanted) for caption in found), (wanted, found)
     assert not any("seed_0" in caption for caption in found)  # a benchmark's own training
 
@@ -219,8 +276,11 @@ def test_page_has_the_plots_and_pictures_the_results_allow(tmp_path):
 def at_sizes(folder, sizes, costs):
     """k-NN results and costs, each of (architecture, pixels)."""
     for number, (arch, size) in enumerate(sizes):
-        result(folder / f"{arch} {size}", config={"DATA": {"SIZE": size}}, checkpoint={
-            "arch": arch, "sha256": 64 * str(number)})
+        result(
+            folder / f"{arch} {size}",
+            config={"DATA": {"SIZE": size}},
+            checkpoint={"arch": arch, "sha256": 64 * str(number)},
+        )
     for arch, size in costs:
         write_cost(folder / "cost" / f"{arch} {size}", arch, size)
     return report.gather([folder], report.PUBLISHED, None)
@@ -229,30 +289,40 @@ def at_sizes(folder, sizes, costs):
 def test_accuracy_stands_against_cost_at_one_image_size(tmp_path):
     """Results at 96 and 32 px and costs at 224 px have no point in common; and one front an image size."""
     archs = ("resnet18", "resnet34", "mobilenetv2_100")
-    unlike = at_sizes(tmp_path / "a", [("resnet18", 96), ("mobilenetv2_100", 96), ("resnet34", 32)],
-                      [(arch, 224) for arch in archs])
+    unlike = at_sizes(
+        tmp_path / "a", [("resnet18", 96), ("mobilenetv2_100", 96), ("resnet34", 32)], [(arch, 224) for arch in archs]
+    )
     assert not list(report_cost.pareto(unlike.rows, unlike.costs))
     assert [command for _, command in unlike.without_cost] == [
-        "sslight bench cost mobilenetv2_100 resnet18 --size 96 -o DIR", "sslight bench cost resnet34 --size 32 -o DIR"]
+        "sslight bench cost mobilenetv2_100 resnet18 --size 96 -o DIR",
+        "sslight bench cost resnet34 --size 32 -o DIR",
+    ]
     page, text = report_files.to_html(unlike), report_files.to_markdown(unlike)
     assert all(shown.count(command) == 1 for shown in (page, text) for _, command in unlike.without_cost)
     assert not [caption for caption in captions(page) if "against cost" in caption]
 
     both = [(arch, size) for arch in archs[:2] for size in (96, 32)]
     alike = at_sizes(tmp_path / "b", both, both)
-    drawn = [picture.caption.partition(". Filled")[0] for pictures in report_cost.pareto(alike.rows, alike.costs)
-             for picture in pictures]
+    drawn = [
+        picture.caption.partition(". Filled")[0]
+        for pictures in report_cost.pareto(alike.rows, alike.costs)
+        for picture in pictures
+    ]
     assert sorted(drawn) == [f"knn top1 against cost (a machine, 1 threads, {size} px)" for size in (32, 96)]
     assert alike.without_cost == []
 
 
 def test_a_cost_is_of_the_network_with_its_build_options(tmp_path):
     """Twelve heads are another network than timm's three: no point, and the command that measures it."""
-    result(tmp_path / "heads", config={"DATA": {"SIZE": 224}}, checkpoint={
-        "arch": "vit_tiny_patch16_224", "options": {"num_heads": 12, "img_size": 224}})
+    result(
+        tmp_path / "heads",
+        config={"DATA": {"SIZE": 224}},
+        checkpoint={"arch": "vit_tiny_patch16_224", "options": {"num_heads": 12, "img_size": 224}},
+    )
     write_cost(tmp_path / "cost" / "plain", "vit_tiny_patch16_224", 224)
     assert [command for _, command in report.gather([tmp_path], report.PUBLISHED, None).without_cost] == [
-        "sslight bench cost vit_tiny_patch16_224 --set num_heads=12 --size 224 -o DIR"]
+        "sslight bench cost vit_tiny_patch16_224 --set num_heads=12 --size 224 -o DIR"
+    ]
 
 
 def test_networks_measured_by_unlike_settings_are_not_on_one_front(tmp_path):
@@ -282,17 +352,22 @@ def test_curves_and_sweeps_are_read_as_written(tmp_path):
 
 
 def test_k_nn_plot_reads_the_sweep_in_order(tmp_path):
-    path = result(tmp_path, metrics={name: {"value": 1.0, "interval": None} for name in
-                                     ("top1", "top1_k100", "top1_k20", "top1_kx")})
+    path = result(
+        tmp_path,
+        metrics={name: {"value": 1.0, "interval": None} for name in ("top1", "top1_k100", "top1_k20", "top1_kx")},
+    )
     (entry,), _ = comparison.load([path])
     assert list(report_plots._ks(entry)) == [20, 100]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["nowhere"], "no such directory: nowhere"),
-    (["."], "no result.json in ."),
-    ([".", "-o", "report.pdf"], "end it in .html, .md, .csv, .json"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no such directory: nowhere"),
+        (["."], "no result.json in ."),
+        ([".", "-o", "report.pdf"], "end it in .html, .md, .csv, .json"),
+    ],
+)
 def test_bad_input_is_one_clear_line(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=re.escape(message)):

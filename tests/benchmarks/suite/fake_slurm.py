@@ -48,8 +48,10 @@ class Slurm:
             file = self.folder / "bin" / name
             file.write_text(f"#!/bin/bash\n{text}\n")
             file.chmod(0o755)
-        self.environment = {"FAKE_SLURM": str(self.folder), "PATH": os.pathsep.join(
-            [str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])}
+        self.environment = {
+            "FAKE_SLURM": str(self.folder),
+            "PATH": os.pathsep.join([str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        }
 
     def jobs(self) -> list[str]:
         return sorted(file.stem for file in self.folder.glob("*.sh"))
@@ -91,8 +93,9 @@ class Slurm:
 
 def _descendants(pid: int) -> list[int]:
     """All processes below a process, parents first."""
-    children = [int(word) for task in Path(f"/proc/{pid}/task").iterdir()
-                for word in (task / "children").read_text().split()]
+    children = [
+        int(word) for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()
+    ]
     return children + [pid for child in children for pid in _descendants(child)]
 
 

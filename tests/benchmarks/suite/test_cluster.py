@@ -34,8 +34,20 @@ def slurm(tmp_path, monkeypatch):
 @pytest.fixture
 def words(tmp_path, image_folder):
     (tmp_path / "suite.yaml").write_text(SUITE)
-    return ["--weights", "random", "--arch", "resnet18", "--suite", str(tmp_path / "suite.yaml"), "--launcher", "slurm",
-            "DATA.PATH_TO_DATA_DIR", str(image_folder), "OUTPUT_DIR", str(tmp_path / "out")]
+    return [
+        "--weights",
+        "random",
+        "--arch",
+        "resnet18",
+        "--suite",
+        str(tmp_path / "suite.yaml"),
+        "--launcher",
+        "slurm",
+        "DATA.PATH_TO_DATA_DIR",
+        str(image_folder),
+        "OUTPUT_DIR",
+        str(tmp_path / "out"),
+    ]
 
 
 def test_jobs_are_submitted_once_and_wait_for_the_features_they_share(slurm, words, tmp_path, capsys):
@@ -88,9 +100,14 @@ def test_stopped_jobs_save_are_requeued_and_go_on(slurm, words, tmp_path):
     assert all(trained.count(f"epoch {epoch}/8") == 1 for epoch in (4, 8))  # nothing twice
 
 
-@pytest.mark.parametrize("option, message", [
-    ("partion=x", r"--slurm partion=x \(did you mean 'partition'\?\)"), ("time=1-00", "in minutes"),
-    ("partition", "OPTION=VALUE")])
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("partion=x", r"--slurm partion=x \(did you mean 'partition'\?\)"),
+        ("time=1-00", "in minutes"),
+        ("partition", "OPTION=VALUE"),
+    ],
+)
 def test_wrong_options_are_found_before_anything_is_submitted(slurm, words, tmp_path, option, message):
     with pytest.raises(InputError, match=message):
         suite.main([*words, "--slurm", option])

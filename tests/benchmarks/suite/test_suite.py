@@ -36,11 +36,16 @@ SUITE = {
     "settings": {"DATA": {"RESIZE": 36, "SIZE": 32, "WORKERS": 0}, "TRAIN": {"BATCH_SIZE": 16}},
     "evaluations": {
         "knn": {"benchmark": "knn", "settings": {"KNN.K": [5], "KNN.HEADLINE_K": 5}},
-        "linear": {"benchmark": "linear", "settings": {"PROBE.CACHED": True, "PROBE.HOLDOUT": 0.2,
-                                                       "PROBE.PENALTIES": [0.1], "PROBE.STEPS": 5}},
-        "semi": {"benchmark": "semisup", "settings": {"LABELS.FRACTION": 0.5, "SOLVER.TOTAL_EPOCHS": 2,
-                                                      "HEAD.HIDDEN_SIZE": 16}},
-    }}
+        "linear": {
+            "benchmark": "linear",
+            "settings": {"PROBE.CACHED": True, "PROBE.HOLDOUT": 0.2, "PROBE.PENALTIES": [0.1], "PROBE.STEPS": 5},
+        },
+        "semi": {
+            "benchmark": "semisup",
+            "settings": {"LABELS.FRACTION": 0.5, "SOLVER.TOTAL_EPOCHS": 2, "HEAD.HIDDEN_SIZE": 16},
+        },
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +64,25 @@ def place(tmp_path_factory, image_folder):
 @pytest.fixture
 def words(place, image_folder, tmp_path):
     """The command line without --weights."""
-    return ["--suite", str(place / "suite.yaml"), "DATA.PATH_TO_DATA_DIR", str(image_folder), "OUTPUT_DIR",
-            str(tmp_path / "out")]
+    return [
+        "--suite",
+        str(place / "suite.yaml"),
+        "DATA.PATH_TO_DATA_DIR",
+        str(image_folder),
+        "OUTPUT_DIR",
+        str(tmp_path / "out"),
+    ]
 
 
 def start(words) -> subprocess.Popen:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    return subprocess.Popen([sys.executable, "-m", "sslight", "bench", "all", *words], text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, "-m", "sslight", "bench", "all", *words],
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -83,8 +98,13 @@ def test_a_killed_suite_goes_on_and_measures_nothing_twice(place, words, tmp_pat
         short = {**SUITE, "evaluations": {name: SUITE["evaluations"][name] for name in names}}
         (tmp_path / "short.yaml").write_text(json.dumps(short))
         words[1] = str(tmp_path / "short.yaml")
-    words = ["--weights", str(place / "one.safetensors"), str(place / "run/checkpoints/last.safetensors"), "random",
-             *words]
+    words = [
+        "--weights",
+        str(place / "one.safetensors"),
+        str(place / "run/checkpoints/last.safetensors"),
+        "random",
+        *words,
+    ]
     killed = start(words)
     wait_for(out / "one" / "linear" / "output.log", killed)
     killed.kill()
@@ -128,6 +148,7 @@ time.sleep(60)
 
 def replace_commands(monkeypatch, tmp_path, middle):
     """The plan stays the real one; the second evaluation runs the program `middle`, the others leave a result."""
+
     def command(part, processes):
         program = middle if part.evaluation.name == "linear" else WRITES
         return [sys.executable, "-c", program, str(tmp_path / "result.json"), str(part.folder)]
@@ -187,8 +208,13 @@ run_command(main)
 
 
 def test_a_second_ctrl_c_ends_the_suite_and_its_evaluation_at_once(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", RUNS, SAVES_LONG, str(tmp_path / "log")], text=True, cwd=ROOT,
-                               stdout=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNS, SAVES_LONG, str(tmp_path / "log")],
+        text=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
     evaluation = int(process.stdout.readline())
     try:
         os.killpg(process.pid, signal.SIGINT)
@@ -240,19 +266,22 @@ def test_speed_is_measured_on_the_network_that_is_asked_for():
     assert 0 < seconds_per_image("resnet18", 32, 0.1) < seconds_per_image("resnet50", 64, 0.1)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (["--suite", "papr"], r"suite not found: papr \(did you mean 'paper'\?\)"),
-    (["--suite", str(SUITES / "published.yaml")], "is not a suite: it needs 'evaluations:'"),
-    (["--weights", "nowhere.pth"], "nowhere.pth"),
-    (["--weights", "random"], "needs --arch"),
-    (["DATA.SIZES", "3"], r"unknown config key 'DATA.SIZES' \(command line\) \(did you mean 'DATA.SIZE'\?\)"),
-    (["knn.KNN.KK", "[1]"], r"unknown config key 'KNN.KK'.*did you mean 'KNN.K'"),
-    (["DATA.PATH_TO_DATA_DIR", "nowhere"], "one/knn: data directory not found: nowhere"),
-    (["DATA.PATH_TO_DATA_DIR"], "'DATA.PATH_TO_DATA_DIR' has no value"),
-    (["OUTPUT_DIR", ""], "OUTPUT_DIR is not set"),
-    (["KNN.HEADLINE_K", "7"], "is not one of KNN.K"),
-    (["PROBE.FEATURES", "['cls4']"], "feature 'cls4' does not suit resnet18"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--suite", "papr"], r"suite not found: papr \(did you mean 'paper'\?\)"),
+        (["--suite", str(SUITES / "published.yaml")], "is not a suite: it needs 'evaluations:'"),
+        (["--weights", "nowhere.pth"], "nowhere.pth"),
+        (["--weights", "random"], "needs --arch"),
+        (["DATA.SIZES", "3"], r"unknown config key 'DATA.SIZES' \(command line\) \(did you mean 'DATA.SIZE'\?\)"),
+        (["knn.KNN.KK", "[1]"], r"unknown config key 'KNN.KK'.*did you mean 'KNN.K'"),
+        (["DATA.PATH_TO_DATA_DIR", "nowhere"], "one/knn: data directory not found: nowhere"),
+        (["DATA.PATH_TO_DATA_DIR"], "'DATA.PATH_TO_DATA_DIR' has no value"),
+        (["OUTPUT_DIR", ""], "OUTPUT_DIR is not set"),
+        (["KNN.HEADLINE_K", "7"], "is not one of KNN.K"),
+        (["PROBE.FEATURES", "['cls4']"], "feature 'cls4' does not suit resnet18"),
+    ],
+)
 def test_bad_input_is_found_before_anything_runs(place, words, tmp_path, change, message):
     weights = [] if "--weights" in change else ["--weights", str(place / "one.safetensors")]
     with pytest.raises(InputError, match=message) as error:
@@ -271,13 +300,15 @@ def test_more_processes_than_gpus_are_found_before_anything_runs(place, words, m
 
 def test_a_suite_file_is_checked(tmp_path):
     file = tmp_path / "suite.yaml"
-    for text, message in (("{settings: {DATA.SIZES: 3}, evaluations: {knn: {benchmark: knn}}}", "mean 'DATA.SIZE'"),
-                          ("evaluations: {knn: {benchmark: nn}}", "one of knn, linear, semisup, coco, cost"),
-                          ("evaluations: {knn: {benchmark: knn, confg: x}}", "did you mean 'config'"),
-                          ("evaluations: {a/b: {benchmark: knn}}", "names a folder"),
-                          ("evaluations: {knn: {benchmark: knn, options: --loo}}", "'options' cannot be '--loo'"),
-                          ("evaluations: {knn: {benchmark: knn, config: no.yaml}}", "config file not found"),
-                          ("evaluations: [", "is not a YAML file")):
+    for text, message in (
+        ("{settings: {DATA.SIZES: 3}, evaluations: {knn: {benchmark: knn}}}", "mean 'DATA.SIZE'"),
+        ("evaluations: {knn: {benchmark: nn}}", "one of knn, linear, semisup, coco, cost"),
+        ("evaluations: {knn: {benchmark: knn, confg: x}}", "did you mean 'config'"),
+        ("evaluations: {a/b: {benchmark: knn}}", "names a folder"),
+        ("evaluations: {knn: {benchmark: knn, options: --loo}}", "'options' cannot be '--loo'"),
+        ("evaluations: {knn: {benchmark: knn, config: no.yaml}}", "config file not found"),
+        ("evaluations: [", "is not a YAML file"),
+    ):
         file.write_text(text)
         with pytest.raises(InputError, match=message) as error:
             read_suite(str(file), [])
@@ -328,23 +359,40 @@ def paper(arch, **given):
 
 def test_the_paper_suite_takes_each_architectures_protocol():
     evaluations = ["knn", "linear", "semi_1", "semi_10", "det_mmdet", "det_detectron2", "seg_mmdet", "seg_detectron2"]
-    for arch, linear in (("resnet18", "linear_cnn"), ("mobilenetv2_100", "linear_cnn"),
-                         ("vit_tiny_patch16_224", "linear_vit")):
+    for arch, linear in (
+        ("resnet18", "linear_cnn"),
+        ("mobilenetv2_100", "linear_cnn"),
+        ("vit_tiny_patch16_224", "linear_vit"),
+    ):
         found = paper(arch)
         assert list(found) == [*evaluations, arch]  # the last is the architecture's cost
-        configs = {name: Path(command[command.index("--cfg") + 1]) for name, command in found.items()
-                   if "--cfg" in command}
+        configs = {
+            name: Path(command[command.index("--cfg") + 1]) for name, command in found.items() if "--cfg" in command
+        }
         assert {name: file.stem for name, file in configs.items()} == {
-            "knn": "knn", "linear": linear, "semi_1": "semi_1percent", "semi_10": "semi_10percent"}
+            "knn": "knn",
+            "linear": linear,
+            "semi_1": "semi_1percent",
+            "semi_10": "semi_10percent",
+        }
         assert all(file.is_file() for file in configs.values())
     detection = " ".join(found["det_mmdet"])
     assert "--framework mmdet" in detection and "--task det --schedule 1x" in detection and "--config" not in detection
 
 
 def test_settings_go_where_they_are_named():
-    found = paper("resnet18", **{"SEEDS": "[1]", "linear.SEEDS": "[2]", "DATA.WORKERS": "3", "seg.SEED": "4",
-                                 "semisup.SOLVER.BASE_LR": "9", "coco.DATA.PATH_TO_DATA_DIR": "coco",
-                                 "det_mmdet.SEED": "5"})
+    found = paper(
+        "resnet18",
+        **{
+            "SEEDS": "[1]",
+            "linear.SEEDS": "[2]",
+            "DATA.WORKERS": "3",
+            "seg.SEED": "4",
+            "semisup.SOLVER.BASE_LR": "9",
+            "coco.DATA.PATH_TO_DATA_DIR": "coco",
+            "det_mmdet.SEED": "5",
+        },
+    )
 
     def value(name, key):
         command = found[name]
@@ -368,11 +416,16 @@ def test_build_options_reach_every_evaluation_and_the_cost(tmp_path):
         suite.find_networks(["random"], "vit_tiny", tmp_path, "heads=12")
 
 
-@pytest.mark.parametrize("arch, framework, message", [
-    ("resnet18", "detectron2", "detectron2 is not installed: pip install --no-build-isolation"),
-    ("resnet18", "mmdt", r"'mmdt' is unknown \(did you mean 'mmdet'\?\)")])
-def test_an_absent_framework_is_an_error_that_says_how_to_install_it(words, tmp_path, monkeypatch, arch, framework,
-                                                                    message):
+@pytest.mark.parametrize(
+    "arch, framework, message",
+    [
+        ("resnet18", "detectron2", "detectron2 is not installed: pip install --no-build-isolation"),
+        ("resnet18", "mmdt", r"'mmdt' is unknown \(did you mean 'mmdet'\?\)"),
+    ],
+)
+def test_an_absent_framework_is_an_error_that_says_how_to_install_it(
+    words, tmp_path, monkeypatch, arch, framework, message
+):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "detectron2" else found(name))
     with pytest.raises(InputError, match=message):
@@ -386,8 +439,10 @@ def test_detection_is_planned_and_what_has_no_recipe_is_left_out(tmp_path, words
     file.write_text("evaluations: {seg: {benchmark: coco, options: [--task, seg], frameworks: [mmdet]}}")
     coco = ["DATA.PATH_TO_DATA_DIR", str(write_set(tmp_path / "coco"))]
     arguments = ["--weights", "random", "--dry-run", "--suite", str(file), *words[2:], *coco]
-    for arch, text in (("resnet18", "run       random-resnet18/seg_mmdet: about"),
-                       ("vit_tiny", "leave out random-vit_tiny_patch16_224/seg_mmdet: no recipe mask_rcnn_vit_tiny")):
+    for arch, text in (
+        ("resnet18", "run       random-resnet18/seg_mmdet: about"),
+        ("vit_tiny", "leave out random-vit_tiny_patch16_224/seg_mmdet: no recipe mask_rcnn_vit_tiny"),
+    ):
         assert suite.main([*arguments, "--arch", arch]) == 0
         assert text in capsys.readouterr().out
     with pytest.raises(InputError, match="COCO annotation file not found"):

@@ -27,8 +27,20 @@ from sslight.core.config import load_config
 from sslight.core.errors import InputError
 from tests.pretrain.data.photos import jpeg, photos, write_folder
 
-SMALL = ["VIEWS.GLOBAL_SIZE", "48", "VIEWS.LOCAL_SIZE", "32", "VIEWS.LOCAL_NUMBER", "2", "TRAIN.BATCH_SIZE", "4",
-         "DATA.WORKERS", "0", "SEED", "7"]
+SMALL = [
+    "VIEWS.GLOBAL_SIZE",
+    "48",
+    "VIEWS.LOCAL_SIZE",
+    "32",
+    "VIEWS.LOCAL_NUMBER",
+    "2",
+    "TRAIN.BATCH_SIZE",
+    "4",
+    "DATA.WORKERS",
+    "0",
+    "SEED",
+    "7",
+]
 
 
 def config(*overrides: str):
@@ -128,8 +140,9 @@ def test_colour_on_the_device_gives_the_same_views(source):
     here, there = config(), config("DATA.COLOR_ON_DEVICE", "True", "DATA.WORKERS", "1")
     for a, b in zip(batches(source, here), batches(source, there), strict=True):
         assert a.color is None and torch.equal(a.indices, b.indices)
-        for view, other in zip(to_device(a, here, torch.device("cpu")), to_device(b, there, torch.device("cpu")),
-                               strict=True):
+        for view, other in zip(
+            to_device(a, here, torch.device("cpu")), to_device(b, there, torch.device("cpu")), strict=True
+        ):
             assert (view - other).abs().mean() * 255 * 0.225 < 1.0
     assert any(not torch.equal(view, other) for view, other in zip(a.views, b.views, strict=True))
 
@@ -146,8 +159,9 @@ def test_an_image_of_unclear_range_stops_the_run_by_name(tmp_path):
             list(eval_batches(source, range(9), transform, batch_size=4, workers=workers, corrupt=[]))
         for pipeline in ("fast", "reference"):
             with pytest.raises(InputError, match=words):
-                batches(source, config("TRAIN.BATCH_SIZE", "9", "DATA.WORKERS", str(workers), "DATA.PIPELINE",
-                                       pipeline))
+                batches(
+                    source, config("TRAIN.BATCH_SIZE", "9", "DATA.WORKERS", str(workers), "DATA.PIPELINE", pipeline)
+                )
     source.max_value = 4095.0
     [(images, _)] = eval_batches(source, [8], transform, batch_size=1, workers=0)
     np.testing.assert_allclose(images[0, 0].numpy(), values * (255 / 4095), atol=0.51)
@@ -158,8 +172,8 @@ def damaged(tmp_path, number: int = 2):
     root = write_folder(tmp_path, per_class=9, splits=("train",))
     files = sorted((root / "train").rglob("*.jpg"))
     for k in range(number):
-        files[3 + 5 * k].write_bytes(files[3].read_bytes()[:200 * k])
-    return open_source(root, "train"), {f"{file.parent.name}/{file.name}" for file in files[3:3 + 5 * number:5]}
+        files[3 + 5 * k].write_bytes(files[3].read_bytes()[: 200 * k])
+    return open_source(root, "train"), {f"{file.parent.name}/{file.name}" for file in files[3 : 3 + 5 * number : 5]}
 
 
 def test_corrupt_images_are_replaced_counted_and_named(tmp_path):
@@ -264,5 +278,5 @@ def test_images_without_jpeg_end_still_load(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "a.jpg").write_bytes(jpeg(photos()[0]) + b"\0\0\r\n")
     source = open_source(tmp_path, "train", labels=False)
-    (images, _), = eval_batches(source, [0], center_crop(40, 32), batch_size=1, workers=0)
+    ((images, _),) = eval_batches(source, [0], center_crop(40, 32), batch_size=1, workers=0)
     assert Image.fromarray(images[0].permute(1, 2, 0).numpy()).size == (32, 32)

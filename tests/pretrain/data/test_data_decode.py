@@ -139,7 +139,7 @@ def test_channels_that_are_neither_colour_nor_alpha_are_refused():
     data = saved(image, "TIFF")
     entry = struct.pack("<HHI", 338, 3, 1)
     at = data.index(entry) + len(entry)
-    refuse(data[:at] + struct.pack("<H", 0) + data[at + 2:], "^4 channels, some of them neither colour nor alpha$")
+    refuse(data[:at] + struct.pack("<H", 0) + data[at + 2 :], "^4 channels, some of them neither colour nor alpha$")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -160,10 +160,21 @@ def test_tiny(size):
     near(both(saved(image, "PNG")), image, 0)
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"hello", b"<!DOCTYPE html><html></html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(40),
-    jpeg(photos()[0])[:3000], saved(photos()[0], "PNG")[:5000], jpeg(photos()[0])[:400] + bytes(3000),
-    jpeg(photos()[0])[:300] + b"\xff\xd9"], ids=lambda data: f"{len(data)} bytes")
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        b"<!DOCTYPE html><html></html>",
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n" + bytes(40),
+        jpeg(photos()[0])[:3000],
+        saved(photos()[0], "PNG")[:5000],
+        jpeg(photos()[0])[:400] + bytes(3000),
+        jpeg(photos()[0])[:300] + b"\xff\xd9",
+    ],
+    ids=lambda data: f"{len(data)} bytes",
+)
 def test_corrupt_files_raise_with_a_reason(data):
     for decode in (decode_reference, decode_fast):
         with pytest.raises(CorruptImage, match="."):
@@ -176,7 +187,7 @@ def test_random_damage_never_escapes_as_another_error():
     rng, good, trials = np.random.default_rng(0), jpeg(photos()[0].resize((60, 45))), 400
     corrupt = partial = 0
     for _ in range(trials):
-        data = bytearray(good[:rng.integers(2, len(good) + 1)] if rng.random() < 0.3 else good)
+        data = bytearray(good[: rng.integers(2, len(good) + 1)] if rng.random() < 0.3 else good)
         for place in rng.integers(0, len(data), rng.integers(0, 6)):
             data[place] = rng.integers(0, 256)
         try:

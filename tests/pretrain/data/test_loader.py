@@ -18,10 +18,12 @@ MEGABYTE = 10**6
 @pytest.fixture
 def shared(monkeypatch):
     """`shared(size, free)`: shared memory of so many bytes."""
+
     def make(size: int, free: int | None = None):
         monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
         room = types.SimpleNamespace(f_frsize=1, f_blocks=size, f_bavail=size if free is None else free)
         monkeypatch.setattr(loader.os, "statvfs", lambda path: room)
+
     return make
 
 

@@ -65,9 +65,23 @@ def test_images_are_known_by_their_content(tmp_path, kind):
     assert by_label[0] == by_label[1] and by_label[2] == by_label[3]
 
 
-@pytest.mark.parametrize(("form", "options"), [
-    ("JPEG", {}), ("PNG", {}), ("GIF", {}), ("BMP", {}), ("WEBP", {}), ("TIFF", {}), ("PPM", {}), ("JPEG2000", {}),
-    ("JPEG2000", {"no_jp2": True}), ("AVIF", {}), ("TIFF", {"big_tiff": True}), ("MPO", {})])
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("JPEG", {}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("WEBP", {}),
+        ("TIFF", {}),
+        ("PPM", {}),
+        ("JPEG2000", {}),
+        ("JPEG2000", {"no_jp2": True}),
+        ("AVIF", {}),
+        ("TIFF", {"big_tiff": True}),
+        ("MPO", {}),
+    ],
+)
 def test_every_kind_of_image_is_recognised(tmp_path, form, options):
     (tmp_path / "train").mkdir()
     photos()[0].save(tmp_path / "train" / "x", form, **options)
@@ -87,8 +101,9 @@ def test_what_is_no_image_is_counted_and_named(tmp_path, capsys):
     (cat / "broken.jpg").write_bytes(b"no image, but called one: counted where it is read")
     source = open_source(tmp_path, "train")
     assert len(source) == 3 and source.classes == ["cat", "dog"]
-    assert source.note == (f"passed over in {tmp_path}/train: 6 files that are no images: __MACOSX/, cat/._000.jpg, "
-                           "cat/cat.heic, ...")
+    assert source.note == (
+        f"passed over in {tmp_path}/train: 6 files that are no images: __MACOSX/, cat/._000.jpg, cat/cat.heic, ..."
+    )
     assert pack([str(tmp_path), str(tmp_path / "packed"), "--to", "shards", "--splits", "train"]) == 0
     assert "6 files that are no images: __MACOSX/" in capsys.readouterr().out
     for file in (*cat.glob("*.jpg"), *(tmp_path / "train" / "dog").iterdir()):
@@ -100,8 +115,15 @@ def test_what_is_no_image_is_counted_and_named(tmp_path, capsys):
 def test_shards_choose_a_samples_image_by_name_then_by_content(tmp_path):
     png = b"\x89PNG\r\n\x1a\n" + bytes(30)
     with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
-        for name, content in (("0.depth", png), ("0.jpg", b"by name"), ("1.json", b"{}"), ("1.img", png), ("2", png),
-                              ("3.json", b"{}"), ("3.txt", b"no image")):
+        for name, content in (
+            ("0.depth", png),
+            ("0.jpg", b"by name"),
+            ("1.json", b"{}"),
+            ("1.img", png),
+            ("2", png),
+            ("3.json", b"{}"),
+            ("3.txt", b"no image"),
+        ):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
@@ -185,9 +207,11 @@ def test_errors_name_what_is_wrong(tmp_path, data):
         open_source(tmp_path, "train")
 
 
-@pytest.mark.parametrize("store", [
-    lambda data: np.frombuffer(data, np.uint8), lambda data: np.void(data), lambda data: np.frombuffer(data, np.int8)],
-    ids=["bytes", "opaque", "signed"])
+@pytest.mark.parametrize(
+    "store",
+    [lambda data: np.frombuffer(data, np.uint8), lambda data: np.void(data), lambda data: np.frombuffer(data, np.int8)],
+    ids=["bytes", "opaque", "signed"],
+)
 def test_hdf5_datasets_of_any_byte_type(tmp_path, store):
     content = bytes(range(256)) + b"\0"
     with h5py.File(tmp_path / "val.h5", "w") as file:
@@ -203,8 +227,13 @@ def test_shards_of_others(tmp_path):
     long = "n" * 80 + "/" + "x" * 90
     for number, style in enumerate((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)):
         with tarfile.open(tmp_path / f"val-{number}.tar", "w", format=style) as tar:
-            for name, content in (("n/ü.png", b"1"), ("n/skip.json", b"{}"), (f"{long}.jpeg", b"22"),
-                                  (f"{long}.cls", b" 7\n"), (f"{long}.mask.png", b"333")):
+            for name, content in (
+                ("n/ü.png", b"1"),
+                ("n/skip.json", b"{}"),
+                (f"{long}.jpeg", b"22"),
+                (f"{long}.cls", b" 7\n"),
+                (f"{long}.mask.png", b"333"),
+            ):
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
@@ -249,8 +278,15 @@ def server(data):
         httpd.shutdown()
 
 
-@pytest.mark.parametrize("form", ["{url}", "{url}/{{split}}-{{000000..000002}}.tar", "file://{path}",
-                                  "pipe:cat {path}/{{split}}-{{000000..000002}}.tar"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{url}",
+        "{url}/{{split}}-{{000000..000002}}.tar",
+        "file://{path}",
+        "pipe:cat {path}/{{split}}-{{000000..000002}}.tar",
+    ],
+)
 def test_shards_behind_a_url(data, server, form, tmp_path, monkeypatch):
     if form == "{url}":
         pytest.importorskip("aiohttp", reason="fsspec lists http servers with aiohttp")

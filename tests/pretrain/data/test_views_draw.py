@@ -18,7 +18,7 @@ SIGMAS = 4.5  # of the sampling error: a right implementation fails once in 100,
 
 def agree(a: np.ndarray, b: np.ndarray) -> None:
     """The means of two samples, and of their squares, agree within the sampling error."""
-    for x, y in ((a, b), (a ** 2, b ** 2)):
+    for x, y in ((a, b), (a**2, b**2)):
         error = math.sqrt(x.var() / len(x) + y.var() / len(y))
         assert abs(x.mean() - y.mean()) <= SIGMAS * error + 1e-12, (x.mean(), y.mean(), error)
 
@@ -74,8 +74,13 @@ def test_probabilities_are_those_of_the_view_set():
     count, views = 8000, view_set(load_config(DEFAULTS, None, ["VIEWS.LOCAL_NUMBER", "1"]))
     crops, colors = draw_views(views, uniforms(0, 3, 0, count, 3 * UNIFORMS).reshape(count, 3, UNIFORMS))
     jitter, gray, blur = (colors[..., :4] >= 0).all(-1).mean(0), colors[..., 8].mean(0), (colors[..., 9] > 0).mean(0)
-    for seen, wanted in ((jitter, [0.8] * 3), (gray, [0.2] * 3), (blur, [1, 0.1, 0.5]),
-                         (colors[..., 10].mean(0), [0, 0.2, 0]), (crops[..., -1].mean(0), [0.5] * 3)):
+    for seen, wanted in (
+        (jitter, [0.8] * 3),
+        (gray, [0.2] * 3),
+        (blur, [1, 0.1, 0.5]),
+        (colors[..., 10].mean(0), [0, 0.2, 0]),
+        (crops[..., -1].mean(0), [0.5] * 3),
+    ):
         error = np.sqrt(np.multiply(wanted, np.subtract(1, wanted)) / count)
         np.testing.assert_array_less(np.abs(seen - wanted), SIGMAS * error + 1e-12)
     sigma = colors[:, 0, 9]
@@ -104,9 +109,17 @@ def test_view_set_has_globals_first():
     assert len(view_set(load_config(DEFAULTS, None, ["VIEWS.LOCAL_NUMBER", "0"]))) == 2
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("VIEWS.GLOBAL_SCALE", "[0.5, 0.2]"), ("VIEWS.LOCAL_SCALE", "[0.0, 0.3]"), ("VIEWS.BLUR_PROB", "[1.0, 0.1]"),
-    ("VIEWS.FLIP_PROB", "1.5"), ("VIEWS.COLOR_JITTER", "[0.4, 0.4, 0.2, 0.6]"), ("VIEWS.LOCAL_SIZE", "0")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("VIEWS.GLOBAL_SCALE", "[0.5, 0.2]"),
+        ("VIEWS.LOCAL_SCALE", "[0.0, 0.3]"),
+        ("VIEWS.BLUR_PROB", "[1.0, 0.1]"),
+        ("VIEWS.FLIP_PROB", "1.5"),
+        ("VIEWS.COLOR_JITTER", "[0.4, 0.4, 0.2, 0.6]"),
+        ("VIEWS.LOCAL_SIZE", "0"),
+    ],
+)
 def test_impossible_views_are_refused_by_key(key, value):
     with pytest.raises(InputError, match=key):
         view_set(load_config(DEFAULTS, None, [key, value]))

@@ -34,8 +34,15 @@ from tests.pretrain.data.photos import photos
 
 PLAIN = Color((), (1.0, 1.0, 1.0, 0.0), False, 0.0, False)
 # Mean absolute difference in levels of 255 that an operation may show. 2 would be tolerable; measured are 0.0 to 0.4.
-TOLERANCE = {"brightness": 0.05, "contrast": 0.4, "saturation": 0.5, "hue": 0.9, "grayscale": 0.05, "blur": 0.8,
-             "solarize": 0.0}
+TOLERANCE = {
+    "brightness": 0.05,
+    "contrast": 0.4,
+    "saturation": 0.5,
+    "hue": 0.9,
+    "grayscale": 0.05,
+    "blur": 0.8,
+    "solarize": 0.0,
+}
 OPERATIONS = {
     "brightness": [PLAIN._replace(order=(BRIGHTNESS,), factors=(f, 1, 1, 0)) for f in (0.6, 0.9, 1.1, 1.4)],
     "contrast": [PLAIN._replace(order=(CONTRAST,), factors=(1, f, 1, 0)) for f in (0.6, 0.9, 1.1, 1.4)],
@@ -84,7 +91,7 @@ def test_crops_agree_with_pil(box):
     for photo in photos():
         out = np.empty((96, 96, 3), dtype=np.uint8)
         left, top, width, height = box
-        resize_fast(np.ascontiguousarray(np.array(photo)[top:top + height, left:left + width]), out)
+        resize_fast(np.ascontiguousarray(np.array(photo)[top : top + height, left : left + width]), out)
         box_of_pil = (left, top, left + width, top + height)
         expected = photo.crop(box_of_pil).resize((96, 96), Image.Resampling.BICUBIC)
         difference = np.abs(out.astype(int) - np.asarray(expected))
@@ -115,8 +122,14 @@ def test_device_colour_agrees_draw_by_draw():
     numbers = uniforms(0, 1, 0, 48, UNIFORMS)
     table = draw_views([view], numbers[:, None])[1][:, 0]
     crops = [crop(photos()[i % 2], view, draw(view, numbers[i], 188, 250)) for i in range(48)]
-    out = recolor_batch(torch.from_numpy(np.stack([np.asarray(c) for c in crops])).permute(0, 3, 1, 2),
-                        torch.from_numpy(table).float()).permute(0, 2, 3, 1).numpy()
+    out = (
+        recolor_batch(
+            torch.from_numpy(np.stack([np.asarray(c) for c in crops])).permute(0, 3, 1, 2),
+            torch.from_numpy(table).float(),
+        )
+        .permute(0, 2, 3, 1)
+        .numpy()
+    )
     reference = np.stack([np.asarray(recolor(c, color_of(row))) for c, row in zip(crops, table.tolist(), strict=True)])
     difference = np.abs(out - reference.astype(float)).mean((1, 2, 3))
     assert difference.mean() <= 0.6 and difference.max() <= 2
@@ -164,10 +177,10 @@ def test_blur_kernel_is_pils_impulse_response(radius):
     line[:, 15] = 255
     response = np.asarray(Image.fromarray(line).filter(ImageFilter.GaussianBlur(radius)))[15] / 255
     ours = np.zeros(31)
-    ours[15 - len(kernel) // 2:16 + len(kernel) // 2] = kernel
+    ours[15 - len(kernel) // 2 : 16 + len(kernel) // 2] = kernel
     np.testing.assert_allclose(ours, response, atol=2.5 / 256)
     variance = (ours * (np.arange(31) - 15) ** 2).sum()
-    assert math.isclose(variance, radius ** 2, rel_tol=0.05, abs_tol=0.025)
+    assert math.isclose(variance, radius**2, rel_tol=0.05, abs_tol=0.025)
 
 
 def test_blur_keeps_flat_images_and_edges():

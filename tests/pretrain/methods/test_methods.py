@@ -60,8 +60,9 @@ def test_results_are_detached_scalars_and_the_loss_is_float32_under_autocast(nam
     assert result["loss"].dtype == torch.float32
     assert low[0] == pytest.approx(full[0], rel=0.05)
     assert result["feature"].shape == (4, method.backbone.feature_dim) and not result["feature"].requires_grad
-    assert all(value.ndim == 0 and not value.requires_grad for key, value in result.items()
-               if key not in ("loss", "feature"))
+    assert all(
+        value.ndim == 0 and not value.requires_grad for key, value in result.items() if key not in ("loss", "feature")
+    )
     assert 0 < result["feature_std"] <= 1
 
 
@@ -142,10 +143,15 @@ def test_what_the_bf16_check_lets_through_has_right_gradients():
     method = build_method(config("swav", MODEL__BACKBONE_ARCH="resnet18"))
     check_view_sizes(method.backbone, {32}, bf16_on_cpu=True)
     inputs = {}
-    convs = {name: module for name, module in method.backbone.named_modules()
-             if isinstance(module, torch.nn.Conv2d) and module.stride[0] > 1}
-    hooks = [module.register_forward_hook(lambda m, x, y, name=name: inputs.__setitem__(name, (x[0], y.shape)))
-             for name, module in convs.items()]
+    convs = {
+        name: module
+        for name, module in method.backbone.named_modules()
+        if isinstance(module, torch.nn.Conv2d) and module.stride[0] > 1
+    }
+    hooks = [
+        module.register_forward_hook(lambda m, x, y, name=name: inputs.__setitem__(name, (x[0], y.shape)))
+        for name, module in convs.items()
+    ]
     method.backbone(torch.randn(4, 3, 32, 32))
     for hook in hooks:
         hook.remove()
