@@ -1,7 +1,6 @@
-"""`python -m benchmarks.coco`: the entry point of `benchmarks.detection.coco`."""
+"""`python -m benchmarks.coco`."""
 
-from benchmarks.detection.coco import main
-from sslight.core.processes import run_command
+from benchmarks.evaluation import run
 
 if __name__ == "__main__":
-    run_command(main)
+    run("coco")

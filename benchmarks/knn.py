@@ -1,7 +1,6 @@
-"""`python -m benchmarks.knn`: the entry point of `benchmarks.classification.knn`."""
+"""`python -m benchmarks.knn`."""
 
-from benchmarks.classification.knn import main
-from sslight.core.processes import run_command
+from benchmarks.evaluation import run
 
 if __name__ == "__main__":
-    run_command(main)
+    run("knn")

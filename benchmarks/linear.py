@@ -1,7 +1,6 @@
-"""`python -m benchmarks.linear`: the entry point of `benchmarks.classification.linear`."""
+"""`python -m benchmarks.linear`."""
 
-from benchmarks.classification.linear import main
-from sslight.core.processes import run_command
+from benchmarks.evaluation import run
 
 if __name__ == "__main__":
-    run_command(main)
+    run("linear")

@@ -1,7 +1,6 @@
-"""`python -m benchmarks.semisup`: the entry point of `benchmarks.classification.semisup`."""
+"""`python -m benchmarks.semisup`."""
 
-from benchmarks.classification.semisup import main
-from sslight.core.processes import run_command
+from benchmarks.evaluation import run
 
 if __name__ == "__main__":
-    run_command(main)
+    run("semisup")

@@ -6,97 +6,74 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sslight.core.arguments import Parser
+from sslight.core.arguments import Command, Imported
 from sslight.core.errors import EXIT_BAD_INPUT, EXIT_DONE, nearest
 from sslight.core.processes import run_command
+from sslight.core.registry import load
 
 
 @dataclass(frozen=True)
-class Command:
-    """`main`: the module whose `main(argv)` runs it; `parser`: module:function of its arguments, quick to import."""
+class Group:
+    """Commands below a command; `where`: the `module:function` that lists them."""
 
-    text: str
-    main: str
-    parser: str
+    before: str
+    where: str
+
+    @property
+    def commands(self) -> dict[str, Command]:
+        return load(self.where)()
+
+    @property
+    def text(self) -> str:
+        return f"{self.before}: {', '.join(self.commands)}"
 
 
-BENCHMARKS = {
-    "knn": Command(
-        "weighted k-NN on frozen features", "benchmarks.classification.knn", "benchmarks.classification.settings:knn"
-    ),
-    "linear": Command(
-        "linear classification on frozen features",
-        "benchmarks.classification.linear",
-        "benchmarks.classification.settings:linear",
-    ),
-    "semisup": Command(
-        "fine-tuning on 1%, 10% or all of the labels",
-        "benchmarks.classification.semisup",
-        "benchmarks.classification.settings:semisup",
-    ),
-    "coco": Command(
-        "detection and instance segmentation in mmdet or detectron2",
-        "benchmarks.detection.coco",
-        "benchmarks.detection.settings:parser",
-    ),
-    "all": Command(
-        "a suite of these for several checkpoints, here or as SLURM jobs",
-        "benchmarks.suite.suite",
-        "benchmarks.suite.settings:parser",
-    ),
-    "cost": Command(
-        "parameters, FLOPs, latency and throughput on this machine",
-        "benchmarks.deployment.cost",
-        "benchmarks.deployment.cost:parser",
-    ),
-}
-COMMANDS = {
-    "pretrain": Command(
+COMMANDS: dict[str, Command | Group] = {
+    "pretrain": Imported(
         "pre-train a backbone without labels: images in, run directory out",
-        "pretrain.train",
+        "pretrain.train:main",
         "pretrain.settings:pretrain",
     ),
-    "convert": Command(
+    "convert": Imported(
         "turn a checkpoint of any family into a verified file for a framework",
-        "convert.convert_ckpt",
+        "convert.convert_ckpt:main",
         "convert.convert_ckpt:parser",
     ),
-    "bench": BENCHMARKS,
-    "report": Command(
+    "bench": Group("measure a checkpoint downstream", "benchmarks.evaluation:commands"),
+    "report": Imported(
         "one page over many results, beside the published numbers",
-        "benchmarks.report.report",
+        "benchmarks.report.report:main",
         "benchmarks.report.report:parser",
     ),
-    "pack": Command(
+    "pack": Imported(
         "convert a data directory between class folders, HDF5 and tar shards",
-        "pretrain.data.pack",
+        "pretrain.data.pack:main",
         "pretrain.settings:pack",
     ),
-    "demo": Command(
-        "the whole road on real handwritten digits, in about 14 minutes", "benchmarks.demo", "benchmarks.demo:parser"
+    "demo": Imported(
+        "everything once on real handwritten digits, in about 14 minutes",
+        "benchmarks.demo:main",
+        "benchmarks.demo:parser",
     ),
 }
 
 
-def usage(program: str, commands: dict) -> str:
-    texts = {
-        name: f"measure a checkpoint downstream: {', '.join(command)}" if isinstance(command, dict) else command.text
-        for name, command in commands.items()
-    }
-    lines = "\n".join(f"  {name:<10}{text}" for name, text in texts.items())
+def usage(program: str, commands: Mapping[str, Command | Group]) -> str:
+    lines = "\n".join(f"  {name:<10}{command.text}" for name, command in commands.items())
     return (
         f"usage: {program} COMMAND ...\n\ncommands:\n{lines}\n\nexample:\n  {program} {next(iter(commands))} --help\n"
     )
 
 
-def dispatch(arguments: list[str], program: str = "sslight", commands: dict | None = None) -> int | None:
-    """Hand the arguments to the command's own `main(argv)`; a wrong name is answered with the nearest one."""
-    commands = COMMANDS if commands is None else commands
+def dispatch(
+    arguments: list[str], program: str = "sslight", commands: Mapping[str, Command | Group] = COMMANDS
+) -> int | None:
+    """Hand the arguments to the command; a wrong name is answered with the nearest one."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(program, commands), file=sys.stdout if arguments else sys.stderr)
         return EXIT_DONE if arguments else EXIT_BAD_INPUT
@@ -108,18 +85,13 @@ def dispatch(arguments: list[str], program: str = "sslight", commands: dict | No
         )
         return EXIT_BAD_INPUT
     command = commands[name]
-    if isinstance(command, dict):
-        return dispatch(rest, f"{program} {name}", command)
+    if isinstance(command, Group):
+        return dispatch(rest, f"{program} {name}", command.commands)
     if "-h" in rest or "--help" in rest:
-        parser_of(command).print_help()
+        command.arguments().print_help()
         return EXIT_DONE
-    parser_of(command).parse_intermixed_args(rest)  # a wrong option is answered before anything heavy is imported
-    return importlib.import_module(command.main).main(rest)
-
-
-def parser_of(command: Command) -> Parser:
-    module, function = command.parser.split(":")
-    return getattr(importlib.import_module(module), function)()
+    command.arguments().parse_intermixed_args(rest)  # a wrong option is answered before anything heavy is imported
+    return command.run(rest)
 
 
 def complete() -> None:
@@ -129,13 +101,15 @@ def complete() -> None:
     *_, typed, _ = argcomplete.split_line(os.environ["COMP_LINE"], int(os.environ["COMP_POINT"]))
     root = here = argparse.ArgumentParser("sslight")
     commands, words = COMMANDS, iter(typed[1:])
-    while isinstance(commands, dict):
-        chosen, sub = next(words, ""), here.add_subparsers()
-        for name in commands:
-            parents = [parser_of(commands[name])] if name == chosen and isinstance(commands[name], Command) else []
+    while commands:
+        chosen, sub, further = next(words, ""), here.add_subparsers(), None
+        for name, command in commands.items():
+            if name == chosen and isinstance(command, Group):
+                further = command.commands
+            parents = [command.arguments()] if name == chosen and further is None else []
             parser = sub.add_parser(name, parents=parents, add_help=not parents)
             here = parser if name == chosen else here
-        commands = commands.get(chosen)
+        commands = further
     argcomplete.autocomplete(root)
 
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), args)
         cfg = load_config(
-            linear.DEFAULTS,
+            linear.EVALUATION.settings,
             None,
             [
                 "WEIGHTS",

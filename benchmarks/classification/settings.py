@@ -1,7 +1,8 @@
-"""What the classification benchmarks can be told: their keys, defaults and command lines. Needs no torch."""
+"""Settings that the evaluations on labelled images share: keys, defaults, checks. Needs no torch."""
 
 from __future__ import annotations
 
+import argparse
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,50 +82,6 @@ def defaults(*parts: Mapping) -> dict:
     return merged
 
 
-KNN = defaults(
-    {
-        "KNN": {
-            "K": [10, 20, 50, 100, 200],
-            "HEADLINE_K": 20,  # whose accuracy is the result's top1: named beforehand, not the best on val
-            "TEMPERATURE": 0.07,
-            "LEAVE_ONE_OUT": False,  # val against val
-            "FEATURE": "pooled",
-        },
-    }
-)
-
-LINEAR = defaults(
-    TRAINING,
-    {
-        "PROBE": {
-            "FEATURES": ["pooled"],  # see benchmarks/classification/features.py; auto: all that suit the network
-            "LEARNING_RATES": [],  # one head each, per 256 images; empty: SOLVER.BASE_LR alone
-            "HOLDOUT": 0.0,  # part of every class of train that chooses among several heads; 0: a single head
-            "CACHED": False,  # logistic regression on features extracted once, instead of training on crops
-            "FLIPS": False,  # cached: mirrored images too
-            "PENALTIES": [1.0, 0.1, 0.01, 0.001, 1e-4, 1e-5],  # cached: the regularisation path
-            "STEPS": 200,  # cached: at most so many L-BFGS steps for each penalty
-        },
-    },
-)
-
-SEMISUP = defaults(
-    TRAINING,
-    {
-        "LABELS": {
-            "FRACTION": 0.1,  # of the training images; 1: fine-tuning on all
-            "LIST": "standard",  # a file of names; standard: the field's ImageNet lists, elsewhere a balanced draw
-        },
-        "HEAD": {
-            "KIND": "mlp",  # mlp (published) or linear
-            "FROM_DINO": True,  # hidden layers from DINO's projection head where the checkpoint has it
-            "HIDDEN_SIZE": 2048,  # without one
-            "LAYERS": 3,
-            "BN": True,
-        },
-    },
-)
-
 # What `check_numbers` asks of all of them.
 POSITIVE = {
     "DATA.RESIZE",
@@ -177,45 +134,10 @@ OWN_KEYS = (
 )
 
 
-def knn() -> Parser:
-    parser = _parser("knn", "k-NN accuracy of frozen features: a checkpoint in, a result.json out.", "knn.yaml", KNN)
-    parser.add_argument(
-        "--loo", action="store_const", const=("KNN.LEAVE_ONE_OUT", "True"), help="leave-one-out on val, as published"
-    )
-    return parser
-
-
-def linear() -> Parser:
-    return _parser(
-        "linear", "Linear probe of frozen features: a checkpoint in, a result.json out.", "linear_cnn.yaml", LINEAR
-    )
-
-
-def semisup() -> Parser:
-    return _parser(
-        "semisup", "Fine-tune on few or all labels: a checkpoint in, a result.json out.", "semi_1percent.yaml", SEMISUP
-    )
-
-
-def _parser(name: str, description: str, config: str, settings: Mapping) -> Parser:
-    parser = Parser(
-        f"sslight bench {name}",
-        description,
-        f"sslight bench {name} --cfg configs/classification/{config} WEIGHTS runs/r18/checkpoints/last.pth \\\n"
-        f"      DATA.PATH_TO_DATA_DIR $DATA OUTPUT_DIR results/r18/{Path(config).stem}",
-        epilog=f"On several GPUs: torchrun --nproc_per_node 8 -m benchmarks.{name} and the same arguments.\n"
-        "Every key and its default: benchmarks/classification/settings.py.",
-    )
-    parser.add_argument("--cfg", metavar="FILE", help="YAML configuration, e.g. one of configs/classification/")
-    parser.add_overrides(settings)
-    return parser
-
-
 def parse(parser: Parser, settings: Mapping, argv: Sequence[str] | None) -> tuple[CfgNode, dict]:
     """The configuration of a command line, and what in it departs from its protocol's file: {key: value}."""
     args = parser.parse_intermixed_args(argv)
-    overrides = [*args.overrides, *(getattr(args, "loo", None) or ())]
-    cfg = load_config(settings, args.cfg, overrides)
+    cfg = load_config(settings, args.cfg, [*args.overrides, *_seeds(args)], translate=_one_seed)
     if not cfg.PROTOCOL:
         cfg.defrost()
         cfg.PROTOCOL = Path(args.cfg).stem if args.cfg else parser.prog.split()[-1]
@@ -233,6 +155,19 @@ def _protocol(name: str, settings: Mapping, file: str | None) -> CfgNode:
         return load_config(settings, shipped if shipped.is_file() else file)
     except InputError:  # the shipped one is another benchmark's
         return load_config(settings, file)
+
+
+def _seeds(args: argparse.Namespace) -> list[str]:
+    """`--seed` and `--trials` as the key SEEDS."""
+    if args.seed is None and args.trials is None:
+        return []
+    first = args.seed or 0
+    return ["SEEDS", str(list(range(first, first + (1 if args.trials is None else args.trials))))]
+
+
+def _one_seed(settings: dict, whole_file: bool) -> dict:
+    """SEED N, as other commands have it, is SEEDS [N] here."""
+    return {"SEEDS" if key == "SEED" else key: [value] if key == "SEED" else value for key, value in settings.items()}
 
 
 def _check(cfg: CfgNode) -> None:

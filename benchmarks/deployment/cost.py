@@ -7,15 +7,16 @@ runs in another form than the training's is measured in that form. Needs no torc
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.evaluation import Context, Plan, Work
 from sslight.core.arguments import Parser
 from sslight.core.errors import InputError
 from sslight.core.files import write_json
-from sslight.core.processes import run_command
 
 SCHEMA = "sslight-cost-2"
 DEFAULT = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "vit_tiny")
@@ -55,35 +56,62 @@ def parser() -> Parser:
     return made
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    if args.size < 1 or args.batch_size < 1 or not args.seconds > 0:
-        raise InputError("--size, --batch-size and --seconds want positive numbers")
-    from benchmarks.deployment import measure as cost_measure
-    from sslight.core import devices
+class Cost:
+    """`benchmarks.evaluation.Evaluation` of an architecture on this machine; its result is `cost.json`."""
 
-    devices.prepare()
-    for arch, options in cost_measure.architectures(args.networks, args.options):
-        file = Path(args.out) / label(arch, options) / "cost.json"
-        about = cost_measure.about(arch, args.size, args.batch_size, options)
-        found = None if args.force else measured_before(file, about)
-        kept = found is not None
-        if not kept:
-            found = {
-                "schema": SCHEMA,
-                **about,
-                **cost_measure.measure(arch, args.size, args.batch_size, args.seconds, options),
-            }
-            write_json(file, found)
-        form = f" ({form_of(found)})" if form_of(found) else ""
-        print(
-            f"{label(arch, options)}{form}: {found['parameters'] / 1e6:.2f} M parameters, "
-            f"{found['flops'] / 1e9:.2f} GFLOPs, {found['latency_ms']:.2f} ms an image alone, "
-            f"{found['images_per_second']:.0f} images/s in batches of {found['batch_size']}"
-            f"{' (measured before)' if kept else ''}",
-            flush=True,
-        )
-    return 0
+    settings: Mapping = {}
+    frameworks: Sequence[str] = ()
+    per_architecture = True
+    spreads = True
+
+    parser = staticmethod(parser)
+
+    def check(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        args = parser().parse_args(argv)
+        if args.size < 1 or args.batch_size < 1 or not args.seconds > 0:
+            raise InputError("--size, --batch-size and --seconds want positive numbers")
+        return args
+
+    def plan(self, request: argparse.Namespace, context: Context) -> Plan:
+        from benchmarks.deployment import measure
+        from sslight.core import devices
+
+        if context.here:
+            devices.check()
+        [(arch, options)] = measure.architectures(request.networks, request.options)
+        about = measure.about(arch, request.size, request.batch_size, options)
+        done = measured_before(context.folder / "cost.json", about) is not None
+        return Plan(Work(arch, seconds=2 * request.seconds), done)
+
+    def run(self, request: argparse.Namespace) -> None:
+        from benchmarks.deployment import measure
+        from sslight.core import devices
+
+        devices.prepare()
+        for arch, options in measure.architectures(request.networks, request.options):
+            file = Path(request.out) / label(arch, options) / "cost.json"
+            about = measure.about(arch, request.size, request.batch_size, options)
+            cost = None if request.force else measured_before(file, about)
+            kept = cost is not None
+            if cost is None:
+                numbers = measure.measure(arch, request.size, request.batch_size, request.seconds, options)
+                cost = {"schema": SCHEMA, **about, **numbers}
+                write_json(file, cost)
+            form = f" ({form_of(cost)})" if form_of(cost) else ""
+            print(
+                f"{label(arch, options)}{form}: {cost['parameters'] / 1e6:.2f} M parameters, "
+                f"{cost['flops'] / 1e9:.2f} GFLOPs, {cost['latency_ms']:.2f} ms an image alone, "
+                f"{cost['images_per_second']:.0f} images/s in batches of {cost['batch_size']}"
+                f"{' (measured before)' if kept else ''}",
+                flush=True,
+            )
+
+    def fault(self, folder: Path) -> str:
+        try:
+            read_cost(folder / "cost.json")
+            return ""
+        except InputError as error:
+            return str(error)
 
 
 def label(arch: str, options: Mapping[str, object]) -> str:
@@ -123,5 +151,4 @@ def read_cost(file: Path) -> dict:
     raise InputError(f"not a file of this version's `sslight bench cost`: {file}; measure again")
 
 
-if __name__ == "__main__":
-    run_command(main)
+EVALUATION = Cost()

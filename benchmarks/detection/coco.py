@@ -1,6 +1,6 @@
 """Object detection and instance segmentation from a backbone, in mmdet or detectron2: `sslight bench coco`.
 
-What it can be told stands in coco_options.py. Writes `result.json`, the detections, and pictures.
+Its settings and options are in settings.py. Writes `result.json`, the detections, and pictures.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -32,28 +32,21 @@ from benchmarks.detection import (
 from benchmarks.detection import (
     weights as coco_weights,
 )
-from benchmarks.detection.settings import (
-    DEFAULTS,
-    MOST,
-    POSITIVE,
-    choose_recipe,
-    framework_module,
-    parser,
-    resolve_schedule,
-)
+from benchmarks.detection.settings import Request, choose_recipe, framework_module, resolve_schedule
+from benchmarks.evaluation import EVALUATIONS, Context, Plan, Work, is_done, main
 from benchmarks.report.comparison import FREE as PLACED
 from convert.reader import Checkpoint
-from convert.recorded import spelled
+from convert.recorded import IMAGENET, spelled
 from pretrain.backbones import canonical_arch, check_options, read_options
 from sslight.core import devices, distributed
-from sslight.core.config import CONFIGS, check_numbers, find_config, flatten, load_config, to_dict
+from sslight.core.config import CONFIGS, find_config, flatten, to_dict
 from sslight.core.errors import InputError
-from sslight.core.processes import run_command
-from sslight.core.rundir import StopSignal, open_run
+from sslight.core.rundir import StopSignal, check_same_run, deciding, open_run
 
 # What may differ between two starts of one run; the first line also between two results of one evaluation.
 PLACES = ("OUTPUT_DIR", "DEVICE", "NAME", "DATA.", "LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD")
 FREE = (*PLACES, "EVAL.", "RUN.TRIALS")
+TRAINED = 3  # forward passes that an image of training counts as: the backward one costs about two
 # Our keys of a schedule's parts.
 SCHEDULE = {
     "SOLVER.IMS_PER_BATCH": "batch",
@@ -84,9 +77,10 @@ class Setup:
     departures: dict  # from the recipe of this name: {key: value}
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(request: Request) -> int:
+    """Train and test the detectors of all trials, and write `result.json`; returns an exit code."""
     started = time.monotonic()
-    setup = configure(argv)
+    setup = configure(request)
     args, settings, framework, schedule = setup.args, setup.settings, setup.framework, setup.schedule
     prepare_only = setup.processes > 1 and args.launcher == "none"  # this process checks, its children train
     source, family, data = setup.source, setup.family, setup.data
@@ -134,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
                 time.monotonic() - started,
             )
     if prepare_only:
-        coco_launch.spread(main, sys.argv[1:] if argv is None else argv, setup.processes)
+        coco_launch.spread(_again, args.words, setup.processes)
     return 0
 
 
@@ -150,21 +144,48 @@ def _workplace(setup: Setup) -> Iterator[Path]:
                 shutil.rmtree(out_dir, ignore_errors=True)
 
 
-def configure(argv: list[str] | None = None, find_data: Callable = coco_data.find, plan: bool = False) -> Setup:
-    """Read the command line, the recipe, the checkpoint and the annotations; join the launcher's processes.
+def _again(argv: Sequence[str]) -> int:
+    """The command in one of its processes."""
+    return main(EVALUATIONS["coco"], argv)
 
-    `find_data` maps our settings to the data set. `plan`: it will run in another process, so this one neither joins nor
-    chooses a device. Raises InputError for whatever does not go together.
+
+def plan(request: Request, context: Context) -> Plan:
+    """`benchmarks.evaluation.Evaluation.plan`."""
+
+    def find_data(settings: CfgNode) -> coco_data.CocoData:
+        place = tuple(settings.DATA.values())
+        if place not in context.data:
+            try:
+                context.data[place] = coco_data.find(settings)
+            except InputError as error:
+                raise InputError(f"{error}; coco.DATA.PATH_TO_DATA_DIR is detection's alone") from None
+        return context.data[place]
+
+    setup = configure(request, find_data, elsewhere=True)
+    schedule, data, trials = setup.schedule, setup.data, setup.args.trials
+    if context.here:
+        devices.check(setup.settings.DEVICE, setup.processes)
+        preprocess = setup.source.preprocess if setup.source else IMAGENET
+        coco_preflight.amp_possible(setup.settings.TRAIN.AMP)
+        coco_preflight.check(data, setup.recipe, schedule, preprocess, Path(), setup.processes, quiet=True)
+    check_same_run(context.folder, setup.identity, FREE)
+    weights = setup.source.sha256 if setup.source else ""
+    done = is_done(context.folder, weights, data.fingerprint(), deciding(to_dict(setup.settings), PLACES), trials)
+    images = trials * (TRAINED * schedule["max_iter"] * schedule["batch"] + data.val.image_count)
+    return Plan(Work(setup.arch, images, setup.recipe["side"] ** 2 * 4 / 3), done)  # of COCO's usual shape
+
+
+def configure(request: Request, find_data: Callable = coco_data.find, elsewhere: bool = False) -> Setup:
+    """Read the recipe, the checkpoint and the annotations; join the launcher's processes.
+
+    `find_data` maps our settings to the data set. `elsewhere`: it will run in another process, so this one neither
+    joins nor chooses a device. Raises InputError for whatever does not go together.
     """
-    args = parser().parse_intermixed_args(argv)
-    args.overrides += ["TRAIN.AMP", "True"] * args.amp
-    args.overrides += ["MODEL.OPTIONS", " ".join(args.options)] if args.options else []
-    settings, framework_options = _split_overrides(args.overrides, args.framework)
-    _check_numbers(settings)
-    if not plan:
+    args, settings, framework_options = request
+    if not elsewhere:
         devices.prepare(settings.DEVICE)  # before the framework asks for a GPU
     framework = framework_module(args.framework)
-    processes = coco_launch.processes(args.launcher, args.num_gpus, here=not plan)
+    processes = coco_launch.processes(args.launcher, args.num_gpus, here=not elsewhere)
     data = find_data(settings)
     known = args.weights in (coco_weights.RANDOM, coco_weights.SUPERVISED)
     if known and not args.arch:
@@ -243,27 +264,6 @@ def feed(setup: Setup, preprocess: dict) -> dict:
     return {**setup.recipe, **{key: fed[key] for key in ("mean", "std", "color_order")}}
 
 
-def _split_overrides(pairs: list[str], framework: str) -> tuple[CfgNode, list[str]]:
-    """Our settings, and the pairs that belong to the framework's config: mmdet's keys are in small letters."""
-    if len(pairs) % 2:
-        raise InputError(f"overrides are KEY VALUE pairs; '{pairs[-1]}' has no value")
-    known = dict(flatten(DEFAULTS))
-    ours, theirs = [], []
-    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        mine = key in known or key.split(".")[0] in ("DATA", "EVAL", "TRAIN") or framework == "mmdet" and key.isupper()
-        (ours if mine else theirs).extend([key, value])
-    return load_config(DEFAULTS, None, ours), theirs
-
-
-def _check_numbers(settings: CfgNode) -> None:
-    plain = settings.clone()
-    plain.defrost()
-    for section, key in (("DATA", "WORKERS"), ("SOLVER", "WARMUP_ITERS")):
-        if plain[section][key] == -1:  # the recipe's
-            plain[section][key] = 0
-    check_numbers(plain, POSITIVE, MOST, {})
-
-
 def _check_recipe(recipe: dict, arch: str, task: str, file: Path) -> None:
     if recipe["arch"] != arch:
         raise InputError(
@@ -276,7 +276,3 @@ def _check_recipe(recipe: dict, arch: str, task: str, file: Path) -> None:
             f"{file} predicts {predicts}, so its task is {fitting}, not {task}: det is a detector without "
             "masks and its box AP, seg one with masks and its mask AP"
         )
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from sslight.core.arguments import Parser
-from sslight.core.config import CONFIGS
+from fvcore.common.config import CfgNode
+
+from sslight.core.arguments import CONFIG_OPTIONS, Parser
+from sslight.core.config import CONFIGS, flatten, load_config
 from sslight.core.errors import InputError
 
 FRAMEWORKS = ("mmdet", "detectron2")
@@ -77,6 +79,8 @@ def resolve_schedule(recipe: dict, settings, scale_lr: bool) -> dict:
     return {"batch": batch, "lr": lr, "max_iter": max_iter, "steps": steps, "warmup": warmup}
 
 
+Request = tuple[argparse.Namespace, CfgNode, list[str]]
+SPELLED = {"WEIGHTS": "weights", "MODEL.BACKBONE_ARCH": "arch"}
 LAUNCHERS = ("none", "torchrun", "slurm")
 EPILOG = """
 --task det trains Faster R-CNN and gives the published table's box AP, --task seg Mask R-CNN and its mask AP. The
@@ -147,7 +151,7 @@ def parser() -> Parser:
         "Object detection and instance segmentation from a backbone, in mmdet or detectron2.",
         "sslight bench coco --framework mmdet --task seg --weights runs/r18/checkpoints/last.pth \\\n"
         "      DATA.PATH_TO_DATA_DIR $COCO OUTPUT_DIR results/r18/coco",
-        "torchrun --nproc_per_node 8 sslight.py bench coco --launcher torchrun --framework detectron2 --task det \\\n"
+        "torchrun --nproc_per_node 8 -m sslight bench coco --launcher torchrun --framework detectron2 --task det \\\n"
         "      --weights runs/r18/checkpoints/last.pth DATA.PATH_TO_DATA_DIR $COCO OUTPUT_DIR results/r18/coco_d2",
         epilog=EPILOG,
     )
@@ -157,7 +161,6 @@ def parser() -> Parser:
     )
     parser.add_argument(
         "--weights",
-        required=True,
         help="a checkpoint that `sslight convert` reads, random, or SUPERVISED (torchvision's ImageNet "
         "ones; timm's where torchvision has none)",
     )
@@ -176,7 +179,7 @@ def parser() -> Parser:
         choices=("fpn", "p4p6", "c4", "vitdet"),
         help="default: fpn for ResNets, the published p4p6 for MobileNetV2, vitdet for ViTs",
     )
-    parser.add_argument("--config", help="a recipe of the framework instead of the chosen one")
+    parser.add_argument(*CONFIG_OPTIONS, dest="config", metavar="FILE", help="a recipe of the framework instead")
     parser.add_argument(
         "--num-gpus",
         type=at_least(1),
@@ -206,3 +209,15 @@ def parser() -> Parser:
     parser.add_argument("--check", action="store_true", help="only the checks that every run begins with")
     parser.add_overrides(DEFAULTS)
     return parser
+
+
+def split_overrides(pairs: list[str], framework: str) -> tuple[CfgNode, list[str]]:
+    """Our settings, and the pairs that belong to the framework's config: mmdet's keys are in small letters."""
+    if len(pairs) % 2:
+        raise InputError(f"overrides are KEY VALUE pairs; '{pairs[-1]}' has no value")
+    known = dict(flatten(DEFAULTS))
+    ours, theirs = [], []
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        mine = key in known or key.split(".")[0] in ("DATA", "EVAL", "TRAIN") or framework == "mmdet" and key.isupper()
+        (ours if mine else theirs).extend([key, value])
+    return load_config(DEFAULTS, None, ours), theirs

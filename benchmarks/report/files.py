@@ -115,7 +115,8 @@ def to_markdown(report: Report) -> str:
                     row.entry.label,
                     _measured(row),
                     f"{number(row.base_value, row.base_interval)} {span(row.base_interval)} {departing(row.baseline)}",
-                    f"{number(row.difference, row.difference_interval, True)} {span(row.difference_interval, True)} {row.how}",
+                    f"{number(row.difference, row.difference_interval, True)} {span(row.difference_interval, True)} "
+                    f"{row.how}",
                     verdict(row),
                 )
                 for row in report.rows

@@ -1,27 +1,23 @@
-"""What a part will cost: as long as its like took, else its images through the backbone at a speed measured here."""
+"""What a part will cost: the time of an equal evaluation if there is one, else its images at a speed measured here."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from fvcore.common.config import CfgNode
 
-from benchmarks.classification.weights import Subject
 from benchmarks.deployment.measure import times
-from benchmarks.detection.data import CocoData
+from benchmarks.evaluation import Work
 from benchmarks.suite.parts import Part
 from pretrain.backbones import build_backbone
 from sslight.core import devices
 from sslight.core.errors import InputError
 from sslight.core.result import read_result
 
-TRAINING = 3  # forward passes that a training pass counts as: the backward one costs about two
 HOW = (
     "A measured time is that of the last start of the same evaluation of the same architecture in this folder. The "
     "others count images through the backbone at the speed that a random one has on this machine right now, a "
@@ -29,44 +25,14 @@ HOW = (
 )
 
 
-@dataclass(frozen=True)
-class Work:
-    """Forward passes of a backbone over images of so many pixels, and seconds that are known beforehand."""
-
-    arch: str
-    passes: float = 0.0
-    pixels: float = 1.0
-    seconds: float = 0.0
-
-
-def classification_work(benchmark: str, cfg: CfgNode, train: int, val: int, subject: Subject) -> Work:
-    """The work of a k-NN, linear or semi-supervised evaluation on so many images."""
-    if benchmark == "knn":
-        passes = val if cfg.KNN.LEAVE_ONE_OUT else train + val
-    elif benchmark == "linear" and cfg.PROBE.CACHED:
-        passes = (1 + cfg.PROBE.FLIPS) * train + val
-    else:
-        epochs, shown = cfg.SOLVER.TOTAL_EPOCHS, train
-        if benchmark == "semisup":
-            shown = TRAINING * cfg.LABELS.FRACTION * train
-        passes = len(cfg.SEEDS) * (epochs * shown + math.ceil(epochs / cfg.TRAIN.EVAL_PERIOD) * val)
-    return Work(subject.about["arch"], passes, cfg.DATA.SIZE**2)
-
-
-def detection_work(arch: str, side: int, schedule: dict, data: CocoData, trials: int) -> Work:
-    """The work of training and testing detectors on images whose shorter side is `side`, of COCO's usual shape."""
-    passes = trials * (TRAINING * schedule["max_iter"] * schedule["batch"] + data.val.image_count)
-    return Work(arch, passes, side**2 * 4 / 3)
-
-
 def estimate(part: Part, work: Work, processes: int, results: Iterable[Path]) -> tuple[float, str]:
-    """Seconds, and in a few words how they were found. `results`: the result files that may hold the part's like."""
+    """Seconds, and in a few words where they come from. `results`: files, perhaps one of an equal evaluation."""
     for path in results:
         try:
             result = read_result(path)
         except InputError:
             continue
-        if path.parent.name == part.evaluation.name and result["checkpoint"]["arch"] == part.network.arch:
+        if path.parent.name == part.entry.name and result["checkpoint"]["arch"] == part.network.arch:
             return result["seconds"], f"as {path.parent.parent.name} took"
     if work.seconds:
         return work.seconds, "by its settings"

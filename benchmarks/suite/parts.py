@@ -11,7 +11,8 @@ from pathlib import Path
 
 from benchmarks.deployment.cost import label
 from benchmarks.detection.weights import RANDOM, SUPERVISED, find_source
-from benchmarks.suite.settings import Evaluation, lay_over
+from benchmarks.evaluation import EVALUATIONS
+from benchmarks.suite.settings import Entry, lay_over
 from convert.reader import read_checkpoint
 from pretrain.backbones import canonical_arch, check_options, read_options, write_options
 from sslight.core.errors import InputError
@@ -37,18 +38,18 @@ class Part:
     """One evaluation of one network: `words` follow `sslight bench`, its results lie in `folder`."""
 
     network: Network
-    evaluation: Evaluation
+    entry: Entry
     words: tuple[str, ...]
     folder: Path
 
     @property
     def name(self) -> str:
-        return f"{self.network.name}/{self.evaluation.name}"
+        return f"{self.network.name}/{self.entry.name}"
 
     def command(self, processes: int) -> list[str]:
         """The part as a process of its own, or as several in one group."""
         spread = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        alone = processes == 1 or self.evaluation.benchmark in ("coco", "cost")  # coco spreads its processes itself
+        alone = processes == 1 or EVALUATIONS[self.entry.benchmark].spreads
         return [sys.executable, *([] if alone else spread), "-m", "sslight", "bench", *self.words]
 
 
@@ -98,52 +99,40 @@ def name_of(file: Path) -> str:
 
 def make_parts(
     networks: Sequence[Network],
-    evaluations: Sequence[Evaluation],
+    entries: Sequence[Entry],
     given: Mapping[str, str],
     out_dir: Path,
     processes: int,
 ) -> list[Part]:
     """Every evaluation of every network, one network after the other. `given`: the command line's {key: value}."""
-    pairs = list(zip(evaluations, lay_over(evaluations, given), strict=True))
+    pairs = list(zip(entries, lay_over(entries, given), strict=True))
+    shared = [entry for entry in entries if EVALUATIONS[entry.benchmark].per_architecture]
     parts = [
-        _part(network, evaluation, settings, out_dir / network.name, processes)
+        _part(network, entry, settings, out_dir / network.name, processes)
         for network in networks
-        for evaluation, settings in pairs
-        if evaluation.benchmark != "cost"
+        for entry, settings in pairs
+        if entry not in shared
     ]
     archs = dict.fromkeys((network.arch, network.options) for network in networks)
-    return parts + [
-        _cost_part(*arch, evaluation, out_dir / "cost")
-        for evaluation in evaluations
-        if evaluation.benchmark == "cost"
-        for arch in archs
-    ]
+    return parts + [_architecture(*arch, entry, out_dir / entry.benchmark) for entry in shared for arch in archs]
 
 
-def _cost_part(arch: str, options: str, evaluation: Evaluation, place: Path) -> Part:
-    """Parameters, FLOPs and speed of an architecture with its build options, in a folder of `place`."""
+def _architecture(arch: str, options: str, entry: Entry, place: Path) -> Part:
+    """What is measured once for an architecture with its build options, in a folder of `place`."""
     given = [word for option in options.split() for word in ("--set", option)]
-    words = ("cost", arch, *given, "--out", str(place), *evaluation.options)
+    words = (entry.benchmark, arch, *given, "--out", str(place), *entry.options)
     name = label(arch, read_options(options.split()))
-    return Part(Network("cost", arch, arch, options=options), replace(evaluation, name=name), words, place / name)
+    return Part(Network(entry.benchmark, arch, arch, options=options), replace(entry, name=name), words, place / name)
 
 
-def _part(network: Network, evaluation: Evaluation, settings: dict, place: Path, processes: int) -> Part:
-    folder, config = place / evaluation.name, evaluation.config(network.arch)
-    words = [evaluation.benchmark]
-    arch = "" if network.told else network.arch
-    if evaluation.benchmark == "coco":
-        words += ["--framework", evaluation.framework, "--weights", network.weights, "--num-gpus", str(processes)]
-        words += (["--config", os.path.relpath(config)] if config else []) + (["--arch", arch] if arch else [])
-        fixed = {}
-    else:
-        words += ["--cfg", os.path.relpath(config)] if config else []
-        fixed = {"WEIGHTS": network.weights} | ({"MODEL.BACKBONE_ARCH": arch} if arch else {})
+def _part(network: Network, entry: Entry, settings: dict, place: Path, processes: int) -> Part:
+    evaluation, folder, config = EVALUATIONS[entry.benchmark], place / entry.name, entry.config(network.arch)
+    words = [entry.benchmark, "--weights", network.weights]
+    words += ["--cfg", os.path.relpath(config)] if config else []
+    words += [] if network.told else ["--arch", network.arch]
+    words += ["--framework", entry.framework] if entry.framework else []
+    words += ["--num-gpus", str(processes)] if evaluation.spreads else []
+    if "FEATURES" in evaluation.settings:
         settings = {"FEATURES.CACHE_DIR": place / "features", **settings}  # extracted once for all of a network
-    pairs = {**settings, **fixed, **({"NAME": network.name} if network.named else {}), "OUTPUT_DIR": folder}
-    return Part(
-        network,
-        evaluation,
-        (*words, *evaluation.options, *(str(word) for pair in pairs.items() for word in pair)),
-        folder,
-    )
+    pairs = {**settings, **({"NAME": network.name} if network.named else {}), "OUTPUT_DIR": folder}
+    return Part(network, entry, (*words, *entry.options, *(str(w) for pair in pairs.items() for w in pair)), folder)

@@ -7,7 +7,7 @@ evaluations:
     config: FILE, or {PATTERN: FILE}   # beside this file; of several the first whose pattern fits the architecture
                                     # or the framework; coco chooses its recipe itself where there is none
     frameworks: [mmdet]             # coco: one evaluation in each, named NAME_FRAMEWORK
-    options: [--task, det]          # further words of the benchmark's command
+    options: [--task, det]          # further words of the evaluation's command
     settings: {KEY: VALUE}
 """
 
@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from benchmarks.classification import settings
-from benchmarks.detection import settings as coco_options
-from benchmarks.detection.settings import FRAMEWORKS
+from benchmarks.evaluation import EVALUATIONS
 from sslight.core.arguments import Parser
 from sslight.core.config import CONFIGS, find_config, flatten, read_yaml
 from sslight.core.errors import InputError, nearest, nearest_key
@@ -32,7 +30,7 @@ FIXED = ("WEIGHTS", "NAME", "OUTPUT_DIR")  # the suite sets them itself
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Entry:
     """One command of a suite, for any checkpoint. `group` is its name in the file, `name` also tells the framework."""
 
     name: str
@@ -53,7 +51,7 @@ class Evaluation:
         return None
 
 
-def read_suite(word: str, frameworks: Sequence[str]) -> list[Evaluation]:
+def read_suite(word: str, frameworks: Sequence[str]) -> list[Entry]:
     """The evaluations of a suite file, or of the suite of this name in configs/suites.
 
     `frameworks` replaces those that the file names. Raises InputError for a file that is absent or no suite.
@@ -76,12 +74,12 @@ def read_suite(word: str, frameworks: Sequence[str]) -> list[Evaluation]:
     return found
 
 
-def _read_entry(path: Path, name: str, entry: object, shared: dict, frameworks: Sequence[str]) -> list[Evaluation]:
+def _read_entry(path: Path, name: str, entry: object, shared: dict, frameworks: Sequence[str]) -> list[Entry]:
     where = f"{path}: evaluation '{name}'"
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise InputError(f"{where} names a folder: use small letters, digits and _")
-    if not isinstance(entry, dict) or entry.get("benchmark") not in list(DEFAULTS):
-        raise InputError(f"{where} needs 'benchmark: ' and one of {', '.join(DEFAULTS)}")
+    if not isinstance(entry, dict) or entry.get("benchmark") not in EVALUATIONS:
+        raise InputError(f"{where} needs 'benchmark: ' and one of {', '.join(EVALUATIONS)}")
     _check_fields(where, entry, FIELDS)
     configs = entry.get("config") or {}
     configs = {"*": configs} if isinstance(configs, str) else configs
@@ -91,17 +89,18 @@ def _read_entry(path: Path, name: str, entry: object, shared: dict, frameworks: 
     for file in configs.values():
         if not file.is_file():
             raise InputError(f"{where}: config file not found: {file}")
-    chosen = (frameworks or entry.get("frameworks") or FRAMEWORKS) if entry["benchmark"] == "coco" else [""]
+    there = EVALUATIONS[entry["benchmark"]].frameworks
+    chosen = (frameworks or entry.get("frameworks") or there) if there else [""]
     for framework in chosen:
-        if framework and framework not in list(FRAMEWORKS):
+        if framework and framework not in list(there):
             raise InputError(
-                f"{where}: unknown framework '{framework}'{nearest(framework, FRAMEWORKS)}: use {', '.join(FRAMEWORKS)}"
+                f"{where}: unknown framework '{framework}'{nearest(framework, there)}: use {', '.join(there)}"
             )
     known, options = keys_of(entry["benchmark"]), tuple(map(str, entry.get("options") or ()))
     settings = {key: value for key, value in shared.items() if key in known}
     settings |= dict(flatten(entry.get("settings") or {}))
     return [
-        Evaluation(
+        Entry(
             "_".join(filter(None, (name, framework))), name, entry["benchmark"], framework, configs, options, settings
         )
         for framework in chosen
@@ -110,7 +109,7 @@ def _read_entry(path: Path, name: str, entry: object, shared: dict, frameworks: 
 
 def keys_of(benchmark: str) -> set[str]:
     """Every setting of a benchmark that a suite may set."""
-    return set(dict(flatten(DEFAULTS[benchmark]))) - set(FIXED)
+    return set(dict(flatten(EVALUATIONS[benchmark].settings))) - set(FIXED)
 
 
 def _check_fields(where: str, entry: dict, known: Mapping[str, type | tuple[type, ...]]) -> None:
@@ -121,7 +120,7 @@ def _check_fields(where: str, entry: dict, known: Mapping[str, type | tuple[type
             raise InputError(f"{where}: '{name}' cannot be {value!r}; benchmarks/suite/settings.py shows what it holds")
 
 
-def lay_over(evaluations: Sequence[Evaluation], given: Mapping[str, str]) -> list[dict[str, object]]:
+def lay_over(evaluations: Sequence[Entry], given: Mapping[str, str]) -> list[dict[str, object]]:
     """The settings of each evaluation, with the command line's {key: value} laid over the file's.
 
     A plain key goes to every evaluation that knows it; `NAME.KEY` to the evaluation or benchmark of that name, which
@@ -142,7 +141,7 @@ def lay_over(evaluations: Sequence[Evaluation], given: Mapping[str, str]) -> lis
     return found
 
 
-def _check_keys(keys: Iterable[str], evaluations: Sequence[Evaluation], where: str) -> None:
+def _check_keys(keys: Iterable[str], evaluations: Sequence[Entry], where: str) -> None:
     """Raise InputError for the first key that no evaluation knows."""
     known = {name for evaluation in evaluations for name in keys_of(evaluation.benchmark)}
     for key in keys:
@@ -152,14 +151,6 @@ def _check_keys(keys: Iterable[str], evaluations: Sequence[Evaluation], where: s
             )
 
 
-# The settings of each benchmark that a suite may set.
-DEFAULTS = {
-    "knn": settings.KNN,
-    "linear": settings.LINEAR,
-    "semisup": settings.SEMISUP,
-    "coco": coco_options.DEFAULTS,
-    "cost": {},
-}
 EPILOG = """
 Everything that can be wrong is looked for before anything runs. Each evaluation is a process of its own with its
 results in OUTPUT_DIR/NETWORK/EVALUATION; the same command again skips what has a valid result of the same weights, data
@@ -192,7 +183,7 @@ def parser() -> Parser:
         "--framework",
         action="append",
         default=[],
-        choices=coco_options.FRAMEWORKS,
+        choices=sorted({name for part in EVALUATIONS.values() for name in part.frameworks}),
         help="detection in this alone, not in all of the suite's; may be repeated",
     )
     parser.add_argument("--arch", help="backbone of the baselines, and of checkpoints that do not tell")
@@ -211,5 +202,5 @@ def parser() -> Parser:
         metavar="OPTION=VALUE",
         help="an option of sbatch, e.g. partition=gpu, time=1440 (minutes); may be repeated",
     )
-    parser.add_overrides(dict(pair for known in DEFAULTS.values() for pair in flatten(known)))
+    parser.add_overrides(dict(pair for part in EVALUATIONS.values() for pair in flatten(part.settings)))
     return parser

@@ -1,6 +1,6 @@
 """Every evaluation of a suite, for every checkpoint and baseline, one after the other: `sslight bench all`.
 
-What it can be told stands in suite_options.py; how the parts are found, planned and run, in the files beside it.
+Its settings and options are in settings.py; how the parts are found, planned and run, in the files beside it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.deployment.cost import read_cost
+from benchmarks.evaluation import EVALUATIONS
 from benchmarks.suite import cluster as suite_cluster
 from benchmarks.suite.estimate import HOW, estimate, spell
 from benchmarks.suite.parts import Part, find_networks, make_parts
@@ -18,8 +18,6 @@ from benchmarks.suite.plan import Step, make_plan
 from benchmarks.suite.run import Runner
 from benchmarks.suite.settings import parser, read_suite
 from sslight.core.errors import EXIT_DONE, EXIT_PARTS_FAILED, EXIT_STOPPED, InputError, Stopped
-from sslight.core.processes import run_command
-from sslight.core.result import read_result
 from sslight.core.rundir import in_use
 
 PATIENCE = 60  # seconds that an evaluation of a killed suite may take to save
@@ -27,11 +25,11 @@ PATIENCE = 60  # seconds that an evaluation of a killed suite may take to save
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
-    evaluations = read_suite(args.suite, args.framework)
+    entries = read_suite(args.suite, args.framework)
     given, out_dir = _read_overrides(args.overrides)
     cluster = suite_cluster.options(args.slurm, args.num_gpus) if args.launcher == "slurm" else None
     networks = find_networks(args.weights, args.arch, out_dir, given.get("MODEL.OPTIONS", ""))
-    parts = make_parts(networks, evaluations, given, out_dir, args.num_gpus)
+    parts = make_parts(networks, entries, given, out_dir, args.num_gpus)
     print(f"checking {len(parts)} evaluations of {len(networks)} networks", flush=True)
     steps = make_plan(parts, args.num_gpus, here=cluster is None)
     if args.dry_run:
@@ -87,7 +85,7 @@ def run_all(parts: Sequence[Part], processes: int) -> int:
                 raise Stopped(
                     f"in {part.name}, {len(parts) - number} more to come; start the same command again to go on"
                 )
-            fault = f"exit code {code}" if code else _missing(part)
+            fault = f"exit code {code}" if code else EVALUATIONS[part.entry.benchmark].fault(part.folder)
             failed += [part] * bool(fault)
             ended.append(
                 f"{'failed' if fault else 'done':<10}{part.name}: {time.monotonic() - started:.0f} s"
@@ -101,19 +99,3 @@ def run_all(parts: Sequence[Part], processes: int) -> int:
             file=sys.stderr,
         )
     return EXIT_PARTS_FAILED if failed else EXIT_DONE
-
-
-def _missing(part: Part) -> str:
-    """What is wrong with the result of a part that ended well; an empty string where nothing is."""
-    try:
-        if part.evaluation.benchmark == "cost":
-            read_cost(part.folder / "cost.json")
-        else:
-            read_result(part.folder)
-        return ""
-    except InputError as error:
-        return str(error)
-
-
-if __name__ == "__main__":
-    run_command(main)

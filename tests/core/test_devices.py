@@ -1,14 +1,14 @@
 """Which device a process takes: GPUs that cannot be used, too few of them, one shown to each; FP32 stays FP32."""
 
+import functools
 import os
 import threading
 
 import pytest
 import torch
 
-from benchmarks.classification import knn, linear, semisup
 from benchmarks.deployment import cost
-from benchmarks.detection import coco
+from benchmarks.evaluation import EVALUATIONS, main
 from pretrain import train
 from sslight.core import devices, distributed
 from sslight.core.errors import InputError
@@ -21,11 +21,7 @@ NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have a
 NO_GPU = "No CUDA GPUs are available"
 COMMANDS = {
     "pretrain": train.main,
-    "knn": knn.main,
-    "linear": linear.main,
-    "semisup": semisup.main,
-    "coco": coco.main,
-    "cost": cost.main,
+    **{name: functools.partial(main, EVALUATIONS[name]) for name in ("knn", "linear", "semisup", "coco", "cost")},
 }
 
 
@@ -183,7 +179,9 @@ def test_fp32_is_never_rounded_to_tf32(how, gpus, tmp_path):
     if how == "start":
         distributed.start()
     elif how == "cost":
-        cost.main(["resnet18", "-o", str(tmp_path), "--size", "32", "--batch-size", "1", "--seconds", "0.01"])
+        main(
+            cost.EVALUATION, ["resnet18", "-o", str(tmp_path), "--size", "32", "--batch-size", "1", "--seconds", "0.01"]
+        )
     else:
         suite_cost.seconds_per_image("resnet18", 31, 0.01)
     assert torch.backends.cuda.matmul.allow_tf32 is False and torch.backends.cudnn.allow_tf32 is False

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 
 import pytest
 import torch
 
-from benchmarks.classification import knn, settings
+from benchmarks.classification import knn, linear, semisup
 from benchmarks.deployment import cost
 from benchmarks.detection import settings as coco_options
+from benchmarks.evaluation import main
 from pretrain import train
 from sslight.core import distributed
 from sslight.core import processes as errors
@@ -95,23 +97,23 @@ def test_signals_to_stop_reach_the_main_process_alone_and_at_no_instant_a_worker
 
 
 @pytest.mark.parametrize(
-    "module, words, advice",
+    "command, words, advice",
     [
         (
-            train,
+            train.main,
             [],
             "lower TRAIN.BATCH_SIZE, raise TRAIN.ACCUMULATE by as much to keep the global batch, turn on TRAIN.AMP",
         ),
-        (knn, ["WEIGHTS", "random"], "lower FEATURES.BATCH_SIZE, turn on FEATURES.AMP"),
+        (partial(main, knn.EVALUATION), ["WEIGHTS", "random"], "lower FEATURES.BATCH_SIZE, turn on FEATURES.AMP"),
     ],
 )
-def test_a_full_gpu_is_one_line_with_the_commands_own_keys(module, words, advice, monkeypatch, capsys):
+def test_a_full_gpu_is_one_line_with_the_commands_own_keys(command, words, advice, monkeypatch, capsys):
     def start(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 588.00 MiB. GPU 0 has a total capacity")
 
     monkeypatch.setattr(distributed, "start", start)
     with pytest.raises(SystemExit) as ended:
-        errors.run_command(lambda: module.main(["OUTPUT_DIR", "out", *words]))
+        errors.run_command(lambda: command(["OUTPUT_DIR", "out", *words]))
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
         f"error: GPU out of memory (it tried to allocate 588.00 MiB): {advice}, or end "
@@ -122,8 +124,8 @@ def test_a_full_gpu_is_one_line_with_the_commands_own_keys(module, words, advice
 @pytest.mark.parametrize(
     "parser, keys",
     [
-        (settings.linear, ["TRAIN.BATCH_SIZE", "FEATURES.BATCH_SIZE", "TRAIN.AMP", "FEATURES.AMP"]),
-        (settings.semisup, ["TRAIN.BATCH_SIZE", "TRAIN.AMP"]),
+        (linear.EVALUATION.parser, ["TRAIN.BATCH_SIZE", "FEATURES.BATCH_SIZE", "TRAIN.AMP", "FEATURES.AMP"]),
+        (semisup.EVALUATION.parser, ["TRAIN.BATCH_SIZE", "TRAIN.AMP"]),
         (cost.parser, ["--batch-size"]),
         (coco_options.parser, ["SOLVER.IMS_PER_BATCH", "--num-gpus", "TRAIN.AMP"]),
     ],

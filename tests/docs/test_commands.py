@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import evaluation
 from sslight import cli
 from sslight.core.result import write_result
 from tests.benchmarks.detection.coco_sets import write_set
@@ -172,9 +173,9 @@ def test_every_python_block_runs(page, place, capsys):
 def test_every_example_of_a_help_stands_on_a_page():
     """So every example is run: by the test above."""
     pages = [shlex.split(command, comments=True) for page in PAGES for command in commands(page)]
-    for command in [*cli.COMMANDS.values(), *cli.BENCHMARKS.values()]:
-        if isinstance(command, cli.Command):
-            text = cli.parser_of(command).epilog.partition("example:\n")[2].replace("\\\n", " ")
+    for command in [*cli.COMMANDS.values(), *evaluation.commands().values()]:
+        if not isinstance(command, cli.Group):
+            text = command.arguments().epilog.partition("example:\n")[2].replace("\\\n", " ")
             examples = re.findall(r"^  (\S.*)$", text.partition("\n\n")[0], re.MULTILINE)
             assert examples, command
             for example in examples:

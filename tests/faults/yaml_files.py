@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.classification.settings import KNN, LINEAR, SEMISUP
+from benchmarks.evaluation import EVALUATIONS
 from benchmarks.report.published import beside_published
 from benchmarks.suite.settings import read_suite
 from pretrain.original import translate
@@ -23,7 +23,10 @@ from tests.faults.processes import ROOT
 from tests.faults.sandbox import attempts, row_of
 from tests.faults.table import Row
 
-COMMANDS = {"pretrain": (DEFAULTS, translate), "knn": (KNN, None), "linear": (LINEAR, None), "semisup": (SEMISUP, None)}
+COMMANDS = {
+    "pretrain": (DEFAULTS, translate),
+    **{name: (EVALUATIONS[name].settings, None) for name in ("knn", "linear", "semisup")},
+}
 
 
 def rows(size: str, place: Path) -> Iterator[Row]:

@@ -142,7 +142,7 @@ def test_a_checkpoint_says_how_it_was_trained_and_is_evaluated_so(image_folder, 
         (tmp_path / "other.pth", "published", "published"),
     ):
         cfg = load_config(
-            knn.DEFAULTS,
+            knn.EVALUATION.settings,
             None,
             [
                 "WEIGHTS",

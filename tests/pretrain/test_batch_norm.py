@@ -194,7 +194,7 @@ def test_gradient_of_a_pretraining_step(arch, batch, local, tolerance, monkeypat
 def test_gradient_of_a_supervised_step():
     """ResNet18 at 224 px by the benchmarks' own step, against float64: 0.5%; its features in evaluation: 1e-5."""
     torch.manual_seed(0)
-    cfg = load_config(semisup.DEFAULTS, None, ["TRAIN.AMP", "none"])
+    cfg = load_config(semisup.EVALUATION.settings, None, ["TRAIN.AMP", "none"])
     backbone = build_backbone("resnet18")
     model = Classifier(backbone, nn.Linear(backbone.feature_dim, 10))
     reference = copy.deepcopy(model).double()

@@ -11,7 +11,12 @@ from sslight.core.config import flatten, load_config, to_dict
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs" / "classification"
 GOLDEN = json.loads((ROOT / "tests" / "data" / "golden" / "original_configs.json").read_text())
-DEFAULTS = {"knn": knn.DEFAULTS, "linear": linear.DEFAULTS, "semi": semisup.DEFAULTS, "finetune": semisup.DEFAULTS}
+DEFAULTS = {
+    "knn": knn.EVALUATION.settings,
+    "linear": linear.EVALUATION.settings,
+    "semi": semisup.EVALUATION.settings,
+    "finetune": semisup.EVALUATION.settings,
+}
 GPUS = 8  # of a published run: TRAIN.BATCH_SIZE is per process
 
 
@@ -118,7 +123,7 @@ def test_a_protocol_is_what_its_shipped_file_says(tmp_path, name, content, words
     """An edited copy departs from it, whatever its folder."""
     (tmp_path / f"{name}.yaml").write_text(f"_BASE_: {CONFIGS / 'linear_cnn.yaml'}\n{content}\n")
     words = ["--cfg", str(tmp_path / f"{name}.yaml"), "WEIGHTS", "random", "OUTPUT_DIR", str(tmp_path), *words]
-    cfg, found = linear.configure(words)
+    cfg, found = linear.EVALUATION.check(words)
     assert found == departures
     assert cfg.PROTOCOL == ("linear_cnn" if "PROTOCOL" in content else name)
 
@@ -126,10 +131,10 @@ def test_a_protocol_is_what_its_shipped_file_says(tmp_path, name, content, words
 def test_learning_rates_by_epoch():
     from benchmarks.classification.training import learning_rate
 
-    cfg = load_config(linear.DEFAULTS, CONFIGS / "linear_cnn.yaml")
+    cfg = load_config(linear.EVALUATION.settings, CONFIGS / "linear_cnn.yaml")
     assert learning_rate(cfg, 0, 0.8) == pytest.approx(0.8)
     assert learning_rate(cfg, 50, 0.8) == pytest.approx((0.8 + 1e-6) / 2)
-    cfg = load_config(linear.DEFAULTS, CONFIGS / "linear_moco.yaml")
+    cfg = load_config(linear.EVALUATION.settings, CONFIGS / "linear_moco.yaml")
     assert [learning_rate(cfg, e, 30.0) for e in (59, 60, 79, 80)] == pytest.approx([30, 3, 3, 0.3])
 
 

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.classification import knn, linear
 from benchmarks.classification.weights import identity, load_subject
+from benchmarks.evaluation import main
 from pretrain.backbones import build_backbone
 from sslight.core.checkpoint import save_backbone
 from sslight.core.errors import InputError
@@ -42,19 +43,19 @@ def test_paths_may_change_but_not_what_they_hold(tmp_path, image_folder):
 
     one, other = backbone(tmp_path / "one.safetensors", 0), backbone(tmp_path / "other.safetensors", 1)
     moved = shutil.copytree(image_folder, tmp_path / "moved")
-    assert knn.main(argv(one, image_folder)) == 0
+    assert main(knn.EVALUATION, argv(one, image_folder)) == 0
     value = read_result(tmp_path / "out")["metrics"]
-    assert knn.main(argv(shutil.copy(one, tmp_path / "renamed.safetensors"), moved)) == 0
+    assert main(knn.EVALUATION, argv(shutil.copy(one, tmp_path / "renamed.safetensors"), moved)) == 0
     assert read_result(tmp_path / "out")["metrics"] == value
     with pytest.raises(InputError, match="belongs to a run with another recipe .RUN.WEIGHTS"):
-        knn.main(argv(other, image_folder))
+        main(knn.EVALUATION, argv(other, image_folder))
     next(moved.glob("train/*/*.jpg")).unlink()
     with pytest.raises(InputError, match="belongs to a run with another recipe .RUN.DATA"):
-        knn.main(argv(one, moved))
+        main(knn.EVALUATION, argv(one, moved))
 
 
 def test_the_global_batch_of_a_training_counts():
-    cfg, _ = linear.configure(
+    cfg, _ = linear.EVALUATION.check(
         ["WEIGHTS", "random", "MODEL.BACKBONE_ARCH", "resnet18", "OUTPUT_DIR", "out", "TRAIN.BATCH_SIZE", "16"]
     )
     subject = load_subject(cfg)

@@ -8,6 +8,7 @@ from PIL import Image
 from torchvision import transforms
 
 from benchmarks.classification import knn
+from benchmarks.evaluation import main
 from pretrain.backbones import build_backbone
 from sslight.core.checkpoint import save_backbone
 from sslight.core.errors import InputError
@@ -77,7 +78,7 @@ def independent(image_folder, weights):
 
 
 def test_equals_brute_force_for_every_k(image_folder, weights, independent, tmp_path):
-    assert knn.main(arguments(image_folder, weights, tmp_path / "out", NAME="mine")) == 0
+    assert main(knn.EVALUATION, arguments(image_folder, weights, tmp_path / "out", NAME="mine")) == 0
     result = read_result(tmp_path / "out")
     for k in KS:
         assert result["metrics"][f"top1_k{k}"]["value"] == pytest.approx(independent[0][k], abs=1e-9)
@@ -93,7 +94,7 @@ def test_equals_brute_force_for_every_k(image_folder, weights, independent, tmp_
 
 def test_leave_one_out_on_val(image_folder, weights, independent, tmp_path):
     argv = arguments(image_folder, weights, tmp_path / "out")
-    knn.main([*argv[:2], "--loo", *argv[2:]])
+    main(knn.EVALUATION, [*argv[:2], "--loo", *argv[2:]])
     result = read_result(tmp_path / "out")
     for k, value in independent[1].items():
         assert result["metrics"][f"top1_k{k}"]["value"] == pytest.approx(value, abs=1e-9)
@@ -102,16 +103,16 @@ def test_leave_one_out_on_val(image_folder, weights, independent, tmp_path):
 
 def test_features_are_reused_and_those_of_other_weights_refused(image_folder, weights, tmp_path, monkeypatch):
     cache = {"FEATURES.CACHE_DIR": tmp_path / "cache"}
-    knn.main(arguments(image_folder, weights, tmp_path / "first", **cache))
+    main(knn.EVALUATION, arguments(image_folder, weights, tmp_path / "first", **cache))
     entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")}
     assert len(entries) == 2
-    knn.main(arguments(image_folder, weights, tmp_path / "second", **cache))
+    main(knn.EVALUATION, arguments(image_folder, weights, tmp_path / "second", **cache))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")} == entries
     assert read_result(tmp_path / "first")["metrics"] == read_result(tmp_path / "second")["metrics"]
     for index in (tmp_path / "cache").rglob("index.json"):
         index.write_text(index.read_text().replace('"weights": "', '"weights": "0'))
     with pytest.raises(InputError, match="is of other weights"):
-        knn.main(arguments(image_folder, weights, tmp_path / "third", **cache))
+        main(knn.EVALUATION, arguments(image_folder, weights, tmp_path / "third", **cache))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_features_are_reused_and_those_of_other_weights_refused(image_folder, we
 )
 def test_bad_input_is_one_line(image_folder, weights, tmp_path, change, words):
     with pytest.raises(InputError, match=words):
-        knn.main(arguments(image_folder, weights, tmp_path / "out", **change))
+        main(knn.EVALUATION, arguments(image_folder, weights, tmp_path / "out", **change))
 
 
 def test_exit_code_and_single_line(run, tmp_path):
@@ -160,4 +161,4 @@ def test_val_that_does_not_fit_train(image_folder, weights, tmp_path, fault, wor
         shutil.copytree(image_folder / "val", tmp_path / "data" / "val")
         (tmp_path / "data" / "val" / "digit 3").rename(tmp_path / "data" / "val" / "digit 9")
     with pytest.raises(InputError, match=words):
-        knn.main(arguments(tmp_path / "data", weights, tmp_path / "out"))
+        main(knn.EVALUATION, arguments(tmp_path / "data", weights, tmp_path / "out"))

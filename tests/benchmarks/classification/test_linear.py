@@ -15,6 +15,7 @@ from benchmarks.classification import linear, training
 from benchmarks.classification.features import Features, choices_for, widths
 from benchmarks.classification.heads import LinearProbes
 from benchmarks.classification.weights import state_hash
+from benchmarks.evaluation import main
 from pretrain.backbones import build_backbone
 from sslight.core.config import load_config
 from sslight.core.errors import InputError, Stopped
@@ -46,7 +47,7 @@ def final_weights(out, seed=0):
 
 
 def test_published_protocol_reports_last_and_best_epoch(image_folder, tmp_path):
-    linear.main(arguments(PUBLISHED, image_folder, tmp_path, SEEDS="[0,1]"))
+    main(linear.EVALUATION, arguments(PUBLISHED, image_folder, tmp_path, SEEDS="[0,1]"))
     result = read_result(tmp_path)
     assert result["benchmark"] == "linear" and result["protocol"] == "linear_cnn" and result["headline"] == "last epoch"
     for run in result["per_seed"]:
@@ -61,15 +62,19 @@ def test_published_protocol_reports_last_and_best_epoch(image_folder, tmp_path):
 
 def test_one_head_of_a_sweep_equals_that_head_alone(image_folder, tmp_path):
     rates = {"PROBE.LEARNING_RATES": "[0.001,0.02,0.1]", "PROBE.HOLDOUT": 0.25, "TRAIN.EVAL_PERIOD": 3}
-    linear.main(arguments(SWEEP, image_folder, tmp_path / "all", **rates, **{"PROBE.FEATURES": "['pooled','stage2']"}))
-    linear.main(
+    main(
+        linear.EVALUATION,
+        arguments(SWEEP, image_folder, tmp_path / "all", **rates, **{"PROBE.FEATURES": "['pooled','stage2']"}),
+    )
+    main(
+        linear.EVALUATION,
         arguments(
             SWEEP,
             image_folder,
             tmp_path / "one",
             **rates | {"PROBE.LEARNING_RATES": "[0.02]"},
             **{"PROBE.FEATURES": "['stage2']"},
-        )
+        ),
     )
     together, alone = final_weights(tmp_path / "all"), final_weights(tmp_path / "one")
     for part in ("weight", "bias"):  # heads: pooled at three rates, then stage2 at three
@@ -88,7 +93,7 @@ def test_a_step_is_the_papers_update():
     torch.manual_seed(0)
     features = Features(build_backbone("resnet18"), ["pooled"])
     model = LinearProbes(features, {"pooled": 512}, 4, [0.5], seed=1).train()
-    cfg = load_config(linear.DEFAULTS, None, ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.5"])
+    cfg = load_config(linear.EVALUATION.settings, None, ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.5"])
     optimizer = training.build_optimizer(cfg, model.groups(0.5))
     weight, momentum = model.heads[0].weight.detach().clone(), 0
     images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 3, 0, 1])
@@ -104,14 +109,17 @@ def test_a_step_is_the_papers_update():
 
 
 def test_the_backbone_stays_as_it_is(image_folder, tmp_path, monkeypatch):
-    linear.main(arguments(PUBLISHED, image_folder, tmp_path / "fine"))
+    main(linear.EVALUATION, arguments(PUBLISHED, image_folder, tmp_path / "fine"))
     monkeypatch.setattr(LinearProbes, "train", torch.nn.Module.train)  # a probe that forgets eval mode moves BN
     with pytest.raises(RuntimeError, match="changed during evaluation"):
-        linear.main(arguments(PUBLISHED, image_folder, tmp_path / "moved"))
+        main(linear.EVALUATION, arguments(PUBLISHED, image_folder, tmp_path / "moved"))
 
 
 def test_cached_features_say_that_they_are_another_protocol(image_folder, tmp_path):
-    linear.main(arguments(CACHED, image_folder, tmp_path, **{"PROBE.FLIPS": True, "PROBE.PENALTIES": "[0.1,0.01]"}))
+    main(
+        linear.EVALUATION,
+        arguments(CACHED, image_folder, tmp_path, **{"PROBE.FLIPS": True, "PROBE.PENALTIES": "[0.1,0.01]"}),
+    )
     result = read_result(tmp_path)
     assert "not the published protocol" in result["headline"]
     assert [row["penalty"] for row in result["per_seed"][0]["path"]] == [0.1, 0.01]
@@ -121,7 +129,7 @@ def test_cached_features_say_that_they_are_another_protocol(image_folder, tmp_pa
 @pytest.mark.parametrize("batch, stop_after", [(24, 1), (24, 4), (24, 6), (40, 2), (40, 3)])  # 40 + 40 + 16 images
 def test_a_stopped_run_continues_to_the_same_numbers(image_folder, tmp_path, monkeypatch, batch, stop_after):
     extra = {"TRAIN.BATCH_SIZE": batch}
-    linear.main(arguments(PUBLISHED, image_folder, tmp_path / "whole", **extra))
+    main(linear.EVALUATION, arguments(PUBLISHED, image_folder, tmp_path / "whole", **extra))
     steps = []
     original = training.StopSignal.requested
 
@@ -131,8 +139,8 @@ def test_a_stopped_run_continues_to_the_same_numbers(image_folder, tmp_path, mon
 
     monkeypatch.setattr(training.StopSignal, "requested", requested)
     with pytest.raises(Stopped, match="start the same command again"):
-        linear.main(arguments(PUBLISHED, image_folder, tmp_path / "parts", **extra))
-    linear.main(arguments(PUBLISHED, image_folder, tmp_path / "parts", **extra))
+        main(linear.EVALUATION, arguments(PUBLISHED, image_folder, tmp_path / "parts", **extra))
+    main(linear.EVALUATION, arguments(PUBLISHED, image_folder, tmp_path / "parts", **extra))
     same_outcome(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -175,14 +183,14 @@ def test_a_signal_to_stop_saves_and_exits_75(image_folder, tmp_path, number):
 )
 def test_bad_input_is_one_line(image_folder, tmp_path, change, words):
     with pytest.raises(InputError, match=words) as error:
-        linear.main(arguments(PUBLISHED, image_folder, tmp_path, **change))
+        main(linear.EVALUATION, arguments(PUBLISHED, image_folder, tmp_path, **change))
     assert "\n" not in str(error.value)
 
 
 def test_a_directory_of_another_recipe_is_refused(image_folder, tmp_path):
-    linear.main(arguments(PUBLISHED, image_folder, tmp_path))
+    main(linear.EVALUATION, arguments(PUBLISHED, image_folder, tmp_path))
     with pytest.raises(InputError, match="SOLVER.BASE_LR"):
-        linear.main(arguments(PUBLISHED, image_folder, tmp_path, **{"SOLVER.BASE_LR": 0.2}))
+        main(linear.EVALUATION, arguments(PUBLISHED, image_folder, tmp_path, **{"SOLVER.BASE_LR": 0.2}))
 
 
 class TestFeatures:

@@ -12,6 +12,7 @@ from benchmarks.classification import semisup, training
 from benchmarks.classification.heads import semi_head
 from benchmarks.classification.labelled import balanced, from_list, holdout, open_splits, read_list
 from benchmarks.classification.weights import load_subject
+from benchmarks.evaluation import main
 from pretrain.backbones import build_backbone
 from pretrain.heads import DINOHead
 from sslight.core import distributed
@@ -74,7 +75,7 @@ def dino(tmp_path_factory):
 
 def test_on_several_gpus_the_classifier_is_the_same_network(image_folder, monkeypatch):
     """Synchronised norms keep MobileNetV2's 35 activations, and the head's norms; logits to 1e-6."""
-    cfg, _ = semisup.configure(arguments(SEMI, image_folder, "out", **{"MODEL.BACKBONE_ARCH": "mobilenet_v2"}))
+    cfg, _ = semisup.EVALUATION.check(arguments(SEMI, image_folder, "out", **{"MODEL.BACKBONE_ARCH": "mobilenet_v2"}))
     subject = load_subject(cfg)
     plain, _ = semisup.build(cfg, subject, 4, 0)
     with monkeypatch.context() as patch:
@@ -117,7 +118,7 @@ def test_the_shipped_imagenet_lists():
 
 
 def test_label_lists_by_full_and_bare_name(image_folder, tmp_path):
-    cfg = load_config(semisup.DEFAULTS, None, ["DATA.PATH_TO_DATA_DIR", str(image_folder)])
+    cfg = load_config(semisup.EVALUATION.settings, None, ["DATA.PATH_TO_DATA_DIR", str(image_folder)])
     train, _ = open_splits(cfg)
     chosen = [train.source.name(i) for i in (3, 50, 77)]
     (tmp_path / "full.txt.gz").write_bytes(gzip.compress("\n".join(chosen).encode()))
@@ -159,8 +160,14 @@ def test_the_head_starts_as_dinos_and_computes_the_same(dino):
 
 
 def test_a_checkpoints_dino_head_is_used(image_folder, dino, tmp_path):
-    semisup.main(arguments(SEMI, image_folder, tmp_path / "on", WEIGHTS=dino[0], **{"MODEL.BACKBONE_ARCH": ""}))
-    semisup.main(arguments(SEMI, image_folder, tmp_path / "off", WEIGHTS=dino[0], **{"HEAD.FROM_DINO": False}))
+    main(
+        semisup.EVALUATION,
+        arguments(SEMI, image_folder, tmp_path / "on", WEIGHTS=dino[0], **{"MODEL.BACKBONE_ARCH": ""}),
+    )
+    main(
+        semisup.EVALUATION,
+        arguments(SEMI, image_folder, tmp_path / "off", WEIGHTS=dino[0], **{"HEAD.FROM_DINO": False}),
+    )
     heads = [read_result(tmp_path / name)["per_seed"][0]["head"] for name in ("on", "off")]
     assert heads == ["DINO head", "random"]
     state = torch.load(tmp_path / "on" / "seed_0" / "state.pth", weights_only=True)["model"]
@@ -168,7 +175,7 @@ def test_a_checkpoints_dino_head_is_used(image_folder, dino, tmp_path):
 
 
 def test_several_seeds_draw_several_saved_subsets(image_folder, tmp_path):
-    semisup.main(arguments(SEMI, image_folder, tmp_path, SEEDS="[0,1,2]"))
+    main(semisup.EVALUATION, arguments(SEMI, image_folder, tmp_path, SEEDS="[0,1,2]"))
     result = read_result(tmp_path)
     lists = [(tmp_path / f"seed_{seed}" / "labels.txt").read_text().split("\n")[:-1] for seed in range(3)]
     assert all(len(names) == 24 for names in lists) and lists[0] != lists[1]
@@ -187,7 +194,8 @@ def test_all_labels_is_fine_tuning_and_learns(tmp_path):
             for i in range(count):
                 pixels = np.clip(rng.normal(color, 40, (36, 36, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
-    semisup.main(
+    main(
+        semisup.EVALUATION,
         arguments(
             FULL,
             tmp_path,
@@ -199,7 +207,7 @@ def test_all_labels_is_fine_tuning_and_learns(tmp_path):
                 "TRAIN.BATCH_SIZE": 16,
                 "TRAIN.EVAL_PERIOD": 12,
             },
-        )
+        ),
     )
     result = read_result(tmp_path / "out")
     assert result["benchmark"] == "finetune" and result["data"]["counts"]["labelled"] == 48
@@ -209,7 +217,7 @@ def test_all_labels_is_fine_tuning_and_learns(tmp_path):
 @pytest.mark.parametrize("arch", ["test_vit", "mobilenetv2_050"])
 def test_a_stopped_run_continues_to_the_same_numbers(image_folder, tmp_path, monkeypatch, arch):
     extra = {"MODEL.BACKBONE_ARCH": arch}
-    semisup.main(arguments(SEMI, image_folder, tmp_path / "whole", **extra))
+    main(semisup.EVALUATION, arguments(SEMI, image_folder, tmp_path / "whole", **extra))
     steps = []
 
     def requested(self):
@@ -218,8 +226,8 @@ def test_a_stopped_run_continues_to_the_same_numbers(image_folder, tmp_path, mon
 
     monkeypatch.setattr(training.StopSignal, "requested", requested)
     with pytest.raises(Stopped):
-        semisup.main(arguments(SEMI, image_folder, tmp_path / "parts", **extra))
-    semisup.main(arguments(SEMI, image_folder, tmp_path / "parts", **extra))
+        main(semisup.EVALUATION, arguments(SEMI, image_folder, tmp_path / "parts", **extra))
+    main(semisup.EVALUATION, arguments(SEMI, image_folder, tmp_path / "parts", **extra))
     one, two = read_result(tmp_path / "whole"), read_result(tmp_path / "parts")
     assert one["metrics"] == two["metrics"] and one["per_seed"] == two["per_seed"]
     states = [torch.load(tmp_path / name / "seed_0" / "state.pth", weights_only=True) for name in ("whole", "parts")]
@@ -237,4 +245,4 @@ def test_a_stopped_run_continues_to_the_same_numbers(image_folder, tmp_path, mon
 )
 def test_bad_input_is_one_line(image_folder, tmp_path, change, words):
     with pytest.raises(InputError, match=words):
-        semisup.main(arguments(SEMI, image_folder, tmp_path, **change))
+        main(semisup.EVALUATION, arguments(SEMI, image_folder, tmp_path, **change))

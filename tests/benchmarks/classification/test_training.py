@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 from benchmarks.classification import linear, semisup, training
 from benchmarks.classification.labelled import open_splits
 from benchmarks.classification.weights import load_subject
+from benchmarks.evaluation import main
 from pretrain.data.loading import epoch_order, eval_batches, normalize, random_resized_crop
 from sslight.core import distributed
 from sslight.core.config import load_config
@@ -68,8 +69,8 @@ def test_the_last_batch_weighs_as_much_as_the_others(image_folder, tmp_path):
             "TRAIN.LOG_PERIOD": 1,
         },
     )
-    linear.main(argv)
-    cfg = load_config(linear.DEFAULTS, PUBLISHED, argv[2:])
+    main(linear.EVALUATION, argv)
+    cfg = load_config(linear.EVALUATION.settings, PUBLISHED, argv[2:])
     train, subject = open_splits(cfg)[0], load_subject(cfg)
     images, used = next(
         eval_batches(train.source, epoch_order(96, 0, 0), random_resized_crop(32, 0, 0), batch_size=96, workers=0)
@@ -93,13 +94,14 @@ def test_the_last_batch_weighs_as_much_as_the_others(image_folder, tmp_path):
 
 def test_a_last_image_alone_does_not_stop_batch_norm(image_folder, tmp_path):
     """96 images in batches of 19 leave one over."""
-    semisup.main(
+    main(
+        semisup.EVALUATION,
         arguments(
             "configs/classification/finetune.yaml",
             image_folder,
             tmp_path,
             **{"TRAIN.BATCH_SIZE": 19, "SOLVER.TOTAL_EPOCHS": 1, "HEAD.HIDDEN_SIZE": 16, "TRAIN.LOG_PERIOD": 1},
-        )
+        ),
     )
     assert read_result(tmp_path)["data"]["counts"]["labelled"] == 96
     assert len((tmp_path / "seed_0" / "metrics.jsonl").read_text().splitlines()) == 6 + 1  # six steps, one epoch

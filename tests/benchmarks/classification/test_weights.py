@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.classification import knn
 from benchmarks.classification.features import entry_facts, prepare
-from benchmarks.classification.settings import KNN
 from benchmarks.classification.weights import load_subject
+from benchmarks.evaluation import main
 from convert.convert_ckpt import convert
 from sslight.core.config import load_config
 from sslight.core.errors import InputError
@@ -19,7 +19,7 @@ from tests.convert.test_preprocess import CAFFE, detectron2_detector
 
 
 def configured(weights, *overrides):
-    return load_config(KNN, None, ["WEIGHTS", str(weights), *overrides])
+    return load_config(knn.EVALUATION.settings, None, ["WEIGHTS", str(weights), *overrides])
 
 
 def relative(found, expected):
@@ -83,7 +83,8 @@ def test_the_result_names_what_was_assumed(tmp_path, image_folder):
     for words, assumed in (("", True), ("num_heads=12", False)):
         out = tmp_path / f"out{words}"
         assert (
-            knn.main(
+            main(
+                knn.EVALUATION,
                 [
                     "WEIGHTS",
                     str(tmp_path / "vit.pth"),
@@ -99,7 +100,7 @@ def test_the_result_names_what_was_assumed(tmp_path, image_folder):
                     "0",
                     "MODEL.OPTIONS",
                     words,
-                ]
+                ],
             )
             == 0
         )

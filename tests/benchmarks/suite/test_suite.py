@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks.classification import knn
+from benchmarks.evaluation import main
 from benchmarks.report import report
 from benchmarks.suite import suite
 from benchmarks.suite.estimate import seconds_per_image
@@ -150,7 +151,7 @@ def replace_commands(monkeypatch, tmp_path, middle):
     """The plan stays the real one; the second evaluation runs the program `middle`, the others leave a result."""
 
     def command(part, processes):
-        program = middle if part.evaluation.name == "linear" else WRITES
+        program = middle if part.entry.name == "linear" else WRITES
         return [sys.executable, "-c", program, str(tmp_path / "result.json"), str(part.folder)]
 
     result(tmp_path)
@@ -233,8 +234,8 @@ def test_a_second_ctrl_c_ends_the_suite_and_its_evaluation_at_once(tmp_path):
 
 def test_the_plan_says_what_is_done_and_estimates_the_rest(place, words, tmp_path, capsys):
     checkpoint = str(place / "one.safetensors")
-    part = next(part for part in planned([checkpoint], words) if part.evaluation.name == "knn")
-    assert knn.main(part.words[1:]) == 0
+    part = next(part for part in planned([checkpoint], words) if part.entry.name == "knn")
+    assert main(knn.EVALUATION, part.words[1:]) == 0
     assert suite.main(["--dry-run", "--weights", checkpoint, "random", *words]) == 0
     text = capsys.readouterr().out
     seconds = read_result(part.folder)["seconds"]
@@ -354,7 +355,7 @@ def paper(arch, **given):
     from benchmarks.suite.parts import Network
 
     parts = make_parts([Network("net", "net.pth", arch)], read_suite("paper", []), given, Path("out"), 1)
-    return {part.evaluation.name: list(part.words) for part in parts}
+    return {part.entry.name: list(part.words) for part in parts}
 
 
 def test_the_paper_suite_takes_each_architectures_protocol():

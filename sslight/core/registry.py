@@ -1,0 +1,47 @@
+"""Parts by name: a registry for each kind of part, whose entries are imported when they are first used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from sslight.core.errors import InputError, nearest
+
+Part = TypeVar("Part")
+
+
+def load(where: str):
+    """The object that `module:attribute` names."""
+    module, _, attribute = where.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+class Registry(Mapping[str, Part]):
+    """The parts of one kind: `registry[name]` imports and returns a part; names and texts need no import.
+
+    entries: name -> (one line for help and documentation, `module:attribute`). Raises InputError for an unknown name,
+    naming the nearest.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, tuple[str, str]]):
+        self.kind, self.entries = kind, dict(entries)
+
+    def __getitem__(self, name: str) -> Part:
+        if name not in self.entries:
+            known = ", ".join(self.entries)
+            raise InputError(f"unknown {self.kind} '{name}'{nearest(str(name), self.entries)}: use one of {known}")
+        return load(self.entries[name][1])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def text(self, name: str) -> str:
+        """One line on a part."""
+        return self.entries[name][0]
