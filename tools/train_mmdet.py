@@ -27,17 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     from benchmarks.detection import (
         data as coco_data,
-    )
-    from benchmarks.detection import (
         launch as coco_launch,
-    )
-    from benchmarks.detection import (
         preflight as coco_preflight,
-    )
-    from benchmarks.detection import (
         settings as coco_recipes,
-    )
-    from benchmarks.detection import (
         weights as coco_weights,
     )
     from benchmarks.detection.evaluation import evaluate

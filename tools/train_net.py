@@ -58,9 +58,7 @@ def prepare(args, quiet: bool = False):
     """The resolved config: overrides, data set, converted backbone, all of it checked."""
     from detectron2.data import MetadataCatalog
 
-    from benchmarks.detection import data as coco_data
-    from benchmarks.detection import preflight as coco_preflight
-    from benchmarks.detection import weights as coco_weights
+    from benchmarks.detection import data as coco_data, preflight, weights as coco_weights
     from benchmarks.detection.in_detectron2 import run as coco_detectron2
     from benchmarks.detection.settings import DEFAULTS
     from pretrain.backbones import write_options
@@ -83,7 +81,7 @@ def prepare(args, quiet: bool = False):
         sets_present(cfg, evaluated_only=args.eval_only)
     classes = list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes)
     coco_detectron2.on_this_device(cfg, processes)
-    coco_preflight.amp_possible(cfg.SOLVER.AMP.ENABLED)
+    preflight.amp_possible(cfg.SOLVER.AMP.ENABLED)
     if not args.eval_only:
         coco_detectron2.check_workers(cfg, processes, args.num_gpus, "DATALOADER.NUM_WORKERS")
     recipe = coco_detectron2.recipe_of(cfg)
@@ -100,9 +98,7 @@ def prepare(args, quiet: bool = False):
             raise InputError(f"--eval-only needs a trained detector, and {weights} is a backbone")
         source, family = coco_weights.find_source(weights, recipe["arch"], max(cfg.SEED, 0), out_dir)
     if folder and not args.eval_only:
-        coco_preflight.check(
-            data, recipe, recipe, source.preprocess if source else None, out_dir, processes, quiet=quiet
-        )
+        preflight.check(data, recipe, recipe, source.preprocess if source else None, out_dir, processes, quiet=quiet)
     if source:
         ready = coco_weights.prepare(weights, source, family, "detectron2", recipe["model"], out_dir)
         cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.OPTIONS = str(ready.file), write_options(ready.options)

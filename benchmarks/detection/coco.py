@@ -19,17 +19,9 @@ from fvcore.common.config import CfgNode
 
 from benchmarks.detection import (
     data as coco_data,
-)
-from benchmarks.detection import (
-    launch as coco_launch,
-)
-from benchmarks.detection import (
-    preflight as coco_preflight,
-)
-from benchmarks.detection import (
+    launch,
+    preflight,
     result as coco_result,
-)
-from benchmarks.detection import (
     weights as coco_weights,
 )
 from benchmarks.detection.settings import Request, choose_recipe, framework_module, resolve_schedule
@@ -84,9 +76,9 @@ def run(request: Request) -> int:
     args, settings, framework, schedule = setup.args, setup.settings, setup.framework, setup.schedule
     prepare_only = setup.processes > 1 and args.launcher == "none"  # this process checks, its children train
     source, family, data = setup.source, setup.family, setup.data
-    coco_preflight.amp_possible(settings.TRAIN.AMP)
+    preflight.amp_possible(settings.TRAIN.AMP)
     with _workplace(setup) as out_dir, StopSignal(immediate=True) as stop:
-        with coco_launch.main_first():
+        with launch.main_first():
             if source is None:
                 source, family = coco_weights.find_source(
                     args.weights, setup.arch, settings.SEED, out_dir, settings.MODEL.OPTIONS
@@ -94,7 +86,7 @@ def run(request: Request) -> int:
             quiet = not distributed.is_main() or (prepare_only and not args.check)
             for line in () if quiet else spelled(source.assumed, "--set"):
                 print(f"warning: {args.weights}: {line}", file=sys.stderr)
-            coco_preflight.check(
+            preflight.check(
                 data, feed(setup, source.preprocess), schedule, source.preprocess, out_dir, setup.processes, quiet=quiet
             )
             if args.check:
@@ -128,7 +120,7 @@ def run(request: Request) -> int:
                 time.monotonic() - started,
             )
     if prepare_only:
-        coco_launch.spread(_again, args.words, setup.processes)
+        launch.spread(_again, args.words, setup.processes)
     return 0
 
 
@@ -166,8 +158,8 @@ def plan(request: Request, context: Context) -> Plan:
     if context.here:
         devices.check(setup.settings.DEVICE, setup.processes)
         preprocess = setup.source.preprocess if setup.source else IMAGENET
-        coco_preflight.amp_possible(setup.settings.TRAIN.AMP)
-        coco_preflight.check(data, setup.recipe, schedule, preprocess, Path(), setup.processes, quiet=True)
+        preflight.amp_possible(setup.settings.TRAIN.AMP)
+        preflight.check(data, setup.recipe, schedule, preprocess, Path(), setup.processes, quiet=True)
     check_same_run(context.folder, setup.identity, FREE)
     weights = setup.source.sha256 if setup.source else ""
     done = is_done(context.folder, weights, data.fingerprint(), deciding(to_dict(setup.settings), PLACES), trials)
@@ -185,7 +177,7 @@ def configure(request: Request, find_data: Callable = coco_data.find, elsewhere:
     if not elsewhere:
         devices.prepare(settings.DEVICE)  # before the framework asks for a GPU
     framework = framework_module(args.framework)
-    processes = coco_launch.processes(args.launcher, args.num_gpus, here=not elsewhere)
+    processes = launch.processes(args.launcher, args.num_gpus, here=not elsewhere)
     data = find_data(settings)
     known = args.weights in (coco_weights.RANDOM, coco_weights.SUPERVISED)
     if known and not args.arch:
@@ -210,7 +202,7 @@ def configure(request: Request, find_data: Callable = coco_data.find, elsewhere:
     departures |= {"TRAIN.AMP": True} if settings.TRAIN.AMP else {}
     if args.proxy:
         departures["--proxy"] = args.proxy
-        data, schedule = coco_preflight.proxy(data, schedule, args.proxy, settings)
+        data, schedule = preflight.proxy(data, schedule, args.proxy, settings)
     framework.set_schedule(recipe_cfg, **schedule)
     run = {
         "FRAMEWORK": args.framework,
@@ -258,7 +250,7 @@ def feed(setup: Setup, preprocess: dict) -> dict:
     """Feed images as the checkpoint was trained, unless the command line set the framework's own keys; the recipe."""
     framework = setup.framework
     by_hand = any(key.startswith(framework.PREPROCESS) for key in setup.identity.RUN.OPTIONS[::2])
-    if not by_hand and any(coco_preflight.preprocessing(setup.recipe, preprocess)):
+    if not by_hand and any(preflight.preprocessing(setup.recipe, preprocess)):
         framework.set_preprocess(setup.recipe_cfg, preprocess)
     fed = framework.recipe_of(setup.recipe_cfg)
     return {**setup.recipe, **{key: fed[key] for key in ("mean", "std", "color_order")}}

@@ -284,8 +284,7 @@ def _evaluated(truth: dict, entries: list[dict], iou_type: str, backend: str) ->
     together = max(1, PAIRS // len(truth["images"]))
     with contextlib.redirect_stdout(io.StringIO()):
         if backend == "faster":
-            from faster_coco_eval import COCO
-            from faster_coco_eval import COCOeval_faster as Evaluator
+            from faster_coco_eval import COCO, COCOeval_faster as Evaluator
         else:
             from pycocotools.coco import COCO
             from pycocotools.cocoeval import COCOeval as Evaluator

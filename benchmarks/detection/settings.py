@@ -14,7 +14,7 @@ from types import ModuleType
 from fvcore.common.config import CfgNode
 
 from sslight.core.arguments import CONFIG_OPTIONS, Parser
-from sslight.core.config import CONFIGS, flatten, load_config
+from sslight.core.config import CONFIGS, check_numbers, flatten, load_config
 from sslight.core.errors import InputError
 
 FRAMEWORKS = ("mmdet", "detectron2")
@@ -220,4 +220,11 @@ def split_overrides(pairs: list[str], framework: str) -> tuple[CfgNode, list[str
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         mine = key in known or key.split(".")[0] in ("DATA", "EVAL", "TRAIN") or framework == "mmdet" and key.isupper()
         (ours if mine else theirs).extend([key, value])
-    return load_config(DEFAULTS, None, ours), theirs
+    settings = load_config(DEFAULTS, None, ours)
+    plain = settings.clone()
+    plain.defrost()
+    for section, key in (("DATA", "WORKERS"), ("SOLVER", "WARMUP_ITERS")):
+        if plain[section][key] == -1:  # the recipe's
+            plain[section][key] = 0
+    check_numbers(plain, POSITIVE, MOST, {})
+    return settings, theirs

@@ -15,8 +15,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms as torchvision_nms
-from torchvision.ops import roi_align as torchvision_roi_align
+from torchvision.ops import nms as torchvision_nms, roi_align as torchvision_roi_align
 
 NAME = "mmcv._ext"
 AVERAGE = 1  # mmcv's pool_mode; 0 is max

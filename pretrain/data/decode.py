@@ -11,8 +11,7 @@ import warnings
 import zlib
 
 import numpy as np
-from PIL import Image as PILImage
-from PIL import ImageOps
+from PIL import Image as PILImage, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")  # one of PIL's others runs programs
 MAX_SCANS = 100  # of a JPEG: each goes over the whole picture again, however few bytes it takes

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from fvcore.common.config import CfgNode
 from PIL import Image, ImageFilter, ImageOps
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
+from torchvision.transforms import InterpolationMode, functional as F
 
 from sslight.core.errors import InputError
 

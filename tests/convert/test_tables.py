@@ -9,8 +9,7 @@ import pytest
 import timm
 import torch
 
-from convert import names as layouts
-from convert import verify
+from convert import names as layouts, verify
 from convert.convert_ckpt import convert
 from convert.names import LAYOUTS, Rule, apply_table
 from convert.reader import read_checkpoint, read_content

@@ -13,8 +13,7 @@ from benchmarks.deployment import cost
 from benchmarks.detection import settings as coco_options
 from benchmarks.evaluation import main
 from pretrain import train
-from sslight.core import distributed
-from sslight.core import processes as errors
+from sslight.core import distributed, processes as errors
 from sslight.core.checkpoint import check_archive
 from sslight.core.errors import InputError, nearest_file
 

@@ -37,7 +37,7 @@ def test_round_trip_with_environment_and_extra_fields(tmp_path):
 @pytest.mark.parametrize(
     "changes, word",
     [
-        ({"benchmark": "k-nn"}, "none of"),
+        ({"benchmark": "k-nn"}, "no evaluation's name"),
         ({"checkpoint": {"path": "a"}}, "sha256"),
         ({"metrics": {}}, "metrics is empty"),
         ({"metrics": {"top1": 50.0}}, "metrics.top1"),

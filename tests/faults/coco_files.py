@@ -14,15 +14,9 @@ import numpy as np
 
 from benchmarks.detection import (
     data as coco_data,
-)
-from benchmarks.detection import (
     evaluation as coco_eval,
-)
-from benchmarks.detection import (
     images as coco_images,
-)
-from benchmarks.detection import (
-    preflight as coco_preflight,
+    preflight,
 )
 from benchmarks.detection.settings import DEFAULTS
 from convert.targets.mmcv_ops import install
@@ -129,12 +123,12 @@ def use(settings, number: int) -> str:
     try:
         data = coco_data.find(settings)
         coco_images.check([data.train], None)
-        coco_preflight.masks_present(data.train)
-        list(coco_preflight.shapes(data.train))
+        preflight.masks_present(data.train)
+        list(preflight.shapes(data.train))
     except InputError as error:
         assert "\n" not in str(error) and len(str(error)) < 6000, f"said too much: {error}"
         return "refused"
-    coco_preflight.proxy(data, {"max_iter": 9, "steps": [5], "warmup": 1}, 0.5, settings)
+    preflight.proxy(data, {"max_iter": 9, "steps": [5], "warmup": 1}, 0.5, settings)
     truth = data.train.content
     boxes = near_detections(truth)
     width, height = truth["images"][0]["width"], truth["images"][0]["height"]

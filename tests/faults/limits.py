@@ -20,15 +20,9 @@ from PIL import Image
 from benchmarks.classification.labelled import balanced, holdout
 from benchmarks.detection import (
     data as coco_data,
-)
-from benchmarks.detection import (
     evaluation as coco_eval,
-)
-from benchmarks.detection import (
     images as coco_images,
-)
-from benchmarks.detection import (
-    preflight as coco_preflight,
+    preflight,
 )
 from benchmarks.detection.settings import DEFAULTS
 from pretrain.data.loading import epoch_order
@@ -159,11 +153,11 @@ def many_annotations(count: int, place: Path) -> Row:
         started = time.process_time()
         found = coco_data.find(settings)
         coco_images.check([found.train], None)
-        coco_preflight.masks_present(found.train)
-        assert not list(coco_preflight.shapes(found.train))
+        preflight.masks_present(found.train)
+        assert not list(preflight.shapes(found.train))
         checked = time.process_time() - started
         truth = found.train.content
-        assert len(coco_preflight.stratified(truth, count // 10)) == count // 10
+        assert len(preflight.stratified(truth, count // 10)) == count // 10
         started = time.process_time()
         detections = [
             {**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.5} for a in truth["annotations"]

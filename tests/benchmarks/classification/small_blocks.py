@@ -5,8 +5,7 @@ So that small data, too, are read in several parts and shared over the ranks.
 
 import sys
 
-from benchmarks.classification import features as cache
-from benchmarks.classification import knn
+from benchmarks.classification import features as cache, knn
 from pretrain import neighbours
 from sslight.cli import dispatch
 from sslight.core.processes import run_command

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.classification import features as cache
-from benchmarks.classification import linear, training
+from benchmarks.classification import features as cache, linear, training
 from benchmarks.classification.features import Features, choices_for, widths
 from benchmarks.classification.heads import LinearProbes
 from benchmarks.classification.weights import state_hash

@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.classification import labelled as subsets
-from benchmarks.classification import semisup, training
+from benchmarks.classification import labelled as subsets, semisup, training
 from benchmarks.classification.heads import semi_head
 from benchmarks.classification.labelled import balanced, from_list, holdout, open_splits, read_list
 from benchmarks.classification.weights import load_subject

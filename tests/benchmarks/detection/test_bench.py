@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.detection import images as coco_images
-from benchmarks.detection.coco import configure, main
+from benchmarks.detection import coco as evaluation, images as coco_images
+from benchmarks.detection.command import EVALUATION
 from benchmarks.detection.settings import framework_module
+from benchmarks.evaluation import main as run_evaluation
 from pretrain.backbones import build_backbone
 from sslight.core.checkpoint import save_backbone
 from sslight.core.errors import InputError
@@ -26,6 +27,14 @@ pytest.importorskip("mmdet", reason="comes with the mmdet extra")
 PREPROCESS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB", "size": 224}
 DETECTRON2 = pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed")
 TASKS = {"faster": "det", "mask": "seg"}
+
+
+def main(words):
+    return run_evaluation(EVALUATION, words)
+
+
+def configure(words):
+    return evaluation.configure(EVALUATION.check(words))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import types
 import pytest
 import torch
 
-from benchmarks.detection import launch as coco_launch
+from benchmarks.detection import launch
 from sslight.core.errors import InputError
 from sslight.core.result import read_result
 from tests.benchmarks.detection.coco_sets import write_set
@@ -40,7 +40,7 @@ def scontrol(tmp_path, monkeypatch):
 
 
 def test_sruns_environment_becomes_torchruns(scontrol):
-    assert coco_launch.from_slurm(SRUN) == {
+    assert launch.from_slurm(SRUN) == {
         "RANK": "11",
         "WORLD_SIZE": "16",
         "LOCAL_RANK": "3",
@@ -48,23 +48,23 @@ def test_sruns_environment_becomes_torchruns(scontrol):
         "MASTER_ADDR": "gpu07",
         "MASTER_PORT": "20123",
     }
-    kept = coco_launch.from_slurm({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
+    kept = launch.from_slurm({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
     assert (kept["MASTER_ADDR"], kept["MASTER_PORT"]) == ("10.0.0.1", "29500")
     with pytest.raises(InputError, match="ntasks-per-node"):
-        coco_launch.from_slurm({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "8,7"})
+        launch.from_slurm({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "8,7"})
     with pytest.raises(InputError, match="set MASTER_ADDR"):
-        coco_launch.from_slurm({**SRUN, "SLURM_JOB_NODELIST": "elsewhere"})
+        launch.from_slurm({**SRUN, "SLURM_JOB_NODELIST": "elsewhere"})
 
 
 def test_a_wrong_start_is_said(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", *SRUN):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match="start the command with `torchrun --nproc_per_node"):
-        coco_launch.processes("torchrun", 1)
+        launch.processes("torchrun", 1)
     with pytest.raises(InputError, match="SLURM_PROCID is not set: start the command with `srun"):
-        coco_launch.processes("slurm", 1)
+        launch.processes("slurm", 1)
     with pytest.raises(InputError, match="--num-gpus 0"):
-        coco_launch.processes("none", 0)
+        launch.processes("none", 0)
 
 
 @pytest.fixture
@@ -94,16 +94,16 @@ def one_gpu_each(monkeypatch):
 
 
 def test_a_process_joins_with_the_one_gpu_that_it_sees(one_gpu_each, monkeypatch):
-    monkeypatch.setattr(coco_launch.distributed, "join_group", one_gpu_each.append)
-    monkeypatch.setattr(coco_launch.dist, "get_world_size", lambda: 4)
-    assert coco_launch.processes("torchrun", 1) == 4
+    monkeypatch.setattr(launch.distributed, "join_group", one_gpu_each.append)
+    monkeypatch.setattr(launch.dist, "get_world_size", lambda: 4)
+    assert launch.processes("torchrun", 1) == 4
     assert one_gpu_each == [torch.device("cuda", 0), "nccl"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="process 3 .* sees 2: start one process per GPU"):
-        coco_launch.processes("torchrun", 1)
+        launch.processes("torchrun", 1)
     with pytest.raises(InputError, match="4 processes for 2 GPU"):
-        coco_launch.processes("none", 4)
-    assert coco_launch.processes("none", 4, here=False) == 4
+        launch.processes("none", 4)
+    assert launch.processes("none", 4, here=False) == 4
 
 
 def test_mmengine_takes_the_gpu_that_the_process_sees(one_gpu_each):

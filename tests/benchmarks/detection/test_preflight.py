@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.detection import preflight as coco_preflight
+from benchmarks.detection import preflight
 from benchmarks.detection.settings import choose_recipe, resolve_schedule
 from benchmarks.detection.weights import prove
 from sslight.core.errors import InputError
@@ -45,19 +45,19 @@ def test_the_schedule_is_the_recipes_unless_settings_change_it():
 def test_doubts_say_what_to_change(monkeypatch):
     schedule = resolve_schedule(RECIPE, settings(), False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "each of 8 CPU processes is plain BN over its 2 images" in next(coco_preflight.solver(RECIPE, schedule, 8))
+    assert "each of 8 CPU processes is plain BN over its 2 images" in next(preflight.solver(RECIPE, schedule, 8))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert list(coco_preflight.solver(RECIPE, schedule, 8)) == []
-    assert "SyncBN" in next(coco_preflight.solver(RECIPE, schedule, 1))
-    halved = next(coco_preflight.solver(RECIPE, {**schedule, "batch": 8}, 8))
+    assert list(preflight.solver(RECIPE, schedule, 8)) == []
+    assert "SyncBN" in next(preflight.solver(RECIPE, schedule, 1))
+    halved = next(preflight.solver(RECIPE, {**schedule, "batch": 8}, 8))
     assert "0.01" in halved and "--scale-lr" in halved
-    late = next(coco_preflight.solver(RECIPE, {**schedule, "steps": [60000, 95000]}, 8))
+    late = next(preflight.solver(RECIPE, {**schedule, "steps": [60000, 95000]}, 8))
     assert "95000" in late and "SOLVER.STEPS" in late
     with pytest.raises(InputError, match="do not rise"):
-        list(coco_preflight.solver(RECIPE, {**schedule, "steps": [8, 6]}, 8))
-    assert list(coco_preflight.preprocessing(RECIPE, PREPROCESS)) == []
+        list(preflight.solver(RECIPE, {**schedule, "steps": [8, 6]}, 8))
+    assert list(preflight.preprocessing(RECIPE, PREPROCESS)) == []
     half = {**PREPROCESS, "mean": [0.5] * 3, "color_order": "BGR"}
-    assert ["BGR" in line or "127.5" in line for line in coco_preflight.preprocessing(RECIPE, half)] == [True, True]
+    assert ["BGR" in line or "127.5" in line for line in preflight.preprocessing(RECIPE, half)] == [True, True]
 
 
 def test_degenerate_shapes_are_counted():
@@ -70,7 +70,7 @@ def test_degenerate_shapes_are_counted():
         ],
         "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
     }
-    lines = list(coco_preflight.shapes(SimpleNamespace(json="x.json", content=content)))
+    lines = list(preflight.shapes(SimpleNamespace(json="x.json", content=content)))
     assert [line.split(" has ")[1].split(":")[0] for line in lines[:3]] == [
         "1 boxes smaller than a pixel",
         "1 boxes outside their image",
@@ -99,27 +99,27 @@ def crowds(annotation, image):
 
 def test_what_remains_to_train_on_is_counted():
     crowd = {"iscrowd": 1}
-    assert coco_preflight.trainable(split_of({}, {}, {}, crowd), crowds, 2) == ("3 of 4 objects (1 crowds)", [])
-    words, doubts = coco_preflight.trainable(split_of({}, {}, crowd, crowd, crowd), crowds, 2)
+    assert preflight.trainable(split_of({}, {}, {}, crowd), crowds, 2) == ("3 of 4 objects (1 crowds)", [])
+    words, doubts = preflight.trainable(split_of({}, {}, crowd, crowd, crowd), crowds, 2)
     assert words == "2 of 5 objects (3 crowds)" and "only 2 of 5 objects (3 crowds) of x.json" in doubts[0]
-    assert "in 2 images for batches of 4" in coco_preflight.trainable(split_of({}, {}), crowds, 4)[1][0]
+    assert "in 2 images for batches of 4" in preflight.trainable(split_of({}, {}), crowds, 4)[1][0]
     with pytest.raises(InputError, match="no object of x.json would be trained on: of 2, 2 crowds"):
-        coco_preflight.trainable(split_of(crowd, crowd), crowds, 2)
-    coco_preflight.countable(split_of({}, crowd))
+        preflight.trainable(split_of(crowd, crowd), crowds, 2)
+    preflight.countable(split_of({}, crowd))
     with pytest.raises(InputError, match="all 2 objects of x.json are crowds"):
-        coco_preflight.countable(split_of(crowd, crowd))
+        preflight.countable(split_of(crowd, crowd))
 
 
 def test_relative_units_are_recognised():
     small = {"bbox": [0.1, 0.2, 0.5, 0.8]}
     with pytest.raises(InputError, match="boxes of x.json are in relative units .* of up to 60x60 pixels.: multiply"):
-        coco_preflight.absolute(split_of(small, {"bbox": [0.0, 0.0, 1.0, 1.0]}), masks=False)
-    coco_preflight.absolute(split_of(small, {}), masks=False)
-    coco_preflight.absolute(split_of(small, side=2), masks=False)
+        preflight.absolute(split_of(small, {"bbox": [0.0, 0.0, 1.0, 1.0]}), masks=False)
+    preflight.absolute(split_of(small, {}), masks=False)
+    preflight.absolute(split_of(small, side=2), masks=False)
     relative = {"segmentation": [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]]}
-    coco_preflight.absolute(split_of(relative), masks=False)
+    preflight.absolute(split_of(relative), masks=False)
     with pytest.raises(InputError, match="polygons of x.json are in relative units"):
-        coco_preflight.absolute(split_of(relative), masks=True)
+        preflight.absolute(split_of(relative), masks=True)
 
 
 def test_a_proxy_part_keeps_every_categorys_share():
@@ -129,15 +129,15 @@ def test_a_proxy_part_keeps_every_categorys_share():
     for image in content["images"]:
         for category in set(rng.choice(5, size=rng.integers(0, 4), p=shares).tolist()):
             content["annotations"].append({"image_id": image["id"], "category_id": category})
-    chosen = coco_preflight.stratified(content, 100)
-    assert len(chosen) == 100 and chosen == coco_preflight.stratified(content, 100)
+    chosen = preflight.stratified(content, 100)
+    assert len(chosen) == 100 and chosen == preflight.stratified(content, 100)
     whole = Counter(a["category_id"] for a in content["annotations"])
     part = Counter(a["category_id"] for a in content["annotations"] if a["image_id"] in chosen)
     wanted = {category: whole[category] / sum(whole.values()) for category in whole}
     for category in whole:  # a plain random tenth leaves the rarest class out in one of five draws
         assert part[category] / sum(part.values()) == pytest.approx(wanted[category], rel=0.5, abs=0.01)
         assert part[category] > 0
-    assert len(coco_preflight.stratified(content, 990)) == 990
+    assert len(preflight.stratified(content, 990)) == 990
 
 
 def test_the_proof_lists_what_differs():

@@ -7,8 +7,8 @@ import timm
 import torch
 import torchvision
 
-from benchmarks.detection import coco
-from benchmarks.detection import weights as coco_weights
+from benchmarks.detection import coco, weights as coco_weights
+from benchmarks.detection.command import EVALUATION
 from benchmarks.detection.weights import find_source
 from pretrain.backbones import build_backbone
 from sslight.core.checkpoint import save_backbone
@@ -86,19 +86,21 @@ def test_images_are_fed_as_the_backbone_was_trained(framework, tmp_path):
     place = write_set(tmp_path / "set")
     for words, order in (((), "BGR"), (BY_HAND[framework], "RGB")):
         setup = coco.configure(
-            [
-                "--framework",
-                framework,
-                "--task",
-                "det",
-                "--weights",
-                str(tmp_path / "r18.safetensors"),
-                "DATA.PATH_TO_DATA_DIR",
-                str(place),
-                "OUTPUT_DIR",
-                str(tmp_path / "out"),
-                *words,
-            ]
+            EVALUATION.check(
+                [
+                    "--framework",
+                    framework,
+                    "--task",
+                    "det",
+                    "--weights",
+                    str(tmp_path / "r18.safetensors"),
+                    "DATA.PATH_TO_DATA_DIR",
+                    str(place),
+                    "OUTPUT_DIR",
+                    str(tmp_path / "out"),
+                    *words,
+                ]
+            )
         )
         recipe = coco.feed(setup, setup.source.preprocess)
         assert recipe["color_order"] == order
@@ -118,20 +120,22 @@ def test_told_heads_reach_detectron2(tmp_path):
     torch.save(build_backbone("vit_tiny", num_heads=12).state_dict(), tmp_path / "vit.pth")
     place = write_set(tmp_path / "set")
     setup = coco.configure(
-        [
-            "--framework",
-            "detectron2",
-            "--task",
-            "det",
-            "--weights",
-            str(tmp_path / "vit.pth"),
-            "--set",
-            "num_heads=12",
-            "DATA.PATH_TO_DATA_DIR",
-            str(place),
-            "OUTPUT_DIR",
-            str(tmp_path / "out"),
-        ]
+        EVALUATION.check(
+            [
+                "--framework",
+                "detectron2",
+                "--task",
+                "det",
+                "--weights",
+                str(tmp_path / "vit.pth"),
+                "--set",
+                "num_heads=12",
+                "DATA.PATH_TO_DATA_DIR",
+                str(place),
+                "OUTPUT_DIR",
+                str(tmp_path / "out"),
+            ]
+        )
     )
     weights = coco_weights.prepare("vit.pth", setup.source, "timm", "detectron2", "vitdet", tmp_path)
     setup.framework.adapt(setup.recipe_cfg, setup.settings, setup.data, weights, 1, 0, tmp_path)

@@ -12,20 +12,12 @@ from rich.console import Console
 
 from benchmarks.report import (
     comparison,
+    files as report_files,
+    plots as report_cost,
+    plots as report_plots,
+    plots as report_training,
     published,
     report,
-)
-from benchmarks.report import (
-    files as report_files,
-)
-from benchmarks.report import (
-    plots as report_cost,
-)
-from benchmarks.report import (
-    plots as report_plots,
-)
-from benchmarks.report import (
-    plots as report_training,
 )
 from sslight.core.errors import InputError
 from tests.benchmarks.report.report_sets import HOSTILE, Page, full, hostile, png, result, write, write_cost, write_pair

@@ -7,8 +7,7 @@ import signal
 
 import pytest
 
-from benchmarks.suite import cluster as suite_cluster
-from benchmarks.suite import suite
+from benchmarks.suite import cluster as suite_cluster, suite
 from sslight.core.errors import InputError
 from sslight.core.result import read_result
 from tests.benchmarks.suite.fake_slurm import Slurm, wait_until
