@@ -16,15 +16,16 @@ from sslight.core.errors import InputError
 from tests.benchmarks.report.report_sets import result
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("pretrain", "convert", "benchmarks", "configs")
+PACKAGES = ("sslight", "pretrain", "convert", "benchmarks", "configs")
 # Several commands in one process, to import torch once; each is printed with its exit code.
 RUN = """
-import sys, configs, pretrain, sslight
+import sys, configs, pretrain
+from sslight.cli import dispatch
 from sslight.core.processes import run_command
 assert "/elsewhere/" not in pretrain.__file__ and "/elsewhere/" in configs.__file__, (pretrain, configs)
 for line in sys.stdin.read().splitlines():
     try:
-        run_command(lambda: sslight.dispatch(line.split()))
+        run_command(lambda: dispatch(line.split()))
     except SystemExit as ended:
         print(f"exit {ended.code or 0}: {line}", flush=True)
 """
@@ -35,7 +36,7 @@ def wheel(tmp_path_factory) -> Path:
     source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "-m", "sslight"):
+    for name in ("setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, source)
     subprocess.run(
         [
@@ -119,11 +120,12 @@ def test_recipes_of_the_frameworks_are_found_with_their_bases(wheel, tmp_path):
     pytest.importorskip("mmdet")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = """
-from benchmarks import coco_mmdet, coco_recipes
+from benchmarks.detection.in_mmdet import run
+from benchmarks.detection.settings import choose_recipe
 from sslight.core.config import read_settings
 for framework in ("mmdet", "detectron2"):
-    print(coco_recipes.choose_recipe(framework, "det", "resnet18", None, "1x"))
-print(coco_mmdet.recipe_of(coco_mmdet.load_config("configs/mmdet/mask_rcnn_r18_fpn_2x.py"))["max_iter"])
+    print(choose_recipe(framework, "det", "resnet18", None, "1x"))
+print(run.recipe_of(run.load_config("configs/mmdet/mask_rcnn_r18_fpn_2x.py"))["max_iter"])
 print(read_settings("configs/detectron2/mask_rcnn_r18_fpn_2x.yaml")["INPUT.FORMAT"])
 """
     done = subprocess.run(

@@ -66,7 +66,7 @@ class Measured:
 
 
 def over_seeds(
-    seeds: Sequence[int], predictions: Mapping[str, Sequence[np.ndarray]], labels: np.ndarray, **further: Sequence
+    seeds: Sequence[int], predictions: Mapping[str, Sequence[np.ndarray]], labels: np.ndarray, /, **further: Sequence
 ) -> tuple[dict[str, dict], list[dict]]:
     """`metrics` and `per_seed` of runs of several seeds; `further` values of each run go into the latter by name."""
     from benchmarks.classification.metrics import per_seed, seed_metrics

@@ -193,7 +193,7 @@ def test_a_forked_process_of_a_machine_without_gpus_takes_the_cpu(run):
         "-c",
         """
 import os, sys
-from pretrain import devices
+from sslight.core import devices
 devices.check()
 child = os.fork()
 if not child:

@@ -60,7 +60,7 @@ class Begun:
 def begin(*arguments: object, log: Path) -> Begun:
     """The command that `start` would start, in a process that need not import torch first."""
     words = list(map(str, arguments))
-    words = ["pretrain", *words[2:]] if words[:2] == ["-m", "pretrain"] else words[1:]  # else: sslight.py ...
+    words = words[2:] if words[1] == "sslight" else words[1:]  # behind -m
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a thread pool would not survive the fork
     _SERVER.set_forkserver_preload(["tests.faults.preloaded"])
     return Begun(words, log)

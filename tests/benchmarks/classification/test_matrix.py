@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks.classification import knn, linear, semisup
+from benchmarks.evaluation import main
 from pretrain.backbones import build_backbone
 from pretrain.data import pack
 from sslight.core.checkpoint import save_backbone
@@ -66,7 +67,7 @@ def weights(tmp_path_factory):
 @pytest.mark.parametrize("evaluation, arch, form", CELLS)
 def test_killed_and_on_two_processes(formats, weights, run, tmp_path, monkeypatch, evaluation, arch, form):
     module, cfg, extra = RUNS[evaluation]
-    command = ["-m", "tests.benchmarks.small_blocks", module.__name__.rsplit(".", 1)[1]]
+    command = ["-m", "tests.benchmarks.classification.small_blocks", module.__name__.rsplit(".", 1)[1]]
     for owner, name, value in SIZES:
         monkeypatch.setattr(owner, name, value)
     if arch == "vit_tiny":
@@ -103,7 +104,7 @@ def test_killed_and_on_two_processes(formats, weights, run, tmp_path, monkeypatc
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGKILL, 0) and kept(), errors
     for name in ("killed", "whole"):
-        assert module.main(argv(name)) == 0
+        assert main(module.EVALUATION, argv(name)) == 0
     killed, whole = read_result(tmp_path / "killed"), read_result(tmp_path / "whole")
     assert killed["metrics"] == whole["metrics"] and killed["per_seed"] == whole["per_seed"]
     assert whole["data"]["counts"]["val"] == 32 and whole["checkpoint"]["family"] == "sslight-backbone"

@@ -410,7 +410,7 @@ def test_build_options_reach_every_evaluation_and_the_cost(tmp_path):
     networks = suite.find_networks(["random"], "vit_tiny", tmp_path, "num_heads=12")
     parts = make_parts(networks, read_suite("paper", []), {"MODEL.OPTIONS": "num_heads=12"}, tmp_path, 1)
     for part in parts:
-        key = "--set" if part.evaluation.benchmark == "cost" else "MODEL.OPTIONS"
+        key = "--set" if part.entry.benchmark == "cost" else "MODEL.OPTIONS"
         assert part.words[part.words.index(key) + 1] == "num_heads=12"
     assert parts[-1].folder.name == "vit_tiny_patch16_224_num_heads=12"
     with pytest.raises(InputError, match="no build option 'heads'"):

@@ -40,7 +40,7 @@ def test_key_images_are_shuffled_across_ranks_and_keys_come_back_in_order(tmp_pa
     script = tmp_path / "shuffle.py"
     script.write_text("""
 import sys, torch
-from pretrain import distributed
+from sslight.core import distributed
 from pretrain.methods import Progress, build_method
 from tests.pretrain.tiny import config
 
