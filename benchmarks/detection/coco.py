@@ -159,7 +159,9 @@ def plan(request: Request, context: Context) -> Plan:
         devices.check(setup.settings.DEVICE, setup.processes)
         preprocess = setup.source.preprocess if setup.source else IMAGENET
         preflight.amp_possible(setup.settings.TRAIN.AMP)
-        preflight.check(data, setup.recipe, schedule, preprocess, Path(), setup.processes, quiet=True)
+        preflight.check(
+            data, setup.recipe, schedule, preprocess, context.folder, setup.processes, remember=False, quiet=True
+        )
     check_same_run(context.folder, setup.identity, FREE)
     weights = setup.source.sha256 if setup.source else ""
     done = is_done(context.folder, weights, data.fingerprint(), deciding(to_dict(setup.settings), PLACES), trials)
