@@ -1,4 +1,4 @@
-"""`sslight demo`: the whole road on real handwritten digits, by the public commands alone, each printed first."""
+"""`sslight demo`: everything once on real handwritten digits, by the public commands alone, each printed first."""
 
 from __future__ import annotations
 

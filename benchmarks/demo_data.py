@@ -118,10 +118,10 @@ def _existing(out_dir: Path, settings: dict) -> dict:
     """The marker of a folder that is already complete."""
     try:
         marker = json.loads((out_dir / MARKER).read_text())
-        found, fingerprint = marker["settings"], marker["fingerprint"]
+        written, fingerprint = marker["settings"], marker["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{out_dir} is not empty and holds no demo data: choose another folder") from None
-    if found != settings:
+    if written != settings:
         raise InputError(f"{out_dir} holds demo data made with other settings: delete it or choose another folder")
     if fingerprint != _fingerprint(out_dir):
         raise InputError(f"{out_dir} holds demo data that was changed after it was made: delete it to make it again")

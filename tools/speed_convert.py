@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> dict[str, float]:
                 ("detectron2", "out.pth", False),
                 ("timm", "out.safetensors", False),
             ):
-                found = _ratios(source, to, Path(folder) / out, args.runs, cold)
-                ratios |= {f"{kind}_{to}{'_cold' * cold}_vs_{name}": ratio for name, ratio in found.items()}
+                speeds = _ratios(source, to, Path(folder) / out, args.runs, cold)
+                ratios |= {f"{kind}_{to}{'_cold' * cold}_vs_{name}": ratio for name, ratio in speeds.items()}
     return ratios
 
 

@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         "matmul + topk": lambda: plain(queries, bank, args.k),
         "faiss exact": lambda: torch.from_numpy(index.search(queries.numpy(), args.k)[1]),
     }
-    memory, found = zip(*(peak(side) for side in sides.values()), strict=True)
-    check(*found)
+    memory, neighbours = zip(*(peak(side) for side in sides.values()), strict=True)
+    check(*neighbours)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(args.pairs):
         names = list(sides)[::-1] if turn % 2 else list(sides)
@@ -82,11 +82,11 @@ def peak(side: Callable[[], Tensor]) -> tuple[int, Tensor]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        found = side()
+        result = side()
     finally:
         done.set()
         watcher.join()
-    return max(sizes) - sizes[0], found
+    return max(sizes) - sizes[0], result
 
 
 def plain(queries: Tensor, bank: Tensor, k: int) -> Tensor:

@@ -171,11 +171,11 @@ def plain_extraction(cfg, train: Labelled, args: argparse.Namespace) -> np.ndarr
             transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ]
     )
-    found = []
+    features = []
     for start in range(0, len(train), args.batch):
         files = [train.source.root / train.source.name(i) for i in range(start, min(start + args.batch, len(train)))]
-        found.append(model(torch.stack([picture(Image.open(file).convert("RGB")) for file in files])).numpy())
-    return np.concatenate(found)
+        features.append(model(torch.stack([picture(Image.open(file).convert("RGB")) for file in files])).numpy())
+    return np.concatenate(features)
 
 
 def ratio(label: str, first: Callable[[], object], second: Callable[[], object], pairs: int) -> float:
@@ -189,7 +189,7 @@ def ratio(label: str, first: Callable[[], object], second: Callable[[], object],
             taken[side] = time.perf_counter() - started
         if pair:
             times.append((taken[first], taken[second]))
-    found = statistics.median(a / b for a, b in times)
+    middle = statistics.median(a / b for a, b in times)
     a, b = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
-    print(f"  {label:58}{a:9.1f} ms{b:9.1f} ms{found:7.2f}x", flush=True)
-    return found
+    print(f"  {label:58}{a:9.1f} ms{b:9.1f} ms{middle:7.2f}x", flush=True)
+    return middle

@@ -34,16 +34,16 @@ STAGE = re.compile(r"stage(\d+)")
 
 def choices_for(backbone: nn.Module, wanted: Sequence[str]) -> list[str]:
     """`wanted` with `auto` replaced by all choices that suit the network. Raises InputError for one that it lacks."""
-    found: list[str] = []
+    chosen: list[str] = []
     for name in wanted:
         for choice in _all_choices(backbone) if name == "auto" else [name]:
-            if choice not in found:
-                found.append(choice)
-    for choice in found:
+            if choice not in chosen:
+                chosen.append(choice)
+    for choice in chosen:
         _check(backbone, choice)
-    if not found:
+    if not chosen:
         raise InputError("no features chosen: name at least one, such as pooled")
-    return found
+    return chosen
 
 
 def _blocks(backbone: nn.Module) -> int:
@@ -83,40 +83,40 @@ class Features(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         if self.choices == ["pooled"]:
             return {"pooled": self.backbone(images).float()}
-        found = self._tokens(images) if _blocks(self.backbone) else self._stages(images)
-        return {choice: found[choice].float() for choice in self.choices}
+        features = self._tokens(images) if _blocks(self.backbone) else self._stages(images)
+        return {choice: features[choice].float() for choice in self.choices}
 
     def _tokens(self, images: Tensor) -> dict[str, Tensor]:
         depth = max([int(m[1]) for m in map(CLASS_TOKEN.fullmatch, self.choices) if m], default=1)
         last, blocks = self.backbone.forward_intermediates(
             images, indices=depth, norm=True, return_prefix_tokens=True, output_fmt="NLC"
         )
-        found = {"pooled": self.backbone.forward_head(last, pre_logits=True)} if "pooled" in self.choices else {}
+        features = {"pooled": self.backbone.forward_head(last, pre_logits=True)} if "pooled" in self.choices else {}
         for choice in self.choices:
             match = CLASS_TOKEN.fullmatch(choice)
             if match:
                 parts = [prefix[:, 0] for _, prefix in blocks[-int(match[1]) :]]
-                found[choice] = torch.cat(parts + ([blocks[-1][0].mean(1)] if match[2] else []), dim=1)
-        return found
+                features[choice] = torch.cat(parts + ([blocks[-1][0].mean(1)] if match[2] else []), dim=1)
+        return features
 
     def _stages(self, images: Tensor) -> dict[str, Tensor]:
         last, maps = self.backbone.forward_intermediates(images)
-        found = {"pooled": self.backbone.forward_head(last, pre_logits=True)} if "pooled" in self.choices else {}
+        features = {"pooled": self.backbone.forward_head(last, pre_logits=True)} if "pooled" in self.choices else {}
         for choice in self.choices:
             match = STAGE.fullmatch(choice)
             if match:
                 if int(match[1]) > len(maps):
                     raise InputError(f"feature '{choice}': {self.backbone.arch} has {len(maps)} stages")
-                found[choice] = maps[-int(match[1])].mean((2, 3))
-        return found
+                features[choice] = maps[-int(match[1])].mean((2, 3))
+        return features
 
 
 @torch.no_grad()
 def widths(features: Features, size: int) -> dict[str, int]:
     """Width of every chosen feature, seen on the network's own output for a square image of `size` pixels."""
     device = next(features.parameters()).device
-    found = features.eval()(torch.zeros(1, 3, size, size, device=device))
-    return {name: value.shape[1] for name, value in found.items()}
+    outputs = features.eval()(torch.zeros(1, 3, size, size, device=device))
+    return {name: value.shape[1] for name, value in outputs.items()}
 
 
 def prepare(images: Tensor, preprocess: dict, device: torch.device) -> Tensor:
@@ -143,12 +143,12 @@ class Rows:
         start, stop, step = rows.indices(len(self))
         if step != 1:
             raise ValueError("features are read in steps of 1")
-        found, first = [np.empty((0, self.shape[1]), self.parts[0].dtype)], 0
+        pieces, first = [np.empty((0, self.shape[1]), self.parts[0].dtype)], 0
         for part, end in zip(self.parts, self.ends, strict=True):
             if start < end and first < stop:
-                found.append(part[max(start - first, 0) : stop - first])
+                pieces.append(part[max(start - first, 0) : stop - first])
             first = end
-        return np.concatenate(found)
+        return np.concatenate(pieces)
 
 
 def entry_facts(cfg: CfgNode, subject: Subject, split: Labelled, choice: str, flip: bool) -> dict:
@@ -224,15 +224,15 @@ def cached_features(
 
 def _check_entry(index: Path, facts: dict) -> None:
     try:
-        found = json.loads(index.read_text())
-        other = [key for key in facts if found[key] != facts[key]]
+        kept = json.loads(index.read_text())
+        other = [key for key in facts if kept[key] != facts[key]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"feature cache index {index} is not readable ({error}): remove the folder {index.parent}"
         ) from None
     if other:
         raise InputError(
-            f"feature cache {index.parent} is of other {' and '.join(other)} ({found[other[0]]}, not "
+            f"feature cache {index.parent} is of other {' and '.join(other)} ({kept[other[0]]}, not "
             f"{facts[other[0]]}): remove that folder or name another FEATURES.CACHE_DIR"
         )
 

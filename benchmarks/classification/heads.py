@@ -46,9 +46,9 @@ class LinearProbes(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
-            found = self.features(images)
+            features = self.features(images)
         return {
-            name: head(found[choice])
+            name: head(features[choice])
             for name, head, (choice, _) in zip(self.names, self.heads, self.members, strict=True)
         }
 

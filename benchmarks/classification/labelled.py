@@ -148,19 +148,19 @@ def from_list(path: Path, train: Labelled) -> np.ndarray:
         short_name = _stem(name)
         short[short_name] = -1 if short_name in short else i  # -1: several files of that name
     names = read_list(path)
-    found = [place.get(name, -2 if "/" in name else short.get(_stem(name), -2)) for name in names]
-    absent = [name for name, i in zip(names, found, strict=True) if i == -2]
+    indices = [place.get(name, -2 if "/" in name else short.get(_stem(name), -2)) for name in names]
+    absent = [name for name, i in zip(names, indices, strict=True) if i == -2]
     if absent:
         raise InputError(
             f"label list {path} names {len(absent)} file(s) that {train.source.where} does not have, e.g. "
             f"{absent[0]}: use the list of this data set, or LABELS.LIST '' for a balanced draw"
         )
-    vague = [name for name, i in zip(names, found, strict=True) if i == -1]
+    vague = [name for name, i in zip(names, indices, strict=True) if i == -1]
     if vague:
         raise InputError(
             f"label list {path}: several files of {train.source.where} are called {vague[0]}: write class/file"
         )
-    return np.unique(found)
+    return np.unique(indices)
 
 
 def _stem(name: str) -> str:

@@ -56,9 +56,9 @@ def blocks(rows, labels: np.ndarray | None, index: np.ndarray | None = None):
         part = rows[start:stop]
         part = torch.from_numpy(np.array(part)) if isinstance(part, np.ndarray) else part
         chosen = slice(None) if index is None else index[(index >= start) & (index < stop)] - start
-        found = part[chosen]
-        if len(found):
-            yield found.float(), None if labels is None else torch.from_numpy(np.asarray(labels[start:stop][chosen]))
+        picked = part[chosen]
+        if len(picked):
+            yield picked.float(), None if labels is None else torch.from_numpy(np.asarray(labels[start:stop][chosen]))
 
 
 class Problem:
@@ -190,7 +190,7 @@ def fit_cached(
     fitted, held = holdout(train.labels, cfg.PROBE.HOLDOUT, seed)
     labels = np.concatenate([train.labels] * (1 + cfg.PROBE.FLIPS))
     fitted = np.concatenate([fitted, fitted + len(train)]) if cfg.PROBE.FLIPS else fitted
-    found, weights = [], {}
+    fits, weights = [], {}
     bar = Bar(len(rows) * len(cfg.PROBE.PENALTIES) * cfg.PROBE.STEPS, "logistic regression", "step")
 
     def on_step() -> None:
@@ -205,7 +205,7 @@ def fit_cached(
             problem, cfg.PROBE.PENALTIES, data.shape[1], steps=cfg.PROBE.STEPS, on_step=on_step
         ):
             held_out = top1(rows[choice][0], weight, problem.standard, train.labels[held], held)
-            found.append(
+            fits.append(
                 {
                     "feature": choice,
                     "penalty": penalty,
@@ -216,14 +216,14 @@ def fit_cached(
             )
             weights[choice, penalty] = weight
             log(f"seed {seed}, {choice}, penalty {penalty:g}: held-out top-1 {held_out:.2f}% ({taken} steps)")
-    best = max(found, key=lambda row: row["holdout_top1"])  # of equals the first: the stronger penalty
+    best = max(fits, key=lambda row: row["holdout_top1"])  # of equals the first: the stronger penalty
     choice, penalty = best["feature"], best["penalty"]
     data = Stacked(*rows[choice][:2]) if cfg.PROBE.FLIPS else rows[choice][0]
     problem = Problem(data, labels, len(train.classes), Standard.of(data), None, device)
     weight, _, _ = problem.solve(penalty, weights[choice, penalty], steps=cfg.PROBE.STEPS, on_step=on_step)
     bar.close()
     ranked = torch.cat([rank_classes(part) for part in scores(rows[choice][-1], weight, problem.standard)])
-    return {"ranked": ranked.cpu().numpy(), "head": choice, "penalty": penalty, "path": found}
+    return {"ranked": ranked.cpu().numpy(), "head": choice, "penalty": penalty, "path": fits}
 
 
 def top1(rows, weight: torch.Tensor, standard: Standard, labels: np.ndarray, index: np.ndarray) -> float:

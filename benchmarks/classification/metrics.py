@@ -49,10 +49,10 @@ def interval(values: np.ndarray, draws: int = DRAWS, seed: int = 0) -> list[floa
 def metric(runs: Sequence[np.ndarray]) -> dict:
     """The `value` / `interval` / `std` of a result's metric from 0/1 hits [N] of each run, in percent."""
     values = 100 * np.stack([np.asarray(run, dtype=np.float64) for run in runs])
-    found = {"value": float(values.mean()), "interval": interval(values)}
+    summary = {"value": float(values.mean()), "interval": interval(values)}
     if len(values) > 1:
-        found["std"] = float(values.mean(1).std(ddof=1))  # over runs
-    return found
+        summary["std"] = float(values.mean(1).std(ddof=1))  # over runs
+    return summary
 
 
 def accuracy_metrics(ranked: Sequence[np.ndarray], labels: np.ndarray) -> dict[str, dict]:
@@ -71,9 +71,9 @@ def accuracy_metrics(ranked: Sequence[np.ndarray], labels: np.ndarray) -> dict[s
 def per_class(ranked: np.ndarray, labels: np.ndarray) -> dict[int, float]:
     """Top-1 of every class that has images, in percent."""
     correct, labels = hits(ranked, labels, 1), np.asarray(labels)
-    found = np.bincount(labels, weights=correct)
+    hits_of_class = np.bincount(labels, weights=correct)
     count = np.bincount(labels)
-    return {int(k): float(100 * found[k] / count[k]) for k in np.flatnonzero(count)}
+    return {int(k): float(100 * hits_of_class[k] / count[k]) for k in np.flatnonzero(count)}
 
 
 def confusions(ranked: np.ndarray, labels: np.ndarray, most: int = 20) -> list[tuple[int, int, int]]:

@@ -49,7 +49,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Measured:
-    """What an evaluation found.
+    """The measurements of an evaluation.
 
     predictions: ranked classes of every val image, one array a run, under the suffix of their metrics' names ("" is the
     first). metrics, per_seed, headline: as in the result file. shown: metric -> what the log calls it. benchmark,

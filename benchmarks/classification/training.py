@@ -267,7 +267,7 @@ def predict(
     mine = indices[my_batches(len(indices), cfg.TRAIN.BATCH_SIZE)]
     was_training = model.training
     model.eval()
-    found: dict[str, list[Tensor]] = {}
+    ranked: dict[str, list[Tensor]] = {}
     bar = Bar(len(mine), "evaluate", "image")
     for images, _ in eval_batches(
         split.source,
@@ -279,12 +279,12 @@ def predict(
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.TRAIN.AMP == "bf16"):
             logits = model(prepare(images, preprocess, device))
         for name, value in logits.items():
-            found.setdefault(name, []).append(rank_classes(value.float()))
+            ranked.setdefault(name, []).append(rank_classes(value.float()))
         bar.update(len(images))
     bar.close()
     model.train(was_training)
     none = torch.zeros(0, min(5, len(split.classes)), dtype=torch.long, device=device)
-    return {name: gather_rows(torch.cat(found.get(name, [none]))).cpu().int() for name in model.names}
+    return {name: gather_rows(torch.cat(ranked.get(name, [none]))).cpu().int() for name in model.names}
 
 
 def note(outcome: Outcome, ranked: dict[str, Tensor], val: Labelled, epoch: int) -> dict[str, float]:
@@ -300,7 +300,7 @@ def note(outcome: Outcome, ranked: dict[str, Tensor], val: Labelled, epoch: int)
 
 @dataclass
 class State:
-    """Where a run stands: `step` steps into `epoch`, what it found so far, and the file that says so."""
+    """Where a run stands: `step` steps into `epoch`, its results so far, and the file that says so."""
 
     folder: Path
     epoch: int = 0

@@ -127,11 +127,11 @@ def form_of(cost: dict) -> str:
 def measured_before(file: Path, about: dict) -> dict | None:
     """The cost in a file, if there is one of this version, and of the same network, settings and machine."""
     try:
-        found = read_cost(file)
+        measured = read_cost(file)
     except InputError:
         return None
-    same = all(found[key] == about[key] for key in SAME) and found.get("options", {}) == about.get("options", {})
-    return found if same else None
+    same = all(measured[key] == about[key] for key in SAME) and measured.get("options", {}) == about.get("options", {})
+    return measured if same else None
 
 
 def read_cost(file: Path) -> dict:

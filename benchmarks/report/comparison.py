@@ -100,8 +100,8 @@ class Entry:
     @property
     def departures(self) -> list[str]:
         """Where the measurement departs from the protocol that it names, each as `KEY VALUE`."""
-        found = self.result.get("departures")
-        return [f"{key} {value}" for key, value in found.items()] if isinstance(found, dict) else []
+        changed = self.result.get("departures")
+        return [f"{key} {value}" for key, value in changed.items()] if isinstance(changed, dict) else []
 
     @property
     def headlines(self) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ class Entry:
     def settings(self) -> dict[str, object]:
         """What has to agree for a comparison, as flat {name: value}, without what only says where a file lies."""
         result = self.result
-        found = {
+        conditions = {
             "benchmark": self.benchmark,
             "protocol": result["protocol"],
             "framework": self.framework,
@@ -121,8 +121,8 @@ class Entry:
         }
         for key, value in flatten(result["config"]):
             if key.rsplit(".", 1)[-1].lower() not in FREE and key not in NAMES:
-                found[f"config {key}"] = _plain(value)
-        return found
+                conditions[f"config {key}"] = _plain(value)
+        return conditions
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """`higher`, `lower`, or what stands in the way of saying so."""
+        """`higher`, `lower`, or why neither can be said."""
         if self.differs:
             return "not comparable"
         if self.difference is None:
@@ -196,7 +196,7 @@ def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
         about = entry.result["checkpoint"]
         return str(about["sha256"]), (*Path(str(about["path"])).parts, str(about.get("network") or ""))
 
-    found = []
+    labelled = []
     for entry in entries:
         namesakes = {identity(other) for other in entries if other.label == entry.label and not entry.random}
         sha256, path = identity(entry)
@@ -205,26 +205,26 @@ def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
         end = len(os.path.commonprefix([other[start:][::-1] for other in paths]))
         differing = "/".join(filter(None, path[start : len(path) - end]))
         unique = len(set(paths)) == len(paths)
-        found.append(replace(entry, tag=(differing if unique else sha256[:8]) if len(paths) > 1 else ""))
-    return found
+        labelled.append(replace(entry, tag=(differing if unique else sha256[:8]) if len(paths) > 1 else ""))
+    return labelled
 
 
 def rows(entries: Sequence[Entry]) -> list[Row]:
     """All metrics of all results, each beside the random network's; a random one used as such has no row of its own."""
     baselines = [entry for entry in entries if entry.random]
     used: set[Path] = set()
-    found: list[Row] = []
+    table: list[Row] = []
     for entry in entries:
         if entry.random:
             continue
         baseline, differs = _baseline(entry, baselines)
         if baseline:
             used.add(baseline.path)
-        found += [row(entry, name, baseline, differs) for name in entry.result["metrics"]]
+        table += [row(entry, name, baseline, differs) for name in entry.result["metrics"]]
     for entry in baselines:
         if entry.path not in used:
-            found += [row(entry, name, None, []) for name in entry.result["metrics"]]
-    return found
+            table += [row(entry, name, None, []) for name in entry.result["metrics"]]
+    return table
 
 
 def _baseline(entry: Entry, candidates: Sequence[Entry]) -> tuple[Entry | None, list[str]]:

@@ -195,13 +195,13 @@ def _published(table: Table) -> list[str]:
             ("column", "ours", "published", "value", "difference"),
             [
                 (
-                    found.column,
-                    found.measured.row.entry.label,
-                    f"{found.published.label} {found.published.recipe}",
-                    found.published.numbers[found.column],
-                    f"{number(found.value, found.interval, True)} {span(found.interval, True)}",
+                    difference.column,
+                    difference.measured.row.entry.label,
+                    f"{difference.published.label} {difference.published.recipe}",
+                    difference.published.numbers[difference.column],
+                    f"{number(difference.value, difference.interval, True)} {span(difference.interval, True)}",
                 )
-                for found in table.differences
+                for difference in table.differences
             ],
         ),
     ]
@@ -264,17 +264,17 @@ def to_json(report: Report) -> str:
                 "rows": [record(row) for row in report.rows],
                 "published": [
                     {
-                        "column": found.column,
-                        "method": found.published.label,
-                        "arch": found.published.arch,
-                        "recipe": found.published.recipe,
-                        "value": found.number,
-                        "ours": found.measured.row.value,
-                        "difference": found.value,
-                        "interval": found.interval,
-                        "file": str(found.measured.row.entry.path),
+                        "column": difference.column,
+                        "method": difference.published.label,
+                        "arch": difference.published.arch,
+                        "recipe": difference.published.recipe,
+                        "value": difference.number,
+                        "ours": difference.measured.row.value,
+                        "difference": difference.value,
+                        "interval": difference.interval,
+                        "file": str(difference.measured.row.entry.path),
                     }
-                    for found in (table.differences if table else [])
+                    for difference in (table.differences if table else [])
                 ],
                 "costs": report.costs,
                 "without_cost": [" ".join(words).strip() for words in report.without_cost],

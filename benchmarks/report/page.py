@@ -57,7 +57,7 @@ def departing(entry: Entry | None) -> str:
 
 
 def verdict(row: Row) -> str:
-    """The verdict, with what differs where that stands in the way of a comparison."""
+    """The verdict; where a difference in conditions forbids one, that difference."""
     return f"{row.verdict}: {listed(row.differs)}" if row.differs else row.verdict
 
 

@@ -26,7 +26,7 @@ def differences(a: Path | str, b: Path | str) -> tuple[list[Row], list[Entry], l
     Architectures may differ: they are what is compared. Raises InputError where no benchmark is in both.
     """
     (ours, faults), (theirs, more) = load([a]), load([b])
-    found, used = [], []
+    compared, used = [], []
     for entry in ours:
         others = [other for other in theirs if other.benchmark == entry.benchmark]
         if not others:
@@ -34,10 +34,10 @@ def differences(a: Path | str, b: Path | str) -> tuple[list[Row], list[Entry], l
             continue
         other = min(others, key=lambda other: (len(_differs(entry, other)), str(other.path)))
         used += [entry, other]
-        found += _rows(entry, other)
-    if not found:
+        compared += _rows(entry, other)
+    if not compared:
         raise InputError(f"{a} and {b} have no benchmark in common: nothing to compare")
-    return found, list(dict((entry.path, entry) for entry in used).values()), faults + more
+    return compared, list(dict((entry.path, entry) for entry in used).values()), faults + more
 
 
 def _differs(entry: Entry, other: Entry) -> list[str]:
@@ -50,7 +50,7 @@ def _rows(entry: Entry, other: Entry) -> list[Row]:
     if differs:
         return plain
     paired = coco_pairs(entry, other) if entry.benchmark == "coco" else {}
-    found = []
+    lines = []
     for line in plain:
         sides = [_hits(side, line.metric) for side in (entry, other)]
         if all(side is not None for side in sides):
@@ -58,25 +58,25 @@ def _rows(entry: Entry, other: Entry) -> list[Row]:
         elif line.metric in paired:
             (low, high), images = paired[line.metric]
         else:
-            found.append(line)
+            lines.append(line)
             continue
-        found.append(
+        lines.append(
             replace(
                 line,
                 difference_interval=[min(low, line.difference), max(high, line.difference)],
                 how=f"paired over {images:,} images",
             )
         )
-    return found
+    return lines
 
 
 def _hits(entry: Entry, metric: str) -> np.ndarray | None:
     """Right or wrong of every image and run, if kept, and if it is what the metric was counted from."""
-    found, stored = read_hits(entry.path.parent, metric), entry.result["metrics"].get(metric)
+    hits, stored = read_hits(entry.path.parent, metric), entry.result["metrics"].get(metric)
     images = entry.result["data"]["counts"].get("val")
-    if found is None or not stored or found.shape[1] != images or abs(100 * found.mean() - stored["value"]) > 1e-6:
+    if hits is None or not stored or hits.shape[1] != images or abs(100 * hits.mean() - stored["value"]) > 1e-6:
         return None
-    return found
+    return hits
 
 
 def interval(a: np.ndarray, b: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
@@ -100,7 +100,7 @@ def coco_pairs(entry: Entry, other: Entry, draws: int = COCO_DRAWS, seed: int = 
     from benchmarks.detection.evaluation import average_precision
 
     truth = _truth(entry)
-    found = {}
+    intervals = {}
     for kind in ("box", "mask") if truth else ():
         runs = [_matches(side, truth, kind) for side in (entry, other)]
         if not all(runs):
@@ -117,8 +117,8 @@ def coco_pairs(entry: Entry, other: Entry, draws: int = COCO_DRAWS, seed: int = 
             values[i] = sides[0] - sides[1]
         low, high = np.nanpercentile(values, LEVEL, axis=0)
         for k, name in enumerate(("AP", "AP50")):
-            found[f"{kind}_{name}"] = (float(low[k]), float(high[k])), images
-    return found
+            intervals[f"{kind}_{name}"] = (float(low[k]), float(high[k])), images
+    return intervals
 
 
 def _truth(entry: Entry) -> dict | None:
@@ -138,13 +138,13 @@ def _matches(entry: Entry, truth: dict, kind: str) -> list:
     """The matches of every run; an empty list unless the detections are there and give the AP that was noted."""
     from benchmarks.detection.evaluation import evaluate
 
-    found = []
+    matches = []
     try:
         for files, noted in zip(entry.result["detections"], entry.result["per_seed"], strict=True):
             again = evaluate(truth, json.loads((entry.path.parent / files[kind]).read_text()), kind)
             if abs(again.numbers["AP"] - noted[f"{kind}_AP"]) > 1e-6:
                 return []
-            found.append(again.matches)
+            matches.append(again.matches)
     except (OSError, KeyError, ValueError):
         return []
-    return found
+    return matches

@@ -169,15 +169,15 @@ def run_curves(run: Path) -> list[Picture]:
 
 def read_metrics(path: Path) -> list[dict]:
     """The readable lines of a run's metrics, those with a `step`; a line cut off by a crash is left out."""
-    found = []
+    kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             item = json.loads(line)
         except ValueError:
             continue
         if isinstance(item, dict) and isinstance(item.get("step"), int):
-            found.append(item)
-    return found
+            kept.append(item)
+    return kept
 
 
 def with_curves(entries: Sequence[Entry]) -> list[list[Entry]]:
@@ -396,8 +396,8 @@ def _by_class(row: Row) -> list[Picture]:
 
 def _per_class(result: dict, metric: str) -> dict[str, float]:
     """{class: percent} of `per_class`, or of `per_category` under the metric's kind (box, mask); may be empty."""
-    found = result.get("per_class") or (result.get("per_category") or {}).get(metric.split("_")[0]) or {}
-    return {str(name): float(value) for name, value in found.items() if isinstance(value, int | float)}
+    values = result.get("per_class") or (result.get("per_category") or {}).get(metric.split("_")[0]) or {}
+    return {str(name): float(value) for name, value in values.items() if isinstance(value, int | float)}
 
 
 def _by_size(row: Row) -> list[Picture]:

@@ -74,14 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"cannot write a report as '{output.name}': end it in {', '.join(SUFFIXES)}")
         if output.is_dir():
             raise InputError(f"{output} is a directory: name a file")
-    found = diff(*args.diff, args.title) if args.diff else gather(args.places, find_config(args.published), args.title)
-    for fault in found.faults:
+    report = diff(*args.diff, args.title) if args.diff else gather(args.places, find_config(args.published), args.title)
+    for fault in report.faults:
         print(f"left out: {fault}")
-    print_table(found)
+    print_table(report)
     for output in map(Path, args.output):
         from benchmarks.report.files import WRITERS
 
-        text = WRITERS[output.suffix](found)
+        text = WRITERS[output.suffix](report)
         write_atomically(output, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
         print(f"wrote {output}")
     return 0
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def gather(places: Sequence[Path | str], table: Path, title: str | None) -> Report:
     """The report over everything below `places`. Raises InputError where there is no result."""
     entries, faults = load(places)
-    found = rows(entries)
+    table_rows = rows(entries)
     if not table.exists():
         raise InputError(f"no such file of published numbers: {table}")
     folders = [path for path in map(Path, places) if path.is_dir()]
@@ -104,13 +104,13 @@ def gather(places: Sequence[Path | str], table: Path, title: str | None) -> Repo
             faults.append(str(error))
     return Report(
         title or "Downstream results",
-        found,
+        table_rows,
         entries,
         faults,
         HOW + HOW_RANDOM + LEVEL,
-        published=published.beside_published(found, table),
+        published=published.beside_published(table_rows, table),
         costs=costs,
-        without_cost=without_cost(found, costs),
+        without_cost=without_cost(table_rows, costs),
         runs=[run for run in runs if not measured & {run, *run.parents}],
     )
 
@@ -119,12 +119,12 @@ def diff(a: Path | str, b: Path | str, title: str | None) -> Report:
     """The report of A's results beside B's."""
     from benchmarks.report.paired import differences
 
-    found, entries, faults = differences(a, b)
-    ours = {row.entry.label for row in found}
-    theirs = {row.baseline.label for row in found if row.baseline}
+    compared, entries, faults = differences(a, b)
+    ours = {row.entry.label for row in compared}
+    theirs = {row.baseline.label for row in compared if row.baseline}
     named = len(ours) == len(theirs) == 1 and ours != theirs  # else the folders tell the two apart
     one, other = (*ours, *theirs) if named else (str(a), str(b))
-    return Report(title or f"{one} against {other}", found, entries, faults, HOW + HOW_DIFF + LEVEL, against=other)
+    return Report(title or f"{one} against {other}", compared, entries, faults, HOW + HOW_DIFF + LEVEL, against=other)
 
 
 def without_cost(rows: Sequence[Row], costs: Sequence[dict]) -> list[tuple[str, str]]:
@@ -138,7 +138,7 @@ def without_cost(rows: Sequence[Row], costs: Sequence[dict]) -> list[tuple[str, 
         if row.entry.image_size and (row.entry.network, row.entry.image_size) not in measured:
             options = row.entry.network.removeprefix(row.entry.arch)  # a command has one set of them
             lacking.setdefault((row.entry.image_size, options), {})[row.entry.arch] = None
-    found = [
+    notes = [
         (
             f"No accuracy against cost for {', '.join(archs)}{options} at {size} px, where no cost was measured; "
             "measure it:",
@@ -147,8 +147,8 @@ def without_cost(rows: Sequence[Row], costs: Sequence[dict]) -> list[tuple[str, 
         for (size, options), archs in lacking.items()
     ]
     if costs and any(row.entry.benchmark == "coco" for row in rows):
-        found.append(("No accuracy against cost for detection: its images vary in size, a cost is of one size.", ""))
-    return found
+        notes.append(("No accuracy against cost for detection: its images vary in size, a cost is of one size.", ""))
+    return notes
 
 
 def print_table(report: Report, console: Console | None = None) -> None:

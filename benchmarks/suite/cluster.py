@@ -37,7 +37,7 @@ def options(words: Sequence[str], processes: int) -> dict:
     from submitit.slurm.slurm import SlurmExecutor
 
     known = SlurmExecutor._valid_parameters() - OWN
-    found = {**DEFAULTS, "gpus_per_node": processes}
+    settings = {**DEFAULTS, "gpus_per_node": processes}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in known:
@@ -45,10 +45,10 @@ def options(words: Sequence[str], processes: int) -> dict:
                 f"--slurm {word}{nearest(name, known)}: it takes OPTION=VALUE, where OPTION is one of "
                 f"{', '.join(sorted(known))}"
             )
-        found[name] = int(value) if value.isdigit() else value == "True" or value  # a flag is `exclusive=True`
-    if not isinstance(found["time"], int):
-        raise InputError(f"--slurm time={found['time']}: give the time limit in minutes, e.g. time=1440")
-    return found
+        settings[name] = int(value) if value.isdigit() else value == "True" or value  # a flag is `exclusive=True`
+    if not isinstance(settings["time"], int):
+        raise InputError(f"--slurm time={settings['time']}: give the time limit in minutes, e.g. time=1440")
+    return settings
 
 
 def submit_all(steps: Sequence[Step], parameters: dict, processes: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.deployment.cost import label
 from benchmarks.detection.weights import RANDOM, SUPERVISED, find_source
 from benchmarks.evaluation import EVALUATIONS
-from benchmarks.suite.settings import Entry, lay_over
+from benchmarks.suite.settings import Entry, resolve_settings
 from convert.reader import read_checkpoint
 from pretrain.backbones import canonical_arch, check_options, read_options, write_options
 from sslight.core.errors import InputError
@@ -60,14 +60,14 @@ def find_networks(words: Sequence[str], arch: str | None, out_dir: Path, options
     to `out_dir/weights`. `options`: MODEL.OPTIONS of them all. Raises InputError for an unreadable file, or one name
     for two networks.
     """
-    found, given = [], read_options(options.split())
+    networks, given = [], read_options(options.split())
     for word in words:
         if word not in (RANDOM, SUPERVISED):
             name, _, file = ("", "", word) if Path(word).is_file() else word.rpartition("=")
             read = read_checkpoint(file, arch=arch, options=given)
             of_cost = write_options({key: value for key, value in read.options.items() if key != "img_size"})
-            found.append(Network(name or name_of(Path(file)), file, read.arch, not arch, bool(name), of_cost))
-    archs = dict.fromkeys(network.arch for network in found) or ([canonical_arch(arch)] if arch else [])
+            networks.append(Network(name or name_of(Path(file)), file, read.arch, not arch, bool(name), of_cost))
+    archs = dict.fromkeys(network.arch for network in networks) or ([canonical_arch(arch)] if arch else [])
     for word in (RANDOM, SUPERVISED):
         if word in words and not archs:
             raise InputError(f"--weights {word} without a checkpoint needs --arch, e.g. --arch resnet18")
@@ -77,16 +77,16 @@ def find_networks(words: Sequence[str], arch: str | None, out_dir: Path, options
                 find_source(word, one, 0, out_dir)
                 weights = str(out_dir / "weights" / f"supervised_{one}_seed0.safetensors")
             check_options(one, given)
-            found.append(Network(f"{word.lower()}-{one}", weights, one, word == SUPERVISED, options=options))
-    names = [network.name for network in found]
-    for network in found:
+            networks.append(Network(f"{word.lower()}-{one}", weights, one, word == SUPERVISED, options=options))
+    names = [network.name for network in networks]
+    for network in networks:
         if not re.fullmatch(r"[\w.+-]+", network.name):
             raise InputError(f"'{network.name}' is to name a folder: use letters, digits, and . _ + -")
         if names.count(network.name) > 1:
             raise InputError(
                 f"two checkpoints would be called '{network.name}': name them, as in --weights NAME={network.weights}"
             )
-    return found
+    return networks
 
 
 def name_of(file: Path) -> str:
@@ -105,7 +105,7 @@ def make_parts(
     processes: int,
 ) -> list[Part]:
     """Every evaluation of every network, one network after the other. `given`: the command line's {key: value}."""
-    pairs = list(zip(entries, lay_over(entries, given), strict=True))
+    pairs = list(zip(entries, resolve_settings(entries, given), strict=True))
     shared = [entry for entry in entries if EVALUATIONS[entry.benchmark].per_architecture]
     parts = [
         _part(network, entry, settings, out_dir / network.name, processes)

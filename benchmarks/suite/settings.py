@@ -67,11 +67,11 @@ def read_suite(word: str, frameworks: Sequence[str]) -> list[Entry]:
     if not isinstance(tree, dict) or not isinstance(tree.get("evaluations"), dict) or not tree["evaluations"]:
         raise InputError(f"{path} is not a suite: it needs 'evaluations:' with a name and a benchmark for each")
     _check_fields(str(path), tree, {"evaluations": dict, "settings": dict})
-    shared, found = dict(flatten(tree.get("settings") or {})), []
+    shared, entries = dict(flatten(tree.get("settings") or {})), []
     for name, entry in tree["evaluations"].items():
-        found += _read_entry(path, str(name), entry, shared, frameworks)
-    _check_keys(shared, found, str(path))
-    return found
+        entries += _read_entry(path, str(name), entry, shared, frameworks)
+    _check_keys(shared, entries, str(path))
+    return entries
 
 
 def _read_entry(path: Path, name: str, entry: object, shared: dict, frameworks: Sequence[str]) -> list[Entry]:
@@ -120,13 +120,13 @@ def _check_fields(where: str, entry: dict, known: Mapping[str, type | tuple[type
             raise InputError(f"{where}: '{name}' cannot be {value!r}; benchmarks/suite/settings.py shows what it holds")
 
 
-def lay_over(evaluations: Sequence[Entry], given: Mapping[str, str]) -> list[dict[str, object]]:
-    """The settings of each evaluation, with the command line's {key: value} laid over the file's.
+def resolve_settings(evaluations: Sequence[Entry], given: Mapping[str, str]) -> list[dict[str, object]]:
+    """The settings of each evaluation, the command line's {key: value} before the file's.
 
     A plain key goes to every evaluation that knows it; `NAME.KEY` to the evaluation or benchmark of that name, which
     may also know keys of its framework. Raises InputError for a key that none knows, naming the nearest.
     """
-    found, used = [], set()
+    resolved, used = [], set()
     for evaluation in evaluations:
         settings = dict(evaluation.settings)
         known, names = keys_of(evaluation.benchmark), (evaluation.benchmark, evaluation.group, evaluation.name)
@@ -136,9 +136,9 @@ def lay_over(evaluations: Sequence[Entry], given: Mapping[str, str]) -> list[dic
                 if key.startswith(prefix) and (own in known or prefix):
                     settings[own] = value
                     used.add(key)
-        found.append(settings)
+        resolved.append(settings)
     _check_keys([key for key in given if key not in used], evaluations, "command line")
-    return found
+    return resolved
 
 
 def _check_keys(keys: Iterable[str], evaluations: Sequence[Entry], where: str) -> None:

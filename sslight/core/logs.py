@@ -159,10 +159,10 @@ class MetricsLog:
 
 def _lines(path: Path) -> list[dict]:
     """The readable lines of a metrics file; a line cut off by a crash is left out."""
-    found = []
+    rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(line))
+            rows.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return found
+    return rows
