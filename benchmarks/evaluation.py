@@ -57,7 +57,7 @@ class Evaluation(Protocol):
     settings: nested keys and defaults; a suite may set any of them.
     frameworks: names of which a suite runs each, passed as `--framework NAME`; empty where there is no such choice.
     per_architecture: what is measured depends on the architecture, not on the weights.
-    spreads: it starts its own processes, told by `--num-gpus N`; others are started by torchrun.
+    spreads: it starts its own processes, as many as `--num-gpus N` says; others are started by torchrun.
     """
 
     settings: Mapping[str, Any]

@@ -131,7 +131,7 @@ def fit_probes(run: Run, seed: int) -> dict:
     from benchmarks.classification.heads import LinearProbes
     from benchmarks.classification.labelled import holdout
     from benchmarks.classification.metrics import hits
-    from benchmarks.classification.training import Job, fit, predict
+    from benchmarks.classification.training import FitJob, fit, predict
 
     cfg, (choices, rates), train, val = run.cfg, run.prepared, run.train, run.val
     features = Features(run.subject.backbone, choices).to(run.device)
@@ -142,7 +142,7 @@ def fit_probes(run: Run, seed: int) -> dict:
         fitted, held = holdout(train.labels, cfg.PROBE.HOLDOUT, seed)
     preprocess = run.subject.preprocess
     groups = model.groups(cfg.SOLVER.BASE_LR)
-    job = Job(model, groups, train, fitted, val, preprocess, seed, run.out_dir / f"seed_{seed}")
+    job = FitJob(model, groups, train, fitted, val, preprocess, seed, run.out_dir / f"seed_{seed}")
     outcome = fit(cfg, job, run.device, run.stop, run.log)
     if held is None:
         return single(outcome, model.names[0])

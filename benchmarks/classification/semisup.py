@@ -85,13 +85,13 @@ class SemiSupervised(Classification):
 
 def fine_tune(run: Run, seed: int, indices: np.ndarray, origin: str) -> dict:
     """Train backbone and head of one seed on the labelled images."""
-    from benchmarks.classification.training import Job, fit
+    from benchmarks.classification.training import FitJob, fit
 
     model, head_origin = build(run.cfg, run.subject, len(run.train.classes), seed)
     factor = run.cfg.SOLVER.BACKBONE_LR_FACTOR
     groups = [{"module": model.backbone, "lr_factor": factor}, {"module": model.head, "lr_factor": 1.0}]
     folder = run.out_dir / f"seed_{seed}"
-    job = Job(model, groups, run.train, indices, run.val, run.subject.preprocess, seed, folder)
+    job = FitJob(model, groups, run.train, indices, run.val, run.subject.preprocess, seed, folder)
     outcome = fit(run.cfg, job, run.device, run.stop, run.log)
     return single(outcome, "classifier") | {"labels": origin, "images": len(indices), "head": head_origin}
 

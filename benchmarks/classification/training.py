@@ -51,7 +51,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Job:
+class FitJob:
     """What one run trains and on what.
 
     model: images -> {head: logits}, with the heads' `names` and, in `frozen`, the children that do not train.
@@ -69,7 +69,7 @@ class Job:
     folder: Path
 
 
-def fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: RunLog) -> Outcome:
+def fit(cfg: CfgNode, job: FitJob, device: torch.device, stop: StopSignal, log: RunLog) -> Outcome:
     """Train `job.model` for SOLVER.TOTAL_EPOCHS, evaluating on val; continues what `job.folder` holds.
 
     Raises Stopped after saving when a signal asks for it.
@@ -78,12 +78,12 @@ def fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Run
         return _fit(cfg, job, device, stop, log)
 
 
-def _fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: RunLog) -> Outcome:
+def _fit(cfg: CfgNode, job: FitJob, device: torch.device, stop: StopSignal, log: RunLog) -> Outcome:
     world = distributed.world_size()
     model = job.model.to(device, memory_format=torch.channels_last)
     runner = parallel(model, device)
     optimizer = build_optimizer(cfg, job.groups)
-    state = State(folder=job.folder)
+    state = FitState(folder=job.folder)
     state.load(model, optimizer)
     batch = global_batch(cfg, model, len(job.subset))
     steps = math.ceil(len(job.subset) / batch)
@@ -299,7 +299,7 @@ def note(outcome: Outcome, ranked: dict[str, Tensor], val: Labelled, epoch: int)
 
 
 @dataclass
-class State:
+class FitState:
     """Where a run stands: `step` steps into `epoch`, its results so far, and the file that says so."""
 
     folder: Path

@@ -27,7 +27,7 @@ class Job:
     """A command as submitit's callable; `checkpoint` makes it one that is requeued."""
 
     def __init__(self, words: Sequence[str]):
-        self.words, self.told = list(words), False
+        self.words, self.signalled = list(words), False
         self.process: subprocess.Popen | None = None
 
     def __call__(self) -> None:
@@ -35,13 +35,13 @@ class Job:
         self.process = start(self.words)
         signal.signal(signal.SIGTERM, self._tell)
         code = self.process.wait()
-        if code == EXIT_STOPPED or (code and self.told):
+        if code == EXIT_STOPPED or (code and self.signalled):
             time.sleep(LINGER)
         if code != EXIT_DONE:
             raise RuntimeError(f"exit code {code}: {' '.join(self.words)}")
 
     def _tell(self, number: int, frame: object) -> None:
-        self.told = True
+        self.signalled = True
         self.process.terminate()
 
     def checkpoint(self):

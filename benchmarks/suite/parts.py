@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.deployment.cost import label
 from benchmarks.detection.weights import RANDOM, SUPERVISED, find_source
 from benchmarks.evaluation import EVALUATIONS
-from benchmarks.suite.settings import Entry, resolve_settings
+from benchmarks.suite.settings import SuiteEntry, resolve_settings
 from convert.reader import read_checkpoint
 from pretrain.backbones import canonical_arch, check_options, read_options, write_options
 from sslight.core.errors import InputError
@@ -21,14 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]  # where the packages lie
 
 
 @dataclass(frozen=True)
-class Network:
-    """A checkpoint under test, or a baseline. `name` is its folder, `arch` timm's name, `told`: the file says so;
+class Candidate:
+    """A checkpoint under test, or a baseline. `name` is its folder, `arch` timm's name, `recorded`: its file names it;
     `named`: the user chose the name, so it is the report's, too."""
 
     name: str
     weights: str
     arch: str
-    told: bool = True
+    recorded: bool = True
     named: bool = False
     options: str = ""  # build options that change its cost, as `num_heads=12`
 
@@ -37,8 +37,8 @@ class Network:
 class Part:
     """One evaluation of one network: `words` follow `sslight bench`, its results lie in `folder`."""
 
-    network: Network
-    entry: Entry
+    network: Candidate
+    entry: SuiteEntry
     words: tuple[str, ...]
     folder: Path
 
@@ -53,7 +53,7 @@ class Part:
         return [sys.executable, *([] if alone else spread), "-m", "sslight", "bench", *self.words]
 
 
-def find_networks(words: Sequence[str], arch: str | None, out_dir: Path, options: str = "") -> list[Network]:
+def find_networks(words: Sequence[str], arch: str | None, out_dir: Path, options: str = "") -> list[Candidate]:
     """The networks that --weights names: `FILE`, `NAME=FILE`, `random` or `SUPERVISED`.
 
     The baselines come once for every architecture among the checkpoints, or for `arch`. Supervised weights are written
@@ -66,7 +66,7 @@ def find_networks(words: Sequence[str], arch: str | None, out_dir: Path, options
             name, _, file = ("", "", word) if Path(word).is_file() else word.rpartition("=")
             read = read_checkpoint(file, arch=arch, options=given)
             of_cost = write_options({key: value for key, value in read.options.items() if key != "img_size"})
-            networks.append(Network(name or name_of(Path(file)), file, read.arch, not arch, bool(name), of_cost))
+            networks.append(Candidate(name or name_of(Path(file)), file, read.arch, not arch, bool(name), of_cost))
     archs = dict.fromkeys(network.arch for network in networks) or ([canonical_arch(arch)] if arch else [])
     for word in (RANDOM, SUPERVISED):
         if word in words and not archs:
@@ -77,7 +77,7 @@ def find_networks(words: Sequence[str], arch: str | None, out_dir: Path, options
                 find_source(word, one, 0, out_dir)
                 weights = str(out_dir / "weights" / f"supervised_{one}_seed0.safetensors")
             check_options(one, given)
-            networks.append(Network(f"{word.lower()}-{one}", weights, one, word == SUPERVISED, options=options))
+            networks.append(Candidate(f"{word.lower()}-{one}", weights, one, word == SUPERVISED, options=options))
     names = [network.name for network in networks]
     for network in networks:
         if not re.fullmatch(r"[\w.+-]+", network.name):
@@ -98,8 +98,8 @@ def name_of(file: Path) -> str:
 
 
 def make_parts(
-    networks: Sequence[Network],
-    entries: Sequence[Entry],
+    networks: Sequence[Candidate],
+    entries: Sequence[SuiteEntry],
     given: Mapping[str, str],
     out_dir: Path,
     processes: int,
@@ -117,19 +117,19 @@ def make_parts(
     return parts + [_architecture(*arch, entry, out_dir / entry.benchmark) for entry in shared for arch in archs]
 
 
-def _architecture(arch: str, options: str, entry: Entry, place: Path) -> Part:
+def _architecture(arch: str, options: str, entry: SuiteEntry, place: Path) -> Part:
     """What is measured once for an architecture with its build options, in a folder of `place`."""
     given = [word for option in options.split() for word in ("--set", option)]
     words = (entry.benchmark, arch, *given, "--out", str(place), *entry.options)
     name = label(arch, read_options(options.split()))
-    return Part(Network(entry.benchmark, arch, arch, options=options), replace(entry, name=name), words, place / name)
+    return Part(Candidate(entry.benchmark, arch, arch, options=options), replace(entry, name=name), words, place / name)
 
 
-def _part(network: Network, entry: Entry, settings: dict, place: Path, processes: int) -> Part:
+def _part(network: Candidate, entry: SuiteEntry, settings: dict, place: Path, processes: int) -> Part:
     evaluation, folder, config = EVALUATIONS[entry.benchmark], place / entry.name, entry.config(network.arch)
     words = [entry.benchmark, "--weights", network.weights]
     words += ["--cfg", os.path.relpath(config)] if config else []
-    words += [] if network.told else ["--arch", network.arch]
+    words += [] if network.recorded else ["--arch", network.arch]
     words += ["--framework", entry.framework] if entry.framework else []
     words += ["--num-gpus", str(processes)] if evaluation.spreads else []
     if "FEATURES" in evaluation.settings:

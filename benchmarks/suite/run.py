@@ -30,11 +30,11 @@ def _in_child() -> None:
 class Runner:
     """Runs commands while it is entered; SIGTERM, SIGUSR1 and Ctrl-C end the running one, which saves.
 
-    signals: those that came; `told` counts those that the command has got. A second Ctrl-C ends both at once.
+    signals: those that came; `forwarded` counts those that the command has got. A second Ctrl-C ends both at once.
     """
 
     def __enter__(self) -> Runner:
-        self.signals, self.told, self.process = [], 0, None
+        self.signals, self.forwarded, self.process = [], 0, None
         self.previous = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
         return self
 
@@ -52,9 +52,9 @@ class Runner:
 
     def _pass_on(self) -> None:
         """Each signal to the command once: a Ctrl-C as that, any other as SIGTERM, for torchrun dies of SIGUSR1."""
-        while self.process and self.told < len(self.signals):
-            self.told += 1
-            number = self.signals[self.told - 1]
+        while self.process and self.forwarded < len(self.signals):
+            self.forwarded += 1
+            number = self.signals[self.forwarded - 1]
             self.process.send_signal(number if number == signal.SIGINT else signal.SIGTERM)
 
     def run(self, words: Sequence[str], log: Path) -> int:

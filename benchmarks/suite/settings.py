@@ -30,7 +30,7 @@ FIXED = ("WEIGHTS", "NAME", "OUTPUT_DIR")  # the suite sets them itself
 
 
 @dataclass(frozen=True)
-class Entry:
+class SuiteEntry:
     """One command of a suite, for any checkpoint. `group` is its name in the file, `name` also tells the framework."""
 
     name: str
@@ -51,7 +51,7 @@ class Entry:
         return None
 
 
-def read_suite(word: str, frameworks: Sequence[str]) -> list[Entry]:
+def read_suite(word: str, frameworks: Sequence[str]) -> list[SuiteEntry]:
     """The evaluations of a suite file, or of the suite of this name in configs/suites.
 
     `frameworks` replaces those that the file names. Raises InputError for a file that is absent or no suite.
@@ -74,7 +74,7 @@ def read_suite(word: str, frameworks: Sequence[str]) -> list[Entry]:
     return entries
 
 
-def _read_entry(path: Path, name: str, entry: object, shared: dict, frameworks: Sequence[str]) -> list[Entry]:
+def _read_entry(path: Path, name: str, entry: object, shared: dict, frameworks: Sequence[str]) -> list[SuiteEntry]:
     where = f"{path}: evaluation '{name}'"
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise InputError(f"{where} names a folder: use small letters, digits and _")
@@ -100,7 +100,7 @@ def _read_entry(path: Path, name: str, entry: object, shared: dict, frameworks: 
     settings = {key: value for key, value in shared.items() if key in known}
     settings |= dict(flatten(entry.get("settings") or {}))
     return [
-        Entry(
+        SuiteEntry(
             "_".join(filter(None, (name, framework))), name, entry["benchmark"], framework, configs, options, settings
         )
         for framework in chosen
@@ -120,7 +120,7 @@ def _check_fields(where: str, entry: dict, known: Mapping[str, type | tuple[type
             raise InputError(f"{where}: '{name}' cannot be {value!r}; benchmarks/suite/settings.py shows what it holds")
 
 
-def resolve_settings(evaluations: Sequence[Entry], given: Mapping[str, str]) -> list[dict[str, object]]:
+def resolve_settings(evaluations: Sequence[SuiteEntry], given: Mapping[str, str]) -> list[dict[str, object]]:
     """The settings of each evaluation, the command line's {key: value} before the file's.
 
     A plain key goes to every evaluation that knows it; `NAME.KEY` to the evaluation or benchmark of that name, which
@@ -141,7 +141,7 @@ def resolve_settings(evaluations: Sequence[Entry], given: Mapping[str, str]) -> 
     return resolved
 
 
-def _check_keys(keys: Iterable[str], evaluations: Sequence[Entry], where: str) -> None:
+def _check_keys(keys: Iterable[str], evaluations: Sequence[SuiteEntry], where: str) -> None:
     """Raise InputError for the first key that no evaluation knows."""
     known = {name for evaluation in evaluations for name in keys_of(evaluation.benchmark)}
     for key in keys:

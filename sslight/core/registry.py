@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from sslight.core.errors import InputError, nearest
 
-Part = TypeVar("Part")
+P = TypeVar("P")
 
 
 def load(where: str):
@@ -17,7 +17,7 @@ def load(where: str):
     return getattr(importlib.import_module(module), attribute)
 
 
-class Registry(Mapping[str, Part]):
+class Registry(Mapping[str, P]):
     """The parts of one kind: `registry[name]` imports and returns a part; names and texts need no import.
 
     entries: name -> (one line for help and documentation, `module:attribute`). Raises InputError for an unknown name,
@@ -27,7 +27,7 @@ class Registry(Mapping[str, Part]):
     def __init__(self, kind: str, entries: Mapping[str, tuple[str, str]]):
         self.kind, self.entries = kind, dict(entries)
 
-    def __getitem__(self, name: str) -> Part:
+    def __getitem__(self, name: str) -> P:
         if name not in self.entries:
             known = ", ".join(self.entries)
             raise InputError(f"unknown {self.kind} '{name}'{nearest(str(name), self.entries)}: use one of {known}")

@@ -326,7 +326,7 @@ def test_supervised_weights_become_one_file_for_all_evaluations(tmp_path, monkey
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "hub" / "checkpoints" / url.rsplit("/", 1)[1])
     (network,), (again,) = (suite.find_networks(["SUPERVISED"], "resnet18", tmp_path / out) for out in ("a", "b"))
-    assert network.name == "supervised-resnet18" and network.told
+    assert network.name == "supervised-resnet18" and network.recorded
     one, other = read_checkpoint(network.weights), read_checkpoint(again.weights)
     assert one.method == "supervised" and one.sha256 == other.sha256
 
@@ -352,9 +352,9 @@ def test_a_name_that_was_given_goes_with_the_network_and_no_other_does(place):
 
 def paper(arch, **given):
     """{evaluation: command} of the shipped paper.yaml for an architecture."""
-    from benchmarks.suite.parts import Network
+    from benchmarks.suite.parts import Candidate
 
-    parts = make_parts([Network("net", "net.pth", arch)], read_suite("paper", []), given, Path("out"), 1)
+    parts = make_parts([Candidate("net", "net.pth", arch)], read_suite("paper", []), given, Path("out"), 1)
     return {part.entry.name: list(part.words) for part in parts}
 
 
