@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pretrain.data.sources import FORMATS
 from sslight.core.arguments import Parser
 
 DEFAULTS = {
@@ -165,8 +166,6 @@ MOST = {
 }
 LENGTHS = {"DATA.MEAN": 3, "DATA.STD": 3, "LOSS.WEIGHTS": 2}
 
-FORMATS = ("folder", "h5", "shards")
-
 
 def pretrain() -> Parser:
     parser = Parser(
@@ -199,7 +198,7 @@ def pack() -> Parser:
         "src", metavar="SRC", help="data directory with train and val in any of the three forms, or a URL of shards"
     )
     parser.add_argument("dst", metavar="DST", type=Path, help="directory to write")
-    parser.add_argument("--to", required=True, choices=FORMATS)
+    parser.add_argument("--to", required=True, choices=list(FORMATS))
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: those of train and val that are there")
     parser.add_argument("--shard-images", type=int, default=10_000, metavar="N", help="images per shard (10000)")
     return parser

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pretrain.data.decode import UnclearImage, check_range
 from sslight.core.errors import InputError
 
 EXTENSIONS = {
@@ -51,6 +52,7 @@ SIGNATURES = {
 }
 HEAD = 32  # bytes in which all of them show
 NAMED = 3  # of the files that are passed over
+RANGE_SAMPLES = 100  # images whose headers are looked at
 FINGERPRINT_SAMPLES = 1000  # images whose sizes are looked at
 MAX_BYTES = 1 << 30  # of an encoded image: more than any takes that the decoders accept
 
@@ -142,7 +144,7 @@ class Names:
 class Source:
     """Encoded images by number. Subclasses fill `names` and, where asked for, know the labels."""
 
-    kind = ""
+    kind = ""  # the name of its format
     passed_over = ""  # what lies among the images and is none, counted and named
 
     def __init__(self, where: str, names: Names, labelled: bool, classes: Iterable[str] = ()):
@@ -181,6 +183,18 @@ class Source:
             f"{self.name(i)} in {self.where} has {reason}: set DATA.MAX_VALUE to the value that is white "
             "(e.g. 4095 of 12 bits, 65535 of 16), or convert such images to RGB of 8 bits"
         )
+
+    def check_ranges(self) -> None:
+        """Raise InputError if the pixels of an image, by the headers of some evenly spread ones, need a guess."""
+        for i in np.linspace(0, len(self) - 1, min(len(self), RANGE_SAMPLES)).astype(int).tolist():
+            if not self.name(i).lower().endswith((".jpg", ".jpeg")):
+                try:
+                    check_range(self.read(i), self.max_value)
+                except UnclearImage as error:
+                    raise self.unclear(i, error) from None
+                except OSError:
+                    pass  # counted where it is read in earnest
+        self.close()
 
     @property
     def has_labels(self) -> bool:
