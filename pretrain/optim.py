@@ -1,16 +1,65 @@
-"""Optimizers over the published parameter groups, and the momentum encoder's moving average."""
+"""Schedules as pure functions, optimizers over the published parameter groups, and the moving average of weights."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
+from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from sslight.core import distributed
 from sslight.core.errors import InputError, nearest
 
 OPTIMIZERS = ("LARS", "AdamW", "SGD")
+
+
+def cosine(step: int, total: int, start: float, end: float) -> float:
+    """Half a cosine from `start` at step 0 towards `end`, which is approached at step `total` and not reached."""
+    return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * step / total))
+
+
+def linear(step: int, total: int, start: float, end: float) -> float:
+    """Entry `step` of `total` evenly spaced values with both ends included; `end` from there on."""
+    if step >= total:
+        return end
+    return start + (end - start) * step / max(total - 1, 1)
+
+
+def warmup_cosine(step: int, total: int, warmup: int, start: float, peak: float, end: float) -> float:
+    """Learning rate: linear from `start` to `peak` over `warmup` steps, both included, then cosine towards `end`.
+
+    The cosine begins at its own first step, so the peak occurs twice. All three values are absolute.
+    """
+    if step < warmup:
+        return linear(step, warmup, start, peak)
+    return cosine(step - warmup, total - warmup, peak, end)
+
+
+def scaled_learning_rate(base: float, global_batch: int) -> float:
+    """The linear scaling rule: `base` is per 256 images of the global batch."""
+    return base * global_batch / 256
+
+
+def global_batch(cfg: CfgNode) -> int:
+    """Images per optimizer step over all processes."""
+    return cfg.TRAIN.BATCH_SIZE * distributed.world_size() * cfg.TRAIN.ACCUMULATE
+
+
+def hyperparameters(cfg: CfgNode, step: int, steps_per_epoch: int) -> dict[str, float]:
+    """Learning rate (linear rule on the global batch) and weight decay at an optimizer step."""
+    solver, total = cfg.SOLVER, cfg.SOLVER.TOTAL_EPOCHS * steps_per_epoch
+    warmup, peak = solver.WARMUP_EPOCHS * steps_per_epoch, peak_learning_rate(cfg)
+    return {
+        "lr": warmup_cosine(step, total, warmup, solver.START_WARMUP, peak, solver.MIN_LR),
+        "weight_decay": cosine(step, total, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_END),
+    }
+
+
+def peak_learning_rate(cfg: CfgNode) -> float:
+    return scaled_learning_rate(cfg.SOLVER.BASE_LR, global_batch(cfg))
 
 
 def parameter_groups(model: nn.Module, constant_rate: Iterable[nn.Parameter] = ()) -> list[dict]:

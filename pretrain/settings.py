@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pretrain.data.sources import FORMATS
 from sslight.core.arguments import Parser
 
 DEFAULTS = {
@@ -189,6 +188,8 @@ def pretrain() -> Parser:
 
 
 def pack() -> Parser:
+    from pretrain.data.sources import FORMATS
+
     parser = Parser(
         "sslight pack",
         "Convert a data directory, byte for byte, between class folders, HDF5 and shards.",

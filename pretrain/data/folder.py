@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pretrain.data.index import HEAD, MAX_BYTES, Names, PassedOver, Source, extension_of, is_image
-from pretrain.data.sources import DataFormat, Packer
+from pretrain.data.decode import HEAD, extension_of, is_image
+from pretrain.data.sources import MAX_BYTES, DataFormat, Names, Packer, PassedOver, Source
 from sslight.core.errors import InputError
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.index import MAX_BYTES, Names, Source, inside
-from pretrain.data.sources import DataFormat, Packer
+from pretrain.data.sources import MAX_BYTES, DataFormat, Names, Packer, Source, inside
 from sslight.core.errors import InputError
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from pretrain import settings as command_line
-from pretrain.data.index import Source, extension_of, is_image
-from pretrain.data.sources import FORMATS, Packer, is_url, open_source
+from pretrain.data.decode import extension_of, is_image
+from pretrain.data.sources import FORMATS, Packer, Source, is_url, open_source
 from sslight.core.errors import EXIT_DONE, InputError
 from sslight.core.logs import Bar
 from sslight.core.processes import run_command

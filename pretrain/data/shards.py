@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.index import HEAD, MAX_BYTES, Names, PassedOver, Source, extension_of, inside, is_image, shared
-from pretrain.data.sources import DataFormat, Packer, is_url
+from pretrain.data.decode import HEAD, extension_of, is_image
+from pretrain.data.sources import MAX_BYTES, DataFormat, Names, Packer, PassedOver, Source, inside, is_url, shared
 from sslight.core.errors import InputError
 
 BLOCK = 512  # bytes: the unit of a tar file

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from convert.targets.timm_stages import build_stages, forward_stages
 from pretrain.backbones import build_backbone
 from pretrain.methods import METHODS, Progress, build_method
-from pretrain.monitor import Objective
+from pretrain.state import Objective
 from sslight.core import distributed
 from tests.pretrain.golden import relative_error
 from tests.pretrain.tiny import config, views

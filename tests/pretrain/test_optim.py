@@ -1,14 +1,25 @@
-"""Parameter groups, optimizers and the moving average against golden numbers and one-parameter-at-a-time versions."""
+"""Schedules, parameter groups, optimizers and the moving average against golden numbers and slow versions."""
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from pretrain.backbones import build_backbone
 from pretrain.methods import build_method
-from pretrain.optim import OPTIMIZERS, build_optimizer, ema_update, parameter_groups, set_hyperparameters
+from pretrain.optim import (
+    OPTIMIZERS,
+    build_optimizer,
+    cosine,
+    ema_update,
+    linear,
+    parameter_groups,
+    scaled_learning_rate,
+    set_hyperparameters,
+    warmup_cosine,
+)
 from sslight.core.errors import InputError
 from tests.pretrain.golden import golden, relative_error
 from tests.pretrain.tiny import config
@@ -169,3 +180,36 @@ def test_moving_average():
 def test_unknown_optimizer_is_refused():
     with pytest.raises(InputError, match="SOLVER.OPTIMIZER 'AdamX' .did you mean 'AdamW'.*LARS, AdamW, SGD"):
         build_optimizer(config("dino", SOLVER__OPTIMIZER="AdamX"), nn.Linear(1, 1))
+
+
+def test_learning_rate_equals_the_published_one():
+    expected = golden()["lr_schedule_epochs20_iters5_warmup2"]
+    ours = [warmup_cosine(step, 100, 10, 0.0, 0.24, 0.0048) for step in range(100)]
+    assert relative_error(ours, expected) < 1e-5
+
+
+def test_momentum_equals_the_published_one():
+    ours = [cosine(step, 100, 0.996, 1.0) for step in range(100)]
+    assert relative_error(ours, golden()["momentum_schedule_epochs20_iters5"]) < 1e-5
+
+
+def test_warmup_includes_both_ends_and_the_peak_occurs_twice():
+    ours = [warmup_cosine(step, 30, 10, 0.075, 1.2, 0.0048) for step in range(30)]
+    assert ours[:10] == pytest.approx(np.linspace(0.075, 1.2, 10))
+    assert ours[9] == ours[10] == 1.2
+    assert 0.0048 < ours[-1] < ours[-2]
+
+
+def test_teacher_temperature_is_a_linspace_then_constant():
+    ours = [linear(epoch, 50, 0.04, 0.07) for epoch in range(60)]
+    assert ours == pytest.approx([*np.linspace(0.04, 0.07, 50), *[0.07] * 10])
+
+
+@pytest.mark.parametrize(("total", "expected"), [(0, 0.07), (1, 0.04)])
+def test_degenerate_warmups(total, expected):
+    assert linear(0, total, 0.04, 0.07) == expected
+    assert warmup_cosine(0, 5, 0, 0.0, 0.3, 0.0) == 0.3
+
+
+def test_learning_rate_scales_with_the_global_batch():
+    assert scaled_learning_rate(0.48, 1024) == pytest.approx(1.92)

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from pretrain import train
 from pretrain.methods import build_method
-from pretrain.monitor import Objective
 from pretrain.optim import build_optimizer
-from pretrain.state import State
+from pretrain.state import Objective, State
 from tests.pretrain import tiny
 from tests.pretrain.tiny import config
 from tools import plain_methods as plain
