@@ -6,16 +6,23 @@ tensors, loaded by the framework where it is installed, and its features compare
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 if __name__ == "__main__":  # as a script, the project's root takes the place of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from convert.support import FAMILIES, TARGETS, matrix_text
+from convert.families import FAMILIES, recognise, spelled
+from convert.targets import TARGETS, matrix_text, options_of, rename
 from sslight.core.arguments import Parser
 from sslight.core.errors import InputError
+from sslight.core.files import write_json
 from sslight.core.processes import run_command
 
 
@@ -53,43 +60,191 @@ def convert(
 
     Raises InputError for anything wrong; then nothing was written (a file that `force` would have replaced stays).
     """
-    from convert.conversion import Request, run
+    from convert.reader import read_checkpoint
+    from convert.verify import verify as verify_written
+    from pretrain.backbones import read_options
 
-    return run(
-        Request(
-            Path(src),
-            to,
-            Path(out),
-            family,
-            arch,
-            network,
-            model,
-            prefix,
-            from_detector,
-            stages,
-            verify,
-            verify_with and Path(verify_with),
-            force,
-            report and Path(report),
-            tuple(options),
-        )
+    started = time.monotonic()
+    out, picture = Path(out), verify_with and Path(verify_with)
+    target = TARGETS[to]
+    asked = options_of(to, {"model": model, "prefix": prefix, "stages": stages})
+    build_options = read_options(options)
+    if family:
+        recognise((), family)
+    reports = [Path(report)] if report else []
+    _check_output(out, to, reports, force)
+
+    checkpoint = read_checkpoint(
+        src,
+        family=family,
+        arch=arch,
+        network=network,
+        from_detector=from_detector,
+        options=build_options,
+        mapped=True,
     )
+    asked = {**target.defaults(checkpoint.arch), **asked}
+    outgoing = rename(checkpoint, to, **asked)
+    snippet = out.with_suffix(target.snippet_suffix(checkpoint.arch))
+    _check_output(out, to, [snippet, *reports], force)
+
+    with _staged(out) as path:
+        verified = target.save(path, outgoing, checkpoint, picture, **asked)
+        with ThreadPoolExecutor(1) as pool:
+            sealing = pool.submit(_seal, path)  # beside the verification: it takes as long
+            verified = verified or verify_written(target, path, outgoing, checkpoint, picture, verify, **asked)
+            digest = sealing.result()
+        path.with_name(snippet.name).write_text(target.snippet(out, checkpoint, **asked), encoding="utf-8")
+        done = {
+            "source": {
+                "path": str(src),
+                "sha256": checkpoint.sha256,
+                "family": checkpoint.family,
+                "rule": checkpoint.rule,
+                "naming": checkpoint.layout,
+                "network": checkpoint.network,
+                "method": checkpoint.method,
+            },
+            "arch": checkpoint.arch,
+            "options": checkpoint.options,
+            "preprocess": checkpoint.preprocess,
+            "target": {
+                "framework": to,
+                "path": str(out),
+                "model": asked.get("model"),
+                "sha256": digest,
+                "bytes": path.stat().st_size,
+                "snippet": str(snippet),
+            },
+            "rules": {"reading": checkpoint.counts, "writing": outgoing.counts},
+            "dropped": {**checkpoint.dropped, **outgoing.dropped},
+            "batch_norm": _batch_norms(checkpoint.state),
+            "parameters": _parameters(checkpoint.state),
+            "verified": verified.steps,
+            "differences": verified.differences,
+            "notes": checkpoint.notes,
+            "assumed": checkpoint.assumed,
+            **verified.facts,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        for file in reports:
+            _write_report(file, done)
+    return done
+
+
+def _check_output(out: Path, to: str, beside: list[Path], force: bool) -> None:
+    """Raise InputError unless `out` and what lies beside it are new files, of the right kind, in writable folders."""
+    suffixes = TARGETS[to].suffixes
+    if out.suffix not in suffixes:
+        raise InputError(f"-o {out}: a file for {to} ends in {' or '.join(suffixes)}")
+    paths = [out, *beside]
+    for path in paths:
+        if path.is_dir():
+            raise InputError(f"-o {out}: {path} is a directory; name a file")
+        if path.exists() and not force:
+            raise InputError(f"{path} exists; give another -o, or --force to replace it")
+        if paths.count(path) > 1:
+            raise InputError(f"{path} would be written twice; give --report another name")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise InputError(f"cannot write {path}: {folder} is not a folder that you can write to")
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A path of `out`'s name in a temporary folder beside it. On success all files there move beside `out`."""
+    folder = out.parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}") from None
+    try:
+        yield folder / out.name
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == out.name):
+            os.replace(path, out.parent / path.name)  # `out` itself comes last
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _seal(path: Path) -> str:
+    """Flush a written file to the disk; returns its SHA-256."""
+    from sslight.core.checkpoint import sha256
+
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return sha256(path)
+
+
+def _write_report(path: Path, report: dict) -> None:
+    """Write the report as JSON. Raises InputError if it cannot."""
+    try:
+        write_json(path, report)
+    except OSError as error:
+        raise InputError(f"cannot write --report {path}: {error.strerror}") from None
+
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _parameters(state: dict) -> int:
+    """Trainable numbers in a state dict: all but the batch norms' statistics."""
+    return sum(value.numel() for key, value in state.items() if not key.endswith(_BUFFERS))
+
+
+def _batch_norms(state: dict) -> dict:
+    """How many batch norms carry running statistics, and whether these were ever updated."""
+    means = [key for key in state if key.endswith("running_mean")]
+    fresh = [
+        key
+        for key in means
+        if not bool(state[key].any()) and bool((state[key.replace("running_mean", "running_var")] == 1).all())
+    ]
+    return {"layers": len(means), "with_statistics": len(means), "never_updated": len(fresh)}
+
+
+def summary(report: dict) -> Iterator[str]:
+    """The report as lines for a terminal."""
+    source, target = report["source"], report["target"]
+    yield f"read      {source['path']}"
+    yield f"family    {source['family']}: {source['rule']}"
+    options = f" with {report['options']}" if report["options"] else ""
+    yield f"network   {source['network']} ({source['method']}): {report['arch']}{options}, named as {source['naming']}"
+    dropped = ", ".join(f"{len(keys)} {reason}" for reason, keys in report["dropped"].items())
+    yield f"tensors   {sum(report['rules']['reading'].values())} renamed; dropped: {dropped or 'none'}"
+    norms = report["batch_norm"]
+    never = f", {norms['never_updated']} never updated" if norms["never_updated"] else ""
+    yield f"contents  {report['parameters']:,} parameters, {norms['layers']} batch norms with statistics{never}"
+    for note in report["notes"]:
+        yield f"note      {note}"
+    for line in spelled(report["assumed"], "--set"):
+        yield f"assumed   {line}"
+    for step in report["verified"]:
+        yield f"checked   {step}"
+    if "form" in report:
+        form = {"single": "", "deployed": ", deployed form", "training": ", training form"}[report["form"]]
+        yield f"exported  {report['exported_parameters']:,} parameters{form}"
+    for name in ("gflops", "inputs", "outputs"):
+        if name in report:
+            yield f"{name:<9} {report[name]}"
+    yield f"wrote     {target['path']} ({target['bytes'] / 1e6:.1f} MB) and {target['snippet']}"
 
 
 def parser() -> Parser:
     """The command line."""
-    made = Parser(
+    words = Parser(
         "sslight convert",
         __doc__,
         "sslight convert my_checkpoint.pth --to mmdet -o net.pth",
         epilog=f"\n{matrix_text()}",
     )
-    made.add_argument("src", metavar="SRC", help=".pth, .pth.tar, .pt, .ckpt, .pkl or .safetensors")
-    made.add_argument("--to", required=True, choices=TARGETS)
-    made.add_argument("-o", "--out", required=True, metavar="OUT", help="the file to write")
-    made.add_argument("--family", choices=FAMILIES, metavar="NAME", help="instead of recognising it from the keys")
-    made.add_argument("--arch", metavar="NAME", help="timm's name of the network, instead of inferring it from shapes")
-    made.add_argument(
+    words.add_argument("src", metavar="SRC", help=".pth, .pth.tar, .pt, .ckpt, .pkl or .safetensors")
+    words.add_argument("--to", required=True, choices=tuple(TARGETS))
+    words.add_argument("-o", "--out", required=True, metavar="OUT", help="the file to write")
+    words.add_argument(
+        "--family", choices=tuple(FAMILIES), metavar="NAME", help="instead of recognising it from the keys"
+    )
+    words.add_argument("--arch", metavar="NAME", help="timm's name of the network, instead of inferring it from shapes")
+    words.add_argument(
         "--set",
         dest="options",
         action="append",
@@ -97,25 +252,25 @@ def parser() -> Parser:
         metavar="KEY=VALUE",
         help="an option of timm's network that shapes do not show, e.g. num_heads=12; may be repeated",
     )
-    made.add_argument("--network", metavar="NAME", help="student, teacher, ...; default: the one to evaluate")
-    made.add_argument(
+    words.add_argument("--network", metavar="NAME", help="student, teacher, ...; default: the one to evaluate")
+    words.add_argument(
         "--model", choices=("fpn", "c4", "vitdet"), help="detectron2: the detector (default: fpn, ViT: vitdet)"
     )
-    made.add_argument(
+    words.add_argument(
         "--prefix", default="", metavar="TEXT", help="mmdet: put before every key, e.g. backbone. for load_from"
     )
-    made.add_argument("--from-detector", action="store_true", help="take the backbone out of a trained detector")
-    made.add_argument("--stages", action="store_true", help="ONNX: output the stage features, too")
-    made.add_argument(
+    words.add_argument("--from-detector", action="store_true", help="take the backbone out of a trained detector")
+    words.add_argument("--stages", action="store_true", help="ONNX: output the stage features, too")
+    words.add_argument(
         "--no-verify",
         dest="verify",
         action="store_false",
         help="do not load the file in the framework (it is read back and compared by name in any case)",
     )
-    made.add_argument("--verify-with", metavar="IMAGE", help="compare features on this picture")
-    made.add_argument("--report", metavar="JSON", help="write what was done and seen here")
-    made.add_argument("--force", action="store_true", help="replace OUT")
-    return made
+    words.add_argument("--verify-with", metavar="IMAGE", help="compare features on this picture")
+    words.add_argument("--report", metavar="JSON", help="write what was done and checked here")
+    words.add_argument("--force", action="store_true", help="replace OUT")
+    return words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,8 +278,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(parser().parse_args(argv))
     if options["verify_with"] and not options["verify"]:
         raise InputError("--verify-with and --no-verify exclude each other")
-    from convert.conversion import summary
-
     for line in summary(convert(options.pop("src"), options.pop("to"), options.pop("out"), **options)):
         print(line)
     return 0

@@ -11,10 +11,41 @@ import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sslight.core.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Class of architectures -> pattern of timm names (first match wins), and the kind of naming tables below that hold
+# them; other networks keep timm's names.
+CLASSES = {
+    "ResNet18/34/50/101/152": (r"resnet(18|34|50|101|152)", "resnet"),
+    "MobileNetV2": (r"mobilenetv2_\d{3}", "mobilenetv2"),
+    "MobileNetV2, deeper": (r"mobilenetv2_\d{3}d", "mobilenetv2"),
+    "ViT-B": (
+        r"vit_base_patch(8|14|16)_224|vit_base_patch14_(reg4_)?dinov2|deit_base(_distilled)?_patch16_224",
+        "vit",
+    ),
+    "ViT-Ti/S": (
+        r"vit_(tiny|small)_patch(8|14|16)_224|vit_small_patch14_(reg4_)?dinov2"
+        r"|deit_(tiny|small)(_distilled)?_patch16_224",
+        "vit",
+    ),
+    "other timm network": (r".+", None),
+}
+
+
+def class_of(arch: str) -> str:
+    """The class of CLASSES that a timm name is of."""
+    return next(name for name, (pattern, _) in CLASSES.items() if re.fullmatch(pattern, arch))
+
+
+def kind_of(arch: str) -> str | None:
+    """Which naming tables hold an architecture: "resnet", "mobilenetv2", "vit", or None for timm's names only."""
+    return CLASSES[class_of(arch)][1]
+
 
 _FIELD = re.compile(r"\{(\w+?)([+-]\d+)?(?::(\d+)-(\d+))?\}")
 _TEXT_FIELDS = {
@@ -48,10 +79,10 @@ class Rule:
         """The key on the other side, or None where this rule does not match."""
         source, target = (self.foreign, self.timm) if to_timm else (self.timm, self.foreign)
         pattern, numbers = _compiled(source)
-        found = pattern.fullmatch(key)
-        if not found:
+        match = pattern.fullmatch(key)
+        if not match:
             return None
-        fields = found.groupdict()
+        fields = match.groupdict()
         bounds = _compiled(target)[1]
         for name, (offset, *_) in numbers.items():
             if fields[name] != str(int(fields[name])):
@@ -86,12 +117,12 @@ def apply_table(table: Iterable[Rule], keys: Iterable[str], *, to_timm: bool, wh
     table = tuple(table)
     renamed, counts, owner, problems = {}, {}, {}, []
     for key in keys:
-        found = [(rule, name) for rule in table if (name := rule.rename(key, to_timm)) is not None]
-        if len(found) != 1:
-            rules = ", ".join(f"'{rule.foreign}'" for rule, _ in found)
-            problems.append(f"'{key}' matches {'several rules: ' + rules if found else 'no rule'}")
+        matches = [(rule, name) for rule in table if (name := rule.rename(key, to_timm)) is not None]
+        if len(matches) != 1:
+            rules = ", ".join(f"'{rule.foreign}'" for rule, _ in matches)
+            problems.append(f"'{key}' matches {'several rules: ' + rules if matches else 'no rule'}")
             continue
-        rule, name = found[0]
+        rule, name = matches[0]
         if name in owner:
             problems.append(f"'{key}' and '{owner[name]}' both lead to '{name}'")
             continue

@@ -1,120 +1,63 @@
-"""What this project's own files say of themselves, checked: the words of a file are as little trusted as its bytes."""
+"""A checkpoint of any family in, one network's checked backbone out.
+
+One record, `Checkpoint`, passes through the steps of `read_content`, each a pure function:
+
+    bytes -> safe content -> flat keys   read_file, flatten (`convert.safe_files`)
+    -> family -> network                 recognise, choose (`convert.families`): the tensors in the file's own names
+    -> names                             naming, rename (tables of `convert.names`): the tensors in timm's names
+    -> checked record                    identify, check: which timm network it is, every tensor accounted for
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from timm.models import is_model
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from convert import architectures
-from convert.families import ALWAYS_DROPPED, FAMILIES, Family, by_name, compiled, recognise
-from convert.flat import Flat, flatten, plain_tensors
-from convert.names import DINOV2_LAYOUT, LAYOUTS, TIMM_LAYOUT, Layout, apply_table, fold_class_position, unchunk
-from convert.recorded import AS_TIMM, IMAGENET, recorded
-from convert.safe_files import read_file
-from convert.support import kind_of
-from pretrain.backbones import POS_RESIZE, build_backbone, canonical_arch, check_options
-from sslight.core.checkpoint import FORMAT, sha256
-from sslight.core.errors import InputError, nearest
-
-
-def brief(found: object) -> str:
-    """Whatever a file holds, short and on one line."""
-    return " ".join(str(found).split())[:120]
-
-
-def checked_preprocess(found: object, path: Path | str) -> dict:
-    """How images are fed: mean, std (of the channels in color_order, of images in [0, 1]), color_order, size; of some
-    ViTs pos_resize, too (see pretrain/backbones.py).
-
-    Raises InputError unless it is all there and makes sense.
-    """
-    given = found if isinstance(found, dict) else {}
-    mean, std, size, order = (given.get(key) for key in ("mean", "std", "size", "color_order"))
-    positions = {"pos_resize": given["pos_resize"]} if "pos_resize" in given else {}
-    if (
-        _three(mean)
-        and _three(std)
-        and min(std) > 0
-        and isinstance(size, int)
-        and size > 0
-        and order in ("RGB", "BGR")
-        and all(value in tuple(POS_RESIZE) for value in positions.values())
-    ):
-        return {"mean": list(mean), "std": list(std), "color_order": order, "size": size, **positions}
-    raise InputError(f"{path}: its 'preprocess' is damaged: {brief(found)}")
-
-
-def _three(values: object) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and len(values) == 3
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    )
-
-
-def read_header(header: dict[str, str], arch: str, path: Path | str) -> tuple[dict, dict, dict]:
-    """`preprocess`, the build options, and what was assumed, by topic, in a backbone file's header.
-
-    Raises InputError for options that timm's network `arch` does not have.
-    """
-    try:
-        preprocess, options, assumed = (
-            json.loads(header.get(key, "{}")) for key in ("preprocess", "options", "assumed")
-        )
-    except ValueError as error:
-        raise InputError(f"{path}: its header is damaged ({error})") from None
-    if not isinstance(options, dict):
-        raise InputError(f"{path}: its header has options that no conversion writes: {brief(options)}")
-    try:
-        check_options(arch, options)
-    except InputError as error:
-        raise InputError(f"{path}: its header has options that no conversion writes: {error}") from None
-    if not isinstance(assumed, dict) or not all(
-        isinstance(text, str) and text.isprintable() and len(text) < 500 for text in assumed.values()
-    ):
-        raise InputError(f"{path}: its header is damaged (assumed: {brief(assumed)})")
-    return checked_preprocess(preprocess, path), options, assumed
-
-
-@dataclass
-class Checkpoint:
-    """One network's backbone out of a checkpoint file, and all that is known of where it came from.
-
-    `state` has timm's names; `body` the same tensors in the file's own naming, called `layout`; `options` are
-    `build_backbone` arguments beside `arch`; `head` holds DINO's projection head (`mlp.N.*`) or None; `dropped` maps a
-    reason to the file's keys; `counts` says how many keys each renaming rule took; `assumed` says by topic what neither
-    the file nor the user told; `hashing` is the file's SHA-256 on its way.
-    """
-
-    state: dict[str, Tensor]
-    arch: str
-    family: str
-    rule: str
-    method: str
-    network: str
-    preprocess: dict
-    head: dict[str, Tensor] | None
-    dropped: dict[str, list[str]]
-    options: dict = field(default_factory=dict)
-    layout: str = "timm"
-    body: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    assumed: dict[str, str] = field(default_factory=dict)
-    hashing: Future[str] | None = None
-
-    @property
-    def sha256(self) -> str:
-        """The file's SHA-256, hexadecimal."""
-        return self.hashing.result()
+from convert.families import (
+    AS_TIMM,
+    FAMILIES,
+    IMAGENET,
+    Checkpoint,
+    Family,
+    brief,
+    choose,
+    compiled,
+    recognise,
+    recorded_heads,
+    recorded_preprocess,
+    recorded_strides,
+)
+from convert.names import (
+    DINOV2_LAYOUT,
+    LAYOUTS,
+    TIMM_LAYOUT,
+    Layout,
+    apply_table,
+    fold_class_position,
+    kind_of,
+    unchunk,
+)
+from convert.safe_files import COUNTER, Flat, flatten, plain_tensors, read_file
+from pretrain.backbones import (
+    POS_RESIZE,
+    backbone_shapes,
+    build_backbone,
+    canonical_arch,
+    check_options,
+    meta_backbone,
+)
+from sslight.core.checkpoint import sha256
+from sslight.core.errors import InputError
 
 
 def load_network(
@@ -169,15 +112,14 @@ def read_checkpoint(
     hashing = ThreadPoolExecutor(1).submit(_digest, path)  # beside all that follows: it takes as long as the rest
     content, header = read_file(path, mapped=mapped)
     if family is None and "arch" in header and "preprocess" in header:
-        checkpoint = _from_backbone_file(path, content, header, arch, options or {})
+        checkpoint = _read_backbone_file(content, header, arch, options or {}, str(path))
     else:
         checkpoint = read_content(
             content, path, family=family, arch=arch, network=network, from_detector=from_detector, options=options
         )
-    checkpoint.hashing = hashing
     if not mapped:
-        checkpoint.hashing.result()  # the file is the caller's again
-    return checkpoint
+        hashing.result()  # the file is the caller's again
+    return replace(checkpoint, hashing=hashing)
 
 
 def _digest(path: Path | str) -> str:
@@ -198,26 +140,65 @@ def read_content(
     from_detector: bool = False,
     options: Mapping | None = None,
 ) -> Checkpoint:
-    """Recognise, rename and check one network of what a file holds, as `read_checkpoint`; `path` is for messages."""
-    flat = flatten(content, str(path))
-    entry = by_name(family) if family else recognise(flat.values)
+    """The steps from what a file holds to a checked record, as `read_checkpoint`; `path` is for messages."""
+    source = str(path)
+    flat = flatten(content, source)
+    entry = recognise(flat.values, family)
     if entry.detector and not from_detector:
         raise InputError(
-            f"{path} is a trained detector ({entry.rule}); to take its fine-tuned backbone, add --from-detector"
+            f"{source} is a trained detector ({entry.rule}); to take its fine-tuned backbone, add --from-detector"
         )
-    if entry.name == "sslight":
-        picked = _pick_sslight(content, flat, network, path)
-    else:
-        picked = _pick(entry, flat, network, path)
-    layout, body, drops = _layout(picked.body, entry, arch, picked.arch, str(path))
-    for reason, keys in drops.items():
-        picked.dropped.setdefault(reason, []).extend(keys)
-    where = f"{path} as {layout.name}"
-    if layout.kind == "vit" and entry.name.startswith("detectron2") and "cls_token" not in body:
+    checkpoint = choose(entry, flat, network, source)
+    layout = naming(checkpoint, entry, arch, source)
+    checkpoint = rename(checkpoint, layout, arch, source)
+    checkpoint = identify(checkpoint, layout, entry, flat, arch, options or {}, source)
+    return check(checkpoint, source)
+
+
+def naming(checkpoint: Checkpoint, family: Family, asked: str | None, source: str) -> Layout:
+    """The naming of the body's tensors; `asked` is the --arch of the user.
+
+    The file's own word for its architecture decides only in this project's files, where no table's sign is seen, and
+    for timm's other networks, some of which look like a MobileNetV2.
+    """
+    keys = list(unchunk(checkpoint.body))
+    layouts = [layout for layout in LAYOUTS if layout.recognised(keys)]
+    if DINOV2_LAYOUT.recognised(keys) and layouts and layouts[0].kind == "vit":
+        layouts = [DINOV2_LAYOUT]
+    recorded = checkpoint.arch
+    own_word = not family.networks or not layouts or (recorded and kind_of(recorded) is None)
+    trusted = asked or (recorded if own_word else None)
+    if trusted and (not layouts or kind_of(canonical_arch(trusted)) != layouts[0].kind):
+        return TIMM_LAYOUT
+    if len(layouts) != 1:
+        shown = ", ".join(keys[:5])
+        names = ", ".join(layout.name for layout in layouts)
+        why = f"mixes namings ({names})" if layouts else "is in no known naming"
         raise InputError(
-            f"{path} is a ViTDet backbone: it has no 'cls_token' and no final norm, so it is no whole ViT "
+            f"{source}: the network {why}; its first keys are {shown}; if it is a timm network, name it with --arch"
+        )
+    [layout] = layouts
+    if layout.kind == "vit" and family.framework == "detectron2" and "cls_token" not in keys:
+        raise InputError(
+            f"{source} is a ViTDet backbone: it has no 'cls_token' and no final norm, so it is no whole ViT "
             "any more; convert the checkpoint that it was trained from"
         )
+    return layout
+
+
+def rename(checkpoint: Checkpoint, layout: Layout, asked: str | None, source: str) -> Checkpoint:
+    """The body in timm's names, by exactly one rule a key; what the naming drops, dropped by name."""
+    where = f"{source} as {layout.name}"
+    drops = [(reason, compiled(pattern).fullmatch) for reason, pattern in layout.drops]
+    if layout is TIMM_LAYOUT:
+        drops = [("classifier or head on the backbone", classifier_keys(asked or checkpoint.arch).__contains__)]
+    body, dropped = {}, {reason: list(keys) for reason, keys in checkpoint.dropped.items()}
+    for key, value in unchunk(checkpoint.body).items():
+        reason = next((reason for reason, fits in drops if fits(key)), None)
+        if reason:
+            dropped.setdefault(reason, []).append(key)
+        else:
+            body[key] = value
     try:
         renamed = apply_table(layout.table, body, to_timm=True, where=where)
     except InputError as error:
@@ -226,274 +207,343 @@ def read_content(
     if layout is DINOV2_LAYOUT:
         state, folded = fold_class_position(state)
         notes += folded
-    known = arch or (picked.arch if layout is TIMM_LAYOUT or entry.name == "sslight" else None)
-    told = recorded(content, flat, entry, layout, state, str(path))
-    if told.heads is None and picked.arch and layout.kind in ("vit", "timm"):
-        told.heads = architectures.vit_heads(picked.arch)  # the file's own word is a name of timm's
-    name, built = _architecture(layout, state, known, str(path))
-    options = _with_heads(name, built, options or {}, told.heads, told.assumed)
-    filled = _fill_counters(state, name, options)
-    if filled:
-        renamed.counts["(none) -> num_batches_tracked = 0, absent from the file"] = filled
-        notes.append(f"{filled} num_batches_tracked counters were absent and set to 0")
-    architectures.check_complete(state, name, options, str(path))
-    state = {key: state[key] for key in architectures.expected_shapes(name, **options)}
-    if picked.preprocess is None:
-        picked.preprocess = {**(told.preprocess or IMAGENET), "size": _image_size(name, options, state)}
-    else:
-        told.assumed.pop("preprocess", None)
-    preprocess = checked_preprocess(picked.preprocess, path)
-    return Checkpoint(
-        state,
-        name,
-        entry.name,
-        entry.rule,
-        picked.method,
-        picked.network,
-        preprocess,
-        picked.head,
-        picked.dropped,
-        options,
-        layout.name,
-        body,
-        renamed.counts,
-        notes,
-        told.assumed,
+    return replace(
+        checkpoint, state=state, layout=layout.name, body=body, dropped=dropped, counts=renamed.counts, notes=notes
     )
 
 
-@dataclass
-class _Picked:
-    """One network's tensors as the file names them."""
+def identify(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    family: Family,
+    flat: Flat,
+    asked: str | None,
+    options: Mapping,
+    source: str,
+) -> Checkpoint:
+    """Which timm network it is, and how images are fed to it: from the user, the file's settings and the shapes.
 
-    body: dict[str, Tensor]
-    network: str
-    method: str
-    head: dict[str, Tensor] | None
-    dropped: dict[str, list[str]]
-    arch: str | None = None
-    preprocess: dict | None = None
-
-
-def _pick(family: Family, flat: Flat, network: str | None, path: Path | str) -> _Picked:
-    """The chosen network's tensors; every other key is dropped by a named rule or an error."""
-    tensors = flat.tensors
-    present = {
-        name: pattern
-        for name, pattern in family.networks
-        if any(compiled(pattern + "(?=.)").match(key) and not _reason(family, key) for key in tensors)
-    }
-    if not present:
-        raise InputError(
-            f"{path} is not of the family {family.name} ({family.rule}); "
-            "without --family it is recognised from its keys"
-        )
-    chosen = network or next(iter(present))
-    if chosen not in present:
-        raise InputError(
-            f"{path} ({family.name}) has no network '{chosen}'{nearest(chosen, present)}; it has {', '.join(present)}"
-        )
-    prefix = compiled(present.pop(chosen))
-    body, dropped, unknown = {}, {}, []
-    for key, value in flat.values.items():
-        reason = _reason(family, key)
-        found = prefix.match(key)
-        if not isinstance(value, Tensor):
-            reason = "not a tensor (settings and counters)"
-        elif reason is None and found:
-            body[key[found.end() :]] = value
-            continue
-        elif reason is None:
-            other = [name for name, pattern in present.items() if compiled(pattern).match(key)]
-            reason = f"other network '{other[0]}'" if other else None
-        if reason is None:
-            unknown.append(flat.raw[key])
-        else:
-            dropped.setdefault(reason, []).append(flat.raw[key])
-    if unknown:
-        raise InputError(
-            f"{path} ({family.name}): {len(unknown)} keys belong to no rule of the family: {', '.join(unknown)}"
-        )
-    recorded = flat.values.get("arch")
-    known = isinstance(recorded, str) and is_model(recorded)  # other projects' names may be none of timm's
-    return _Picked(
-        body,
-        chosen,
-        family.method_of(chosen) or "unknown",
-        _head(family, chosen, tensors),
-        dropped,
-        recorded if known else None,
-    )
-
-
-def _reason(family: Family, key: str) -> str | None:
-    return next(
-        (reason for reason, pattern in (*family.drops, *ALWAYS_DROPPED) if compiled(pattern).fullmatch(key)), None
-    )
-
-
-def _head(family: Family, network: str, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    prefix = dict(family.heads).get(network)
-    found = {
-        key[match.end() :]: value for key, value in tensors.items() if prefix and (match := compiled(prefix).match(key))
-    }
-    return _only_mlp(found)
-
-
-def _only_mlp(head: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    return {key: value for key, value in head.items() if key.startswith("mlp.")} or None
-
-
-def _pick_sslight(content: object, flat: Flat, network: str | None, path: Path | str) -> _Picked:
-    """A run checkpoint says itself where its networks are."""
-    content = content if isinstance(content, dict) else {}
-    if content.get("format") != FORMAT:
-        raise InputError(f"{path} has format '{brief(content.get('format'))}'; this version reads '{FORMAT}'")
-    model, networks, method = content.get("model"), content.get("networks"), brief(content.get("method"))
-    usable = isinstance(model, dict) and isinstance(networks, dict) and networks
-    if not usable or not all(isinstance(text, str) for text in (*model, *networks, *networks.values())):
-        raise InputError(f"not a readable checkpoint: {path} lacks a usable 'model' or 'networks'")
-    chosen = network or next(iter(networks))
-    if chosen not in networks:
-        raise InputError(f"{path} has no network '{chosen}'{nearest(chosen, networks)}; it has {', '.join(networks)}")
-    prefix = networks[chosen]
-    head_prefix = prefix.removesuffix("backbone.") + "head."
-    body, head, dropped = {}, {}, {}
-    for key, value in model.items():
-        other = next((name for name, start in networks.items() if name != chosen and key.startswith(start)), None)
-        if key.startswith(prefix):
-            body[key[len(prefix) :]] = value
-            continue
-        if key.startswith(head_prefix):
-            head[key[len(head_prefix) :]] = value
-        reason = f"other network '{other}'" if other else "heads, prototypes, queues and centres of the method"
-        dropped.setdefault(reason, []).append(f"model.{key}")
-    for key in flat.values:
-        if not flat.raw[key].startswith("model."):
-            dropped.setdefault("settings and trainer state", []).append(flat.raw[key])
-    if not body or not all(isinstance(value, Tensor) for value in body.values()):
-        raise InputError(f"not a readable checkpoint: {path} has no tensors under '{prefix}'")
-    return _Picked(
-        body,
-        chosen,
-        method,
-        _only_mlp(head) if method.startswith("dino") else None,
-        dropped,
-        brief(content.get("arch")),
-        content.get("preprocess"),
-    )
-
-
-def _layout(
-    body: dict[str, Tensor], family: Family, asked: str | None, recorded: str | None, source: str
-) -> tuple[Layout, dict[str, Tensor], dict[str, list[str]]]:
-    """The naming of the body, the body without what that naming drops, and the dropped keys by reason.
-
-    `asked` is the --arch of the user. `recorded` is the file's own word; it decides only in this project's files, where
-    no table's sign is seen, and for timm's other networks, some of which look like a MobileNetV2.
+    Raises InputError for what no timm network has.
     """
-    body = unchunk(body)
-    keys = list(body)
-    found = [layout for layout in LAYOUTS if layout.recognised(keys)]
-    if DINOV2_LAYOUT.recognised(keys) and found and found[0].kind == "vit":
-        found = [DINOV2_LAYOUT]
-    own_word = family.name == "sslight" or not found or (recorded and kind_of(recorded) is None)
-    trusted = asked or (recorded if own_word else None)
-    if trusted and (not found or kind_of(canonical_arch(trusted)) != found[0].kind):
-        found = [TIMM_LAYOUT]
-    if len(found) != 1:
-        shown = ", ".join(keys[:5])
-        why = f"mixes namings ({', '.join(layout.name for layout in found)})" if found else "is in no known naming"
-        raise InputError(
-            f"{source}: the network {why}; its first keys are {shown}; if it is a timm network, name it with --arch"
+    state, recorded = checkpoint.state, checkpoint.arch
+    assumed: dict[str, str] = {}
+    heads = None
+    if layout.kind == "resnet":
+        bottleneck = any(".conv3." in key for key in state)
+        assumed |= recorded_strides(family, flat, layout, bottleneck, source)
+    else:
+        heads = recorded_heads(family, flat)
+    if heads is None and recorded and layout.kind in ("vit", "timm"):
+        heads = vit_heads(recorded)  # the file's own word is a name of timm's
+    known = asked or (recorded if layout is TIMM_LAYOUT or not family.networks else None)
+    if known:
+        arch = canonical_arch(known)
+        built = vit_options(arch, state, source) if layout.kind == "vit" else {}
+    else:
+        arch, built = infer(layout.kind, state, source)
+    built, heads_assumed = _with_heads(arch, built, options, heads)
+    preprocess = checkpoint.preprocess
+    if preprocess is None:
+        preprocess, preprocess_assumed = recorded_preprocess(family, flat)
+        preprocess = {**(preprocess or IMAGENET), "size": _image_size(arch, built, state)}
+        assumed |= preprocess_assumed
+    named = replace(checkpoint, arch=arch, options=built, preprocess=preprocess, assumed=assumed | heads_assumed)
+    return _in_order(named)
+
+
+def _in_order(checkpoint: Checkpoint) -> Checkpoint:
+    """The tensors in timm's order; counters, on which no feature depends, are added where a file lacks them all."""
+    expected = backbone_shapes(checkpoint.arch, **checkpoint.options)
+    state, counts, notes = dict(checkpoint.state), dict(checkpoint.counts), list(checkpoint.notes)
+    counters = [key for key in expected if key.endswith(COUNTER)]
+    if counters and not any(key.endswith(COUNTER) for key in state):
+        state.update({key: torch.zeros((), dtype=torch.int64) for key in counters})
+        counts[f"(none) -> {COUNTER} = 0, absent from the file"] = len(counters)
+        notes.append(f"{len(counters)} {COUNTER} counters were absent and set to 0")
+    ordered = {key: state.pop(key) for key in expected if key in state}
+    return replace(checkpoint, state=ordered | state, counts=counts, notes=notes)
+
+
+def check(checkpoint: Checkpoint, source: str) -> Checkpoint:
+    """The record, whose tensors are all of the network's and nothing else.
+
+    Raises InputError listing every missing, extra and mis-shaped tensor, and every one that is not finite.
+    """
+    shapes = {key: tuple(value.shape) for key, value in checkpoint.state.items()}
+    expected = backbone_shapes(checkpoint.arch, **checkpoint.options)
+    compare_shapes(shapes, expected, f"{source} read as {checkpoint.arch}")
+    # A sum is one quick pass; only where it is not finite is every number looked at.
+    broken = [
+        key
+        for key, value in checkpoint.state.items()
+        if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(torch.isfinite(value).all())
+    ]
+    if broken:
+        raise InputError(f"{source}: not finite (NaN or infinity) in {', '.join(broken)}; the training had diverged")
+    return replace(checkpoint, preprocess=checked_preprocess(checkpoint.preprocess, source))
+
+
+def _read_backbone_file(
+    tensors: dict[str, Tensor], header: dict, asked: str | None, options: Mapping, source: str
+) -> Checkpoint:
+    """A backbone file of this project: timm's names, with a header that says the rest."""
+    arch = canonical_arch(asked or header["arch"])
+    preprocess, own_options, assumed = read_header(header, arch, source)
+    if "num_heads" in own_options or "num_heads" in options:
+        assumed.pop("num_heads", None)
+    elif "assumed" not in header and _from_many_codes(header.get("converted", "")):  # of an earlier version
+        assumed |= _with_heads(arch, {}, {}, None)[1]
+    check_options(arch, options)
+    state, notes = plain_tensors(tensors, source)
+    checkpoint = Checkpoint(
+        "sslight-backbone",
+        "a backbone file of this project: header with 'arch', 'preprocess'",
+        "backbone",
+        header.get("method", "unknown"),
+        arch,
+        {**own_options, **options},
+        preprocess,
+        state,
+        body=state,
+        counts={"{rest} -> {rest}": len(state)},
+        notes=notes,
+        assumed=assumed,
+    )
+    return check(checkpoint, source)
+
+
+def _from_many_codes(converted: str) -> bool:
+    """Whether a file says that it was converted from a family whose ViTs may have other heads than timm's."""
+    return any(converted.startswith(f"{name} (") and family.vit_heads != AS_TIMM for name, family in FAMILIES.items())
+
+
+def checked_preprocess(value: object, path: Path | str) -> dict:
+    """How images are fed: mean, std (of the channels in color_order, of images in [0, 1]), color_order, size; of some
+    ViTs pos_resize, too (see pretrain/backbones.py).
+
+    Raises InputError unless it is all there and makes sense.
+    """
+    given = value if isinstance(value, dict) else {}
+    mean, std, size, order = (given.get(key) for key in ("mean", "std", "size", "color_order"))
+    positions = {"pos_resize": given["pos_resize"]} if "pos_resize" in given else {}
+    if (
+        _three(mean)
+        and _three(std)
+        and min(std) > 0
+        and isinstance(size, int)
+        and size > 0
+        and order in ("RGB", "BGR")
+        and all(value in tuple(POS_RESIZE) for value in positions.values())
+    ):
+        return {"mean": list(mean), "std": list(std), "color_order": order, "size": size, **positions}
+    raise InputError(f"{path}: its 'preprocess' is damaged: {brief(value)}")
+
+
+def _three(values: object) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    )
+
+
+def read_header(header: dict[str, str], arch: str, path: Path | str) -> tuple[dict, dict, dict]:
+    """`preprocess`, the build options, and what was assumed, by topic, in a backbone file's header.
+
+    Raises InputError for options that timm's network `arch` does not have.
+    """
+    try:
+        preprocess, options, assumed = (
+            json.loads(header.get(key, "{}")) for key in ("preprocess", "options", "assumed")
         )
-    layout = found[0]
-    drops = [(reason, compiled(pattern).fullmatch) for reason, pattern in layout.drops]
-    if layout is TIMM_LAYOUT:
-        drops = [("classifier or head on the backbone", architectures.classifier_keys(trusted).__contains__)]
-    dropped: dict[str, list[str]] = {}
-    kept = {}
-    for key, value in body.items():
-        reason = next((reason for reason, fits in drops if fits(key)), None)
-        if reason:
-            dropped.setdefault(reason, []).append(key)
-        else:
-            kept[key] = value
-    return layout, kept, dropped
+    except ValueError as error:
+        raise InputError(f"{path}: its header is damaged ({error})") from None
+    if not isinstance(options, dict):
+        raise InputError(f"{path}: its header has options that no conversion writes: {brief(options)}")
+    try:
+        check_options(arch, options)
+    except InputError as error:
+        raise InputError(f"{path}: its header has options that no conversion writes: {error}") from None
+    if not isinstance(assumed, dict) or not all(
+        isinstance(text, str) and text.isprintable() and len(text) < 500 for text in assumed.values()
+    ):
+        raise InputError(f"{path}: its header is damaged (assumed: {brief(assumed)})")
+    return checked_preprocess(preprocess, path), options, assumed
 
 
-def _architecture(layout: Layout, state: dict, arch: str | None, source: str) -> tuple[str, dict]:
-    """timm's name and options: `arch` if it is known, else from the shapes."""
-    if not arch:
-        return architectures.infer(layout.kind, state, source)
-    name = canonical_arch(arch)
-    return name, architectures.vit_options(name, state, source) if layout.kind == "vit" else {}
+_RESNETS = {
+    ("basic", (2, 2, 2, 2)): "resnet18",
+    ("basic", (3, 4, 6, 3)): "resnet34",
+    ("bottleneck", (3, 4, 6, 3)): "resnet50",
+    ("bottleneck", (3, 4, 23, 3)): "resnet101",
+}
+_MOBILENETS = {
+    "mobilenetv2_035": 0.35,
+    "mobilenetv2_050": 0.5,
+    "mobilenetv2_075": 0.75,
+    "mobilenetv2_100": 1.0,
+    "mobilenetv2_140": 1.4,
+}
+_VIT_NAMES = {192: "tiny", 384: "small", 768: "base"}
+_ASK = "name the timm network with --arch"
 
 
-def _with_heads(arch: str, options: Mapping, asked: Mapping, heads: int | None, assumed: dict[str, str]) -> dict:
-    """The build options with the user's, and for a ViT with its `heads` (see `Recorded`) or an assumption named."""
+def infer(kind: str, state: dict[str, Tensor], source: str) -> tuple[str, dict]:
+    """timm's name and build options of the network whose tensors these are. Raises InputError if no shape rule fits."""
+    infers = {"resnet": _infer_resnet, "mobilenetv2": _infer_mobilenet, "vit": infer_vit}
+    if kind not in infers:
+        raise InputError(
+            f"{source}: cannot tell the architecture from these tensors (e.g. '{next(iter(state))}'); {_ASK}"
+        )
+    return infers[kind](state, source)
+
+
+def _infer_resnet(state: dict[str, Tensor], source: str) -> tuple[str, dict]:
+    blocks = Counter()
+    for key in state:
+        parts = key.split(".")
+        if parts[0].startswith("layer"):
+            stage = int(parts[0][5:])
+            blocks[stage] = max(blocks[stage], int(parts[1]) + 1)
+    counts = tuple(blocks[stage] for stage in range(1, 5))
+    block = "bottleneck" if any(".conv3." in key for key in state) else "basic"
+    if (block, counts) not in _RESNETS:
+        raise InputError(f"{source}: a ResNet with {block} blocks {list(counts)} is none of ResNet18/34/50/101; {_ASK}")
+    return _RESNETS[block, counts], {}
+
+
+def _infer_mobilenet(state: dict[str, Tensor], source: str) -> tuple[str, dict]:
+    depth = max((int(key.split(".")[2]) + 1 for key in state if key.startswith("blocks.3.")), default=0)
+    votes: Counter[str] = Counter()
+    for stage, channels in enumerate((16, 24, 32, 64, 96, 160, 320)):
+        actual = _size(state, f"blocks.{stage}.0.conv_pw{'l' if stage else ''}.weight", 0)
+        for arch, width in (_deeper(depth) or _MOBILENETS).items():
+            if actual == _round_to_8(channels * width):
+                votes[arch] += 1
+    if not votes:
+        raise InputError(f"{source}: a MobileNetV2 of a width that timm does not have; {_ASK}")
+    return votes.most_common(1)[0][0], {}
+
+
+def _size(state: dict[str, Tensor], key: str, axis: int) -> int:
+    """Length of an axis of a tensor that may be missing or of any shape; then 0."""
+    shape = state[key].shape if key in state else ()
+    return shape[axis] if -len(shape) <= axis < len(shape) else 0
+
+
+def _deeper(depth: int) -> dict[str, float]:
+    """timm's two deeper variants, by the blocks of the fourth stage."""
+    return {5: {"mobilenetv2_110d": 1.1}, 6: {"mobilenetv2_120d": 1.2}}.get(depth, {})
+
+
+def _round_to_8(channels: float) -> int:
+    """Width rule of MobileNetV2: the nearest multiple of 8, never less than 90% of the wish."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+def _patch_size(state: dict[str, Tensor], source: str) -> int:
+    """The side of a ViT's patches in pixels. Raises InputError if it or the positions have no such shape."""
+    for key, axes in (("patch_embed.proj.weight", 4), ("pos_embed", 3)):
+        if key not in state or state[key].ndim != axes:
+            raise InputError(f"{source}: a ViT without a usable '{key}'; {_ASK}")
+    return state["patch_embed.proj.weight"].shape[-1]
+
+
+def infer_vit(state: dict[str, Tensor], source: str) -> tuple[str, dict]:
+    """ViT-Ti/S/B of depth 12, patch 8/14/16, with registers or a distillation token."""
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    widths = Counter(_size(state, key, 0) for key in state if key.endswith("norm1.weight"))
+    width = (widths or Counter([_size(state, "pos_embed", 2)])).most_common(1)[0][0]
+    patch = _patch_size(state, source)
+    if depth != 12 or width not in _VIT_NAMES or patch not in (8, 14, 16):
+        raise InputError(
+            f"{source}: a ViT of width {width}, depth {depth}, patch {patch} is none of ViT-Ti/S/B at "
+            f"patch 8/14/16; {_ASK}"
+        )
+    registers = _size(state, "reg_token", 1)
+    arch = _vit_arch(_VIT_NAMES[width], patch, "dist_token" in state, registers, "blocks.0.ls1.gamma" in state)
+    return arch, vit_options(arch, state, source)
+
+
+@functools.cache
+def _vit_arch(size: str, patch: int, distilled: bool, registers: int, scaled: bool) -> str:
+    """The timm network nearest to these parts; `vit_options` adds what differs."""
+    if distilled:
+        return f"deit_{size}_distilled_patch16_224"
+    if scaled and size != "tiny":
+        return f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2"
+    return f"vit_{size}_patch8_224" if patch == 8 and size != "tiny" else f"vit_{size}_patch16_224"
+
+
+def vit_options(arch: str, state: dict[str, Tensor], source: str) -> dict:
+    """Build options that make the ViT `arch` have this state's patch size, image size and extra tokens."""
+    shapes, options = backbone_shapes(arch), {}
+    patch = _patch_size(state, source)
+    if patch != shapes["patch_embed.proj.weight"][-1]:
+        options["patch_size"] = patch
+    registers = _size(state, "reg_token", 1)
+    if registers != shapes.get("reg_token", (1, 0))[1]:
+        options["reg_tokens"] = registers
+    if "blocks.0.ls1.gamma" in state and "blocks.0.ls1.gamma" not in shapes:
+        options["init_values"] = 1e-5
+    length = _size(state, "pos_embed", 1)
+    extra = 1 + ("dist_token" in state) + registers
+    grids = {extra: math.isqrt(max(length - extra, 0)), 0: math.isqrt(length)}
+    fitting = [tokens for tokens in (extra, 0) if grids[tokens] ** 2 == length - tokens and grids[tokens] > 0]
+    if not fitting:
+        raise InputError(
+            f"{source}: 'pos_embed' has {length} positions, which is no square image with {extra} extra tokens"
+        )
+    if fitting[0] == 0 and shapes["pos_embed"][1] != length:
+        options["no_embed_class"] = True
+    size = grids[fitting[0]] * patch
+    if options.keys() - {"init_values"} or shapes["pos_embed"][1] != length:
+        options["img_size"] = size
+    return options
+
+
+def _with_heads(arch: str, options: Mapping, asked: Mapping, heads: int | None) -> tuple[dict, dict[str, str]]:
+    """Build options with the user's, for a ViT with its `heads` (of `recorded_heads`), and what is assumed of these."""
     check_options(arch, asked)
-    usual = architectures.vit_heads(arch)
+    usual, assumed = vit_heads(arch), {}
     if usual and heads and heads != usual:
         options = {**options, "num_heads": heads}
     if usual and heads is None and "num_heads" not in asked:
         other = "" if usual == 12 else "; MoCo v3's have 12"
         assumed["num_heads"] = f"heads are not recorded in the file: {usual} assumed (timm's {arch}){other}"
-    return {**options, **asked}
-
-
-def _fill_counters(state: dict[str, Tensor], arch: str, options: dict) -> int:
-    """Old files and frozen norms lack every num_batches_tracked, which no feature depends on: set them to 0."""
-    if any(key.endswith("num_batches_tracked") for key in state):
-        return 0
-    counters = [key for key in architectures.expected_shapes(arch, **options) if key.endswith("num_batches_tracked")]
-    state.update({key: torch.zeros((), dtype=torch.int64) for key in counters})
-    return len(counters)
+    return {**options, **asked}, assumed
 
 
 def _image_size(arch: str, options: dict, state: dict[str, Tensor]) -> int:
+    """Side of the square images that the network was trained on, in pixels."""
     if "img_size" in options:
         return options["img_size"]
     if "pos_embed" in state and arch.startswith(("vit_", "deit_")):
-        patch = state["patch_embed.proj.weight"].shape[-1]
-        return int(state["pos_embed"].shape[1] ** 0.5) * patch
+        return int(_size(state, "pos_embed", 1) ** 0.5) * _size(state, "patch_embed.proj.weight", -1)
     return 224
 
 
-def _from_backbone_file(
-    path: Path | str, tensors: dict[str, Tensor], header: dict, arch: str | None, asked: Mapping
-) -> Checkpoint:
-    """A backbone file of this project: timm's names, with a header that says the rest."""
-    name = canonical_arch(arch or header["arch"])
-    preprocess, options, assumed = read_header(header, name, path)
-    if "num_heads" in options or "num_heads" in asked:
-        assumed.pop("num_heads", None)
-    elif "assumed" not in header and _from_many_codes(header.get("converted", "")):  # of an earlier version
-        _with_heads(name, {}, {}, None, assumed)
-    check_options(name, asked)
-    options |= asked
-    state, notes = plain_tensors(tensors, str(path))
-    architectures.check_complete(state, name, options, str(path))
-    rule = "a backbone file of this project: header with 'arch', 'preprocess'"
-    return Checkpoint(
-        state,
-        name,
-        "sslight-backbone",
-        rule,
-        header.get("method", "unknown"),
-        "backbone",
-        preprocess,
-        None,
-        {},
-        options,
-        "timm",
-        state,
-        {"{rest} -> {rest}": len(state)},
-        notes,
-        assumed,
-    )
+def vit_heads(arch: str) -> int | None:
+    """Attention heads of timm's plain ViT `arch`; None for another network."""
+    network = meta_backbone(arch)
+    return network.blocks[0].attn.num_heads if isinstance(network, VisionTransformer) else None
 
 
-def _from_many_codes(converted: str) -> bool:
-    """Whether a file says that it was converted from a family whose ViTs may have other heads than timm's."""
-    return any(converted.startswith(f"{family.name} (") and family.vit_heads != AS_TIMM for family in FAMILIES)
+@functools.cache
+def classifier_keys(arch: str) -> frozenset[str]:
+    """Names in timm's network with its classifier that it lacks without: what a plain timm file may hold beside."""
+    return frozenset(backbone_shapes(arch, num_classes=1000).keys() - backbone_shapes(arch).keys())
+
+
+def compare_shapes(actual: dict[str, tuple], expected: dict[str, tuple], what: str) -> None:
+    """Raise InputError listing every difference between two lists of names and shapes."""
+    problems = [f"missing '{key}' {list(expected[key])}" for key in expected if key not in actual]
+    problems += [f"unexpected '{key}' {list(actual[key])}" for key in actual if key not in expected]
+    problems += [
+        f"'{key}' has shape {list(actual[key])} instead of {list(expected[key])}"
+        for key in expected
+        if key in actual and tuple(actual[key]) != tuple(expected[key])
+    ]
+    if problems:
+        raise InputError(f"{what}: {len(problems)} tensors do not fit: {'; '.join(problems)}")

@@ -1,15 +1,24 @@
-"""A pickle of arrays and plain values (detectron2's `.pkl`), read by an unpickler that can build nothing else.
+"""From bytes to safe content, flat keys and plain tensors: nothing that a stranger's file holds is ever executed.
 
-numpy's own unpickling functions are not called: an array is rebuilt from its recorded shape, type name and bytes.
+`read_file` reads a file by its first bytes; `flatten` gives dotted keys without wrappers; `plain_tensors` makes of the
+chosen ones what every framework holds. Settings are looked up as plain data (`Flat.setting`): foreign objects are inert
+stand-ins.
+
+Pickles of arrays and plain values (detectron2's `.pkl`) go through an unpickler that can build nothing else: numpy's
+own unpickling functions are not called, an array is rebuilt from its recorded shape, type name and bytes.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
 import io
 import pickle
 import re
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -293,3 +302,173 @@ def _load_safetensors(path: Path) -> tuple[dict, dict]:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
     except Exception as error:  # noqa: BLE001 - as above
         raise InputError(f"not a readable safetensors file: {path} ({' '.join(str(error).split())[:160]})") from None
+
+
+_MOST_LEAVES, _DEEPEST = 500_000, 24
+_WRAPPERS = {"module", "_orig_mod", "model"}
+_LONGEST_CONFIG = 1_000_000  # characters
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A file's content as one dict of leaves, and its settings by path.
+
+    `content`: as read; `values`: dotted key without wrappers -> leaf; `raw`: the same key -> the key as it stands in
+    the file. `module.` (DataParallel, DDP), `_orig_mod.` (torch.compile) and `model.` (outer modules) may sit anywhere
+    in a key, in any nesting: no network calls a part of itself so.
+    """
+
+    content: object
+    values: dict[str, object]
+    raw: dict[str, str]
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The leaves that are tensors."""
+        return {key: value for key, value in self.values.items() if isinstance(value, Tensor)}
+
+    def setting(self, *path: str) -> object:
+        """What lies under a path of keys in dicts, Namespaces and OmegaConf containers; None if nothing does."""
+        return _under(self.content, path)
+
+    def openmmlab_setting(self, *path: str) -> object:
+        """The same in the config that mmengine (`meta.cfg`) and mmcv (`meta.config`) keep as Python text."""
+        return _under(self._openmmlab_config, path)
+
+    @functools.cached_property
+    def _openmmlab_config(self) -> Mapping:
+        """The config's text parsed and its literals taken, never run."""
+        text = self.setting("meta", "cfg") or self.setting("meta", "config")
+        if isinstance(text, Mapping):
+            return text
+        if not isinstance(text, str) or len(text) > _LONGEST_CONFIG:
+            return {}
+        try:
+            body = ast.parse(text).body
+            return {
+                line.targets[0].id: _literal(line.value)
+                for line in body
+                if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
+            }
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return {}
+
+
+def flatten(content: object, path: str) -> Flat:
+    """Flatten nested dicts and lists. Raises InputError if the file `path` holds no tensors or is nested absurdly."""
+    leaves: list[tuple[str, object]] = []
+    _walk(content, "", 0, leaves, path)
+    values: dict[str, object] = {}
+    raw: dict[str, str] = {}
+    clashes = []
+    for key, value in leaves:
+        plain = unwrap(key)
+        if plain in raw and (isinstance(value, Tensor) or isinstance(values[plain], Tensor)):
+            clashes.append(f"'{raw[plain]}' and '{key}'")
+        values[plain], raw[plain] = value, key
+    if clashes:
+        raise InputError(f"{path}: keys that differ only in wrappers: {'; '.join(clashes)}")
+    flat = Flat(content, values, raw)
+    if not flat.tensors:
+        raise InputError(f"not a checkpoint: {path} holds no tensors")
+    return flat
+
+
+def unwrap(key: str) -> str:
+    """A dotted key without the wrappers that DDP, torch.compile and outer modules put around it."""
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS) or key
+
+
+def _walk(value: object, key: str, depth: int, leaves: list, path: str) -> None:
+    if depth > _DEEPEST or len(leaves) > _MOST_LEAVES:
+        raise InputError(f"not a checkpoint: {path} is nested too deeply or holds too many entries")
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    if isinstance(value, dict | list | tuple) and value:
+        for name, item in children:
+            _walk(item, f"{key}.{name}" if key else str(name), depth + 1, leaves, path)
+    else:
+        leaves.append((key, value))
+
+
+def _under(value: object, path: Iterable[str]) -> object:
+    for key in path:
+        value = _plain(value)
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return _plain(value)
+
+
+def _plain(value: object) -> object:
+    """A stand-in's own content: a Namespace's attributes, what an OmegaConf node holds."""
+    for _ in range(4):  # a node in a node, and no longer: a stranger's file may hold circles
+        if not isinstance(value, Inert):
+            break
+        kept = value.kept if isinstance(value.kept, dict) else {}
+        value = kept.get("_content", kept.get("_val")) if "_metadata" in kept else kept
+    return None if isinstance(value, Inert) else value
+
+
+def _literal(node: ast.AST) -> object:
+    """The data that an expression of `dict(...)`, lists and literals spells; None for any other."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        return {word.arg: _literal(word.value) for word in node.keywords if word.arg}
+    if isinstance(node, ast.Dict):
+        return {
+            key.value: _literal(value)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if isinstance(key, ast.Constant)
+        }
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_literal(item) for item in node.elts]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = _literal(node.operand)
+        return -value if type(value) in (int, float) else None
+    return node.value if isinstance(node, ast.Constant) else None
+
+
+COUNTER = "num_batches_tracked"
+
+
+def plain_tensors(state: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors as every framework holds them, and notes on what was not so in the file.
+
+    Half precision widens exactly; float64 is rounded, as loading it into any of the frameworks does. Raises InputError
+    naming every tensor that holds no weights: integers, complex numbers, sparse or quantised ones.
+    """
+    odd = [f"'{key}' ({_kind(value)})" for key, value in state.items() if not _usable(key, value)]
+    if odd:
+        raise InputError(f"{source}: weights are dense floating-point numbers, but not {', '.join(odd)}")
+    types = Counter(
+        str(value.dtype).removeprefix("torch.")
+        for key, value in state.items()
+        if not key.endswith(COUNTER) and value.dtype is not torch.float32
+    )
+    notes = [
+        f"{count} tensors are {name} in the file; written as float32"
+        f"{', rounded' if name == 'float64' else ', the same numbers'}"
+        for name, count in sorted(types.items())
+    ]
+    taken: set[int] = set()
+    return {
+        key: _owned(value.detach().to(torch.int64 if key.endswith(COUNTER) else torch.float32), taken)
+        for key, value in state.items()
+    }, notes
+
+
+def _usable(key: str, value: Tensor) -> bool:
+    dense = value.layout is torch.strided and not value.is_quantized and value.device.type == "cpu"
+    return dense and not value.is_complex() and (value.is_floating_point() or key.endswith(COUNTER))
+
+
+def _kind(value: Tensor) -> str:
+    layout = "" if value.layout is torch.strided else f"{str(value.layout).removeprefix('torch.')} "
+    return f"{layout}{str(value.dtype).removeprefix('torch.')} on {value.device.type}"
+
+
+def _owned(value: Tensor, taken: set[int]) -> Tensor:
+    """The tensor alone in its memory: of a slice, torch would save the whole, and safetensors refuses shared memory."""
+    value = value.contiguous()
+    storage = value.untyped_storage()
+    if storage.nbytes() != value.nbytes or storage.data_ptr() in taken:
+        return value.clone()
+    taken.add(storage.data_ptr())
+    return value

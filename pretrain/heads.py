@@ -1,12 +1,11 @@
-"""Projection heads of the three methods, with the parameter names of the published checkpoints.
+"""What the methods' projection heads are made of.
 
-A head maps pooled features [N, in_dim] to a unit-length embedding (`project`) and, for DINO and SwAV, on to the logits
-of its prototypes (`forward`).
+A head maps pooled features [N, in_dim] to a unit-length embedding (`project`) and, where a method has prototypes, on to
+their logits (`forward`).
 """
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import init
@@ -43,36 +42,6 @@ def init_linear(module: nn.Module, std: float) -> None:
                 init.zeros_(layer.bias)
 
 
-class WeightNormLinear(nn.Module):
-    """A linear layer without bias whose rows are `weight_g * weight_v / |weight_v|` (Salimans and Kingma, 2016)."""
-
-    def __init__(self, in_dim: int, out_dim: int, learn_scale: bool):
-        super().__init__()
-        self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=learn_scale)
-        self.weight_v = nn.Parameter(nn.Linear(in_dim, out_dim, bias=False).weight.detach())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
-
-
-class DINOHead(nn.Module):
-    """DINO (Caron et al., 2021, appendix C): MLP with GELU, unit-length bottleneck, weight-normed prototypes."""
-
-    def __init__(
-        self, in_dim: int, hidden: int, bottleneck: int, out_dim: int, layers: int, *, norm: bool, learn_scale: bool
-    ):
-        super().__init__()
-        self.mlp = mlp(in_dim, hidden, bottleneck, layers, norm=norm, activation=nn.GELU)
-        init_linear(self, std=0.02)
-        self.last_layer = WeightNormLinear(bottleneck, out_dim, learn_scale)
-
-    def project(self, features: Tensor) -> Tensor:
-        return unit(self.mlp(features))
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        return self.last_layer(embedding)
-
-
 class Projection(nn.Module):
     """An MLP with ReLU onto the unit sphere: MoCo-v2's head, and the first part of SwAV's."""
 
@@ -83,19 +52,3 @@ class Projection(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         return unit(self.mlp(features))
-
-
-class SwAVHead(nn.Module):
-    """SwAV (Caron et al., 2020): projection and bias-free prototypes; every linear layer starts as N(0, 0.01)."""
-
-    def __init__(self, in_dim: int, hidden: int, out_dim: int, prototypes: int, layers: int, *, norm: bool):
-        super().__init__()
-        self.projection = Projection(in_dim, hidden, out_dim, layers, norm=norm)
-        self.prototypes = nn.Linear(out_dim, prototypes, bias=False)
-        init_linear(self, std=0.01)
-
-    def project(self, features: Tensor) -> Tensor:
-        return self.projection.project(features)
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        return self.prototypes(embedding)

@@ -1,43 +1,26 @@
-"""What is measured while a network trains: k-NN accuracy on validation features, the joint linear probe."""
+"""What is measured and shown while a network trains: k-NN accuracy on validation features, a picture of the views."""
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.utils import make_grid
 
-from pretrain.data.index import Source
-from pretrain.data.loading import center_crop, eval_batches, normalize
-from pretrain.methods.base import Method, Progress
+from pretrain.data.loading import TrainLoader, center_crop, eval_batches, normalize, to_device
+from pretrain.data.sources import Source, open_source
+from pretrain.data.views import view_set
 from pretrain.neighbours import nearest, vote
 from sslight.core import distributed
-
-
-class Objective(nn.Module):
-    """The method's loss, and the joint linear probe's when there are labels: what one process (or DDP) steps on.
-
-    The probe is a linear classifier on the detached backbone feature; its cross-entropy is added to the loss, so it
-    trains beside the network, under the same optimizer, without touching it.
-    """
-
-    def __init__(self, method: Method, classes: int = 0):
-        super().__init__()
-        self.method = method
-        self.classifier = nn.Linear(method.backbone.feature_dim, classes) if classes else None
-        if classes:
-            method.init_probe(self.classifier)
-
-    def forward(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> dict[str, Tensor]:
-        """Returns the method's dict, with `probe_loss` and `probe_top1` (fraction) if there is a probe."""
-        result = self.method(views, progress)
-        if self.classifier is not None:
-            logits = self.classifier(result["feature"].float())
-            probe_loss = F.cross_entropy(logits, labels)
-            result["loss"] = result["loss"] + probe_loss
-            result["probe_loss"] = probe_loss.detach()
-            result["probe_top1"] = (logits.argmax(1) == labels).float().mean()
-        return result
+from sslight.core.config import to_dict
+from sslight.core.errors import InputError
+from sslight.core.files import write_atomically
 
 
 @torch.no_grad()
@@ -81,3 +64,37 @@ def knn_top1(backbone: nn.Module, val: Source, train: Source | None, cfg: CfgNod
     similarity, index = nearest(features, bank, k, exclude=exclude, normalise=False)
     ranked = vote(similarity, bank_labels[index], int(bank_labels.max()) + 1, [k], cfg.KNN.TEMPERATURE, r=1)
     return float((ranked[k][:, 0] == labels).double().mean())
+
+
+def views_picture(views: list[Tensor], cfg: CfgNode) -> Tensor:
+    """A uint8 [3, H, W] grid of normalised views: a row per image, a column per view, smaller views padded."""
+    size = max(view.shape[-1] for view in views)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
+    canvas = torch.zeros(len(views[0]), len(views), 3, size, size)
+    for column, view in enumerate(views):
+        canvas[:, column, :, : view.shape[-2], : view.shape[-1]] = view.cpu().float() * std + mean
+    grid = make_grid(canvas.flatten(0, 1), nrow=len(views), padding=2, pad_value=1.0)
+    return (grid.clamp(0, 1) * 255).round().byte()
+
+
+def first_views(cfg: CfgNode, source: Source, images: int = 8) -> Tensor:
+    """The picture of the first images of epoch 0."""
+    small = CfgNode(to_dict(cfg))
+    small.merge_from_list(["TRAIN.BATCH_SIZE", min(images, len(source)), "DATA.WORKERS", 0])
+    with contextlib.closing(TrainLoader(source, view_set(small), small).epoch(0)) as batches:
+        return views_picture(to_device(next(batches), small, torch.device("cpu")), small)
+
+
+def save_picture(picture: Tensor, path: str | Path) -> None:
+    """Write a uint8 [3, H, W] picture as PNG."""
+    image = Image.fromarray(np.ascontiguousarray(picture.permute(1, 2, 0).numpy()))
+    write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+def write_views(cfg: CfgNode, path: str) -> None:
+    """Write the picture of the first batch's views to `path` (.png), without training."""
+    if Path(path).suffix.lower() != ".png":
+        raise InputError(f"--show-views writes a PNG: name a file that ends in .png, not {path}")
+    source = open_source(cfg.DATA.PATH_TO_DATA_DIR, "train", labels=False, max_value=cfg.DATA.MAX_VALUE)
+    save_picture(first_views(cfg, source), path)
+    print(f"one row per image, one column per view: {path}")

@@ -1,52 +1,121 @@
-"""Optimizers over the published parameter groups, and the momentum encoder's moving average."""
+"""Schedules as pure functions, optimizers over the published parameter groups, and the moving average of weights."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
+from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
-from sslight.core.errors import InputError
+from sslight.core import distributed
+from sslight.core.errors import InputError, nearest
+
+OPTIMIZERS = ("LARS", "AdamW", "SGD")
 
 
-def parameter_groups(model: nn.Module) -> list[dict]:
+def cosine(step: int, total: int, start: float, end: float) -> float:
+    """Half a cosine from `start` at step 0 towards `end`, which is approached at step `total` and not reached."""
+    return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * step / total))
+
+
+def linear(step: int, total: int, start: float, end: float) -> float:
+    """Entry `step` of `total` evenly spaced values with both ends included; `end` from there on."""
+    if step >= total:
+        return end
+    return start + (end - start) * step / max(total - 1, 1)
+
+
+def warmup_cosine(step: int, total: int, warmup: int, start: float, peak: float, end: float) -> float:
+    """Learning rate: linear from `start` to `peak` over `warmup` steps, both included, then cosine towards `end`.
+
+    The cosine begins at its own first step, so the peak occurs twice. All three values are absolute.
+    """
+    if step < warmup:
+        return linear(step, warmup, start, peak)
+    return cosine(step - warmup, total - warmup, peak, end)
+
+
+def scaled_learning_rate(base: float, global_batch: int) -> float:
+    """The linear scaling rule: `base` is per 256 images of the global batch."""
+    return base * global_batch / 256
+
+
+def global_batch(cfg: CfgNode) -> int:
+    """Images per optimizer step over all processes."""
+    return cfg.TRAIN.BATCH_SIZE * distributed.world_size() * cfg.TRAIN.ACCUMULATE
+
+
+def hyperparameters(cfg: CfgNode, step: int, steps_per_epoch: int) -> dict[str, float]:
+    """Learning rate (linear rule on the global batch) and weight decay at an optimizer step."""
+    solver, total = cfg.SOLVER, cfg.SOLVER.TOTAL_EPOCHS * steps_per_epoch
+    warmup, peak = solver.WARMUP_EPOCHS * steps_per_epoch, peak_learning_rate(cfg)
+    return {
+        "lr": warmup_cosine(step, total, warmup, solver.START_WARMUP, peak, solver.MIN_LR),
+        "weight_decay": cosine(step, total, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_END),
+    }
+
+
+def peak_learning_rate(cfg: CfgNode) -> float:
+    return scaled_learning_rate(cfg.SOLVER.BASE_LR, global_batch(cfg))
+
+
+def parameter_groups(model: nn.Module, constant_rate: Iterable[nn.Parameter] = ()) -> list[dict]:
     """Trained parameters in the three published groups; empty ones are left out.
 
     1-d parameters (biases, norms): no weight decay, no LARS adaptation. Depthwise convolutions (4-d, second dimension
     1): no weight decay. Everything else, tokens, positions and weight-norm scales included: decayed and adapted.
+    Those of the parameters `constant_rate` stand in groups of their own, marked by that key.
     """
-    groups = {
-        "decayed": {"params": [], "weight_decay_factor": 1.0, "adapt": True},
-        "depthwise": {"params": [], "weight_decay_factor": 0.0, "adapt": True},
-        "vectors": {"params": [], "weight_decay_factor": 0.0, "adapt": False},
+    kinds = {
+        "decayed": {"weight_decay_factor": 1.0, "adapt": True},
+        "depthwise": {"weight_decay_factor": 0.0, "adapt": True},
+        "vectors": {"weight_decay_factor": 0.0, "adapt": False},
     }
+    groups = {(name, False): {"name": name, "params": [], **kind} for name, kind in kinds.items()}
+    groups |= {
+        (name, True): {**group, "name": f"{name}, constant rate", "params": [], "constant_rate": True}
+        for (name, _), group in groups.items()
+    }
+    constant = {id(parameter) for parameter in constant_rate}
     for parameter in model.parameters():
         if parameter.requires_grad:
             name = "vectors" if parameter.ndim <= 1 else "depthwise" if _is_depthwise(parameter) else "decayed"
-            groups[name]["params"].append(parameter)
-    return [{"name": name, **group} for name, group in groups.items() if group["params"]]
+            groups[name, id(parameter) in constant]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
 def _is_depthwise(weight: Tensor) -> bool:
     return weight.ndim == 4 and weight.shape[1] == 1
 
 
-def build_optimizer(cfg, model: nn.Module) -> Optimizer:
-    """LARS or AdamW (default betas and epsilon) over `parameter_groups`; hyper-parameters are set before every step."""
-    groups = parameter_groups(model)
-    if cfg.SOLVER.OPTIMIZER == "LARS":
+def build_optimizer(cfg, model: nn.Module, constant_rate: Iterable[nn.Parameter] = ()) -> Optimizer:
+    """LARS, AdamW (default betas and epsilon) or SGD; hyper-parameters are set before every step.
+
+    LARS and AdamW decay as `parameter_groups` says; SGD decays every parameter, biases and norms too, as MoCo and
+    SimSiam do (Chen and He, 2021, appendix A). constant_rate: parameters whose learning rate is not scheduled.
+    """
+    name, groups = cfg.SOLVER.OPTIMIZER, parameter_groups(model, constant_rate)
+    # foreach, since fused on a CPU ignores strides: wrong if layouts differ
+    if name == "LARS":
         return LARS(groups, momentum=cfg.SOLVER.MOMENTUM)
-    if cfg.SOLVER.OPTIMIZER == "AdamW":
-        return AdamW(groups, lr=0.0, foreach=True)  # fused on a CPU ignores strides: wrong if layouts differ
-    raise InputError(f"unknown SOLVER.OPTIMIZER '{cfg.SOLVER.OPTIMIZER}': use LARS or AdamW")
+    if name == "AdamW":
+        return AdamW(groups, lr=0.0, foreach=True)
+    if name == "SGD":
+        groups = [{**group, "weight_decay_factor": 1.0} for group in groups]
+        return SGD(groups, lr=0.0, momentum=cfg.SOLVER.MOMENTUM, foreach=True)
+    raise InputError(f"unknown SOLVER.OPTIMIZER '{name}'{nearest(name, OPTIMIZERS)}: use {', '.join(OPTIMIZERS)}")
 
 
-def set_hyperparameters(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
-    """Learning rate and weight decay of the coming step, each group's own factor respected."""
+def set_hyperparameters(optimizer: Optimizer, lr: float, weight_decay: float, constant_lr: float | None = None) -> None:
+    """Learning rate and weight decay of the coming step, each group's own factor respected.
+
+    constant_lr: of the groups that keep a constant learning rate (default: `lr`).
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = constant_lr if constant_lr is not None and group.get("constant_rate") else lr
         group["weight_decay"] = weight_decay * group["weight_decay_factor"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from sslight.core.arguments import Parser
 
 DEFAULTS = {
-    "METHOD": "dino",  # dino, swav or moco
+    "METHOD": "dino",  # one of pretrain.methods.METHODS; its settings are the section of its name
     "SEED": 0,
     "OUTPUT_DIR": "",
     "DEVICE": "auto",  # auto: a GPU of its own for every process where there are GPUs; cpu
@@ -81,8 +81,14 @@ DEFAULTS = {
         "OUTPUT_DIM": 128,
         "HEAD_BN": False,
     },
+    "SIMSIAM": {
+        "HIDDEN_SIZE": 2048,
+        "NUM_LAYERS": 3,
+        "OUTPUT_DIM": 2048,
+        "BOTTLENECK_DIM": 512,  # of the predictor, which keeps a constant learning rate
+    },
     "SOLVER": {
-        "OPTIMIZER": "LARS",  # LARS or AdamW
+        "OPTIMIZER": "LARS",  # LARS, AdamW, or SGD (which decays biases and norms too)
         "BASE_LR": 0.48,  # per 256 images of the global batch
         "MIN_LR": 0.0048,  # absolute
         "START_WARMUP": 0.0,  # absolute
@@ -90,7 +96,7 @@ DEFAULTS = {
         "TOTAL_EPOCHS": 200,
         "WEIGHT_DECAY": 1e-6,
         "WEIGHT_DECAY_END": 1e-6,
-        "MOMENTUM": 0.9,  # LARS
+        "MOMENTUM": 0.9,  # LARS and SGD
         "CLIP_GRAD": 0.0,  # largest norm of each tensor's gradient, not the joint probe's; 0: no clipping
     },
     "TRAIN": {
@@ -135,7 +141,12 @@ POSITIVE = {
     "SWAV.PROTOTYPES",
     "MOCO.TEMPERATURE",
     "MOCO.QUEUE_LENGTH",
-    *(f"{name}.{size}" for name in ("DINO", "SWAV", "MOCO") for size in ("HIDDEN_SIZE", "NUM_LAYERS", "OUTPUT_DIM")),
+    "SIMSIAM.BOTTLENECK_DIM",
+    *(
+        f"{name}.{size}"
+        for name in ("DINO", "SWAV", "MOCO", "SIMSIAM")
+        for size in ("HIDDEN_SIZE", "NUM_LAYERS", "OUTPUT_DIM")
+    ),
 }
 MOST = {
     "DATA.WORKERS": 1024,
@@ -143,6 +154,7 @@ MOST = {
     "DINO.NUM_LAYERS": 100,
     "SWAV.NUM_LAYERS": 100,
     "MOCO.NUM_LAYERS": 100,
+    "SIMSIAM.NUM_LAYERS": 100,
     "DATA.MAX_CORRUPT": 1,
     "MODEL.DROP_PATH_RATE": 1,
     "SOLVER.MOMENTUM": 1,
@@ -152,8 +164,6 @@ MOST = {
     "MOCO.MOMENTUM": 1,
 }
 LENGTHS = {"DATA.MEAN": 3, "DATA.STD": 3, "LOSS.WEIGHTS": 2}
-
-FORMATS = ("folder", "h5", "shards")
 
 
 def pretrain() -> Parser:
@@ -178,6 +188,8 @@ def pretrain() -> Parser:
 
 
 def pack() -> Parser:
+    from pretrain.data.sources import FORMATS
+
     parser = Parser(
         "sslight pack",
         "Convert a data directory, byte for byte, between class folders, HDF5 and shards.",
@@ -187,7 +199,7 @@ def pack() -> Parser:
         "src", metavar="SRC", help="data directory with train and val in any of the three forms, or a URL of shards"
     )
     parser.add_argument("dst", metavar="DST", type=Path, help="directory to write")
-    parser.add_argument("--to", required=True, choices=FORMATS)
+    parser.add_argument("--to", required=True, choices=list(FORMATS))
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: those of train and val that are there")
     parser.add_argument("--shard-images", type=int, default=10_000, metavar="N", help="images per shard (10000)")
     return parser

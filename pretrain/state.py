@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from pretrain.data.sources import open_source
-from pretrain.monitor import Objective
+from pretrain.methods import Method, Progress
+from pretrain.optim import global_batch
 from sslight.core import distributed
 from sslight.core.checkpoint import FORMAT, backbone_state, load_checkpoint, save_backbone, save_checkpoint, sha256
 from sslight.core.config import to_dict
@@ -21,6 +23,32 @@ from sslight.core.errors import InputError
 from sslight.core.files import write_atomically
 from sslight.core.logs import RunLog
 from sslight.core.rundir import check_same_recipe
+
+
+class Objective(nn.Module):
+    """The method's loss, and the joint linear probe's when there are labels: what one process (or DDP) steps on.
+
+    The probe is a linear classifier on the detached backbone feature; its cross-entropy is added to the loss, so it
+    trains beside the network, under the same optimizer, without touching it.
+    """
+
+    def __init__(self, method: Method, classes: int = 0):
+        super().__init__()
+        self.method = method
+        self.classifier = nn.Linear(method.backbone.feature_dim, classes) if classes else None
+        if classes:
+            method.init_probe(self.classifier)
+
+    def forward(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> dict[str, Tensor]:
+        """Returns the method's dict, with `probe_loss` and `probe_top1` (fraction) if there is a probe."""
+        result = self.method(views, progress)
+        if self.classifier is not None:
+            logits = self.classifier(result["feature"].float())
+            probe_loss = F.cross_entropy(logits, labels)
+            result["loss"] = result["loss"] + probe_loss
+            result["probe_loss"] = probe_loss.detach()
+            result["probe_top1"] = (logits.argmax(1) == labels).float().mean()
+        return result
 
 
 @dataclass
@@ -37,11 +65,6 @@ class State:
 def last_checkpoint(out_dir: Path) -> Path:
     """Where the run in `out_dir` stands."""
     return out_dir / "checkpoints" / "last.pth"
-
-
-def global_batch(cfg: CfgNode) -> int:
-    """Images per optimizer step over all processes."""
-    return cfg.TRAIN.BATCH_SIZE * distributed.world_size() * cfg.TRAIN.ACCUMULATE
 
 
 def save(cfg: CfgNode, state: State, out_dir: Path, steps_per_epoch: int, keep: bool = False) -> None:

@@ -15,19 +15,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pretrain import settings as command_line
 from pretrain.batch_norm import sound_batch_norm
-from pretrain.data.index import Source
 from pretrain.data.loading import Batch, CorruptCounter, TrainLoader, batches_per_epoch, to_device
-from pretrain.data.pictures import first_views, save_picture, write_views
-from pretrain.data.sources import open_source
+from pretrain.data.sources import Source, open_source
 from pretrain.data.views import view_set
-from pretrain.methods import build_method
-from pretrain.methods.base import Progress
-from pretrain.monitor import Objective, knn_top1
-from pretrain.optim import build_optimizer, set_hyperparameters
+from pretrain.methods import METHODS, Progress, build_method
+from pretrain.monitor import first_views, knn_top1, save_picture, write_views
+from pretrain.optim import build_optimizer, global_batch, hyperparameters, peak_learning_rate, set_hyperparameters
 from pretrain.original import translate
-from pretrain.schedules import cosine, scaled_learning_rate, warmup_cosine
 from pretrain.settings import DEFAULTS, LENGTHS, MOST, POSITIVE
-from pretrain.state import State, export, global_batch, last_checkpoint, resume, save
+from pretrain.state import Objective, State, export, last_checkpoint, resume, save
 from sslight.core import distributed
 from sslight.core.config import check_numbers, dump, load_config
 from sslight.core.errors import InputError, Stopped
@@ -104,7 +100,7 @@ def build(cfg: CfgNode, device: torch.device) -> tuple[State, Source, Source | N
     layout = torch.channels_last if cfg.TRAIN.CHANNELS_LAST else torch.preserve_format
     objective = Objective(method, classes).to(device, memory_format=layout)
     objective = distributed.convert_sync_batchnorm(objective)
-    optimizer = build_optimizer(cfg, objective)
+    optimizer = build_optimizer(cfg, objective, method.constant_rate())
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.TRAIN.AMP == "fp16")
     torch.manual_seed(cfg.SEED + distributed.rank())
     return State(objective, optimizer, scaler), source, val, steps_per_epoch
@@ -141,9 +137,10 @@ def train(cfg: CfgNode, device: torch.device) -> None:
     knn_bank = source if cfg.KNN.MODE == "train" else None
     views, corrupt = view_set(cfg), CorruptCounter(len(source), cfg.DATA.MAX_CORRUPT)
     loader = TrainLoader(source, views, cfg, rank=distributed.rank(), world=distributed.world_size())
-    with open_run(cfg, FREE_KEYS, CONSENT) as out_dir, StopSignal() as stop:
+    free = (*FREE_KEYS, *(f"{name.upper()}." for name in METHODS if name != cfg.METHOD))  # other methods' settings
+    with open_run(cfg, free, CONSENT) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
-        resume(cfg, state, out_dir, log, FREE_KEYS, CONSENT)
+        resume(cfg, state, out_dir, log, free, CONSENT)
         for one in (source, *([val] if val else [])):
             if one.note:
                 log(one.note)
@@ -268,7 +265,7 @@ def one_step(
     """One optimizer step: ACCUMULATE forwards and backwards, then the update. Returns the logged statistics."""
     method, accumulate = state.objective.method, cfg.TRAIN.ACCUMULATE
     values = hyperparameters(cfg, state.step, steps_per_epoch)
-    set_hyperparameters(state.optimizer, values["lr"], values["weight_decay"])
+    set_hyperparameters(state.optimizer, **values, constant_lr=peak_learning_rate(cfg))
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.TRAIN.AMP)
     sums: dict[str, Tensor] = {}
     for micro in range(accumulate):
@@ -296,16 +293,6 @@ def one_step(
     state.optimizer.zero_grad(set_to_none=True)
     method.after_step(progress)
     return sums
-
-
-def hyperparameters(cfg: CfgNode, step: int, steps_per_epoch: int) -> dict[str, float]:
-    """Learning rate (linear rule on the global batch) and weight decay at an optimizer step."""
-    solver, total = cfg.SOLVER, cfg.SOLVER.TOTAL_EPOCHS * steps_per_epoch
-    warmup, peak = solver.WARMUP_EPOCHS * steps_per_epoch, scaled_learning_rate(solver.BASE_LR, global_batch(cfg))
-    return {
-        "lr": warmup_cosine(step, total, warmup, solver.START_WARMUP, peak, solver.MIN_LR),
-        "weight_decay": cosine(step, total, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_END),
-    }
 
 
 def parallel(objective: Objective, device: torch.device) -> nn.Module:

@@ -18,8 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.detection.launch import one_group  # noqa: E402
 from benchmarks.detection.settings import framework_module  # noqa: E402
-from convert.flat import flatten  # noqa: E402
-from convert.safe_files import read_file  # noqa: E402
+from convert.safe_files import flatten, read_file  # noqa: E402
 from sslight.core.errors import InputError  # noqa: E402
 from sslight.core.processes import run_command  # noqa: E402
 

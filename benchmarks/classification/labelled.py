@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from pretrain.data.index import Source
-from pretrain.data.sources import open_source
+from pretrain.data.sources import Source, open_source
 from sslight.core.errors import InputError
 from sslight.core.files import write_atomically
 

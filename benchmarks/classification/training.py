@@ -27,8 +27,7 @@ from benchmarks.classification.metrics import hits
 from pretrain.batch_norm import sound_batch_norm
 from pretrain.data.loading import center_crop, epoch_order, eval_batches, random_resized_crop
 from pretrain.neighbours import rank_classes
-from pretrain.optim import LARS, parameter_groups
-from pretrain.schedules import cosine, scaled_learning_rate
+from pretrain.optim import LARS, cosine, parameter_groups, scaled_learning_rate
 from sslight.core import distributed
 from sslight.core.checkpoint import check_archive
 from sslight.core.distributed import gather_rows, my_batches

@@ -10,8 +10,8 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from convert.families import spelled
 from convert.reader import load_network
-from convert.recorded import spelled
 from pretrain.backbones import build_backbone, check_options, read_options, set_pos_resize
 from sslight.core import distributed
 from sslight.core.config import to_dict

@@ -27,8 +27,7 @@ from benchmarks.detection import (
 from benchmarks.detection.settings import Request, choose_recipe, framework_module, resolve_schedule
 from benchmarks.evaluation import EVALUATIONS, Context, Plan, Work, is_done, main
 from benchmarks.report.comparison import FREE as PLACED
-from convert.reader import Checkpoint
-from convert.recorded import IMAGENET, spelled
+from convert.families import IMAGENET, Checkpoint, spelled
 from pretrain.backbones import canonical_arch, check_options, read_options
 from sslight.core import devices, distributed
 from sslight.core.config import CONFIGS, find_config, flatten, to_dict

@@ -14,9 +14,9 @@ import torch
 import torchvision
 from torch import Tensor
 
-from convert.reader import Checkpoint, read_checkpoint
-from convert.recorded import IMAGENET
-from convert.targets.names import rename
+from convert.families import IMAGENET, Checkpoint
+from convert.reader import read_checkpoint
+from convert.targets import rename
 from pretrain.backbones import build_backbone, canonical_arch, check_options, read_options
 from sslight.core.checkpoint import save_backbone, sha256
 from sslight.core.errors import InputError

@@ -1,25 +1,119 @@
-"""mmdet itself loads the file, through its own `Pretrained` init, which would only warn about what it cannot use."""
+"""mmdet: its own ResNet and MobileNetV2, other pyramids of timm as the registered `TimmBackbone`.
+
+Loaded through mmdet's own `Pretrained` init, which would only warn about what it cannot use.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from convert import names
+from convert.names import Rule, kind_of
+from convert.targets import Target, origin, pixels, refuse_options, renamed
 
-from convert.features import timm_features
-from convert.reader import Checkpoint
-from convert.support import kind_of
-from convert.targets.mmcv_ops import install
-from convert.targets.names import openmmlab_names
-from pretrain.backbones import build_backbone
+if TYPE_CHECKING:
+    from torch import nn
+
+_NO_VIT = "no: mmdet has no plain ViT"
+
+
+class Mmdet(Target):
+    name = "mmdet"
+    suffixes = (".pth", ".pt")
+    options = ("prefix",)
+    matrix = {
+        "ResNet18/34/50/101/152": "own names",
+        "MobileNetV2": "own names",
+        "MobileNetV2, deeper": "registered backbone",
+        "ViT-B": _NO_VIT,
+        "ViT-Ti/S": _NO_VIT,
+        "other timm network": "registered backbone, if it has a pyramid of stages",
+    }
+
+    def rename(self, checkpoint, prefix=""):
+        if openmmlab_names(checkpoint.arch):
+            refuse_options(checkpoint, "mmdet's own network")
+            tables = {"resnet": names.RESNET_TIMM, "mobilenetv2": names.MOBILENET_OPENMMLAB}
+            table = tables[kind_of(checkpoint.arch)]
+        else:
+            table = (Rule("model.{rest}", "{rest}"),)
+        return renamed(checkpoint, table, lambda name: prefix + name)
+
+    def content(self, tensors):
+        return {"state_dict": tensors}
+
+    def tensors(self, content):
+        return content["state_dict"]
+
+    def expected(self, checkpoint, prefix=""):
+        return build(checkpoint.arch, options=checkpoint.options).state_dict()
+
+    def features(self, path, checkpoint, images, prefix=""):
+        import torch
+
+        from convert.verify import check_loaded, timm_features
+
+        arch = checkpoint.arch
+        init = {"type": "Pretrained", "checkpoint": str(path), **({"prefix": prefix} if prefix else {})}
+        backbone = build(arch, init, checkpoint.options)
+        with quiet():
+            backbone.init_weights()
+        tensors = self.tensors(torch.load(path, map_location="cpu", weights_only=True))
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+        check_loaded("mmdet's Pretrained init", backbone.state_dict(), tensors)
+        backbone.eval()  # mmdet's eval() returns None on some backbones: no chaining
+        how = f"loaded by mmdet's {type(backbone).__name__} through init_cfg=dict(type='Pretrained', ...)"
+        if not openmmlab_names(arch):
+            return timm_features(backbone.model, images), how
+        mobilenet = [*(f"blocks.{number}" for number in range(7)), "last conv"]
+        stages = [f"layer{number}" for number in range(1, 5)] if kind_of(arch) == "resnet" else mobilenet
+        with torch.no_grad():
+            return dict(zip(stages, backbone(images), strict=True)), how
+
+    def snippet(self, out, checkpoint, prefix=""):
+        mean, std = pixels(checkpoint)
+        arch, kind = checkpoint.arch, kind_of(checkpoint.arch)
+        imports = ""
+        if not openmmlab_names(arch):
+            imports = "custom_imports = dict(imports=['convert.targets.mmdet_backbones'], allow_failed_imports=False)\n"
+            lines = [f"type='TimmBackbone', arch='{arch}', out_indices=(1, 2, 3, 4)", "norm_cfg=dict(type='SyncBN')"]
+            lines += [f"options={checkpoint.options}"] if checkpoint.options else []
+        else:
+            lines = ["frozen_stages=-1, norm_eval=False, norm_cfg=dict(type='SyncBN', requires_grad=True)"]
+            if kind == "resnet":
+                depth = int(arch.removeprefix("resnet"))
+                lines.insert(0, f"type='ResNet', depth={depth}, num_stages=4, style='pytorch'")
+                lines.insert(1, "out_indices=(0, 1, 2, 3)")
+            else:
+                lines.insert(0, f"type='MobileNetV2', widen_factor={int(arch[-3:]) / 100}, out_indices=(1, 2, 4, 7)")
+        start = f", prefix='{prefix}'" if prefix else ""
+        lines.append(f"init_cfg=dict(type='Pretrained', checkpoint='{out.resolve()}'{start})")
+        backbone = "".join(f"        {line},\n" for line in lines)
+        return f"""# {origin(checkpoint)} for mmdet: a whole config; name your own recipe as `_base_`, or paste from it.
+_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+{imports}model = dict(
+    data_preprocessor=dict(
+        type='DetDataPreprocessor', mean={mean}, std={std},
+        bgr_to_rgb={checkpoint.preprocess["color_order"] == "RGB"}, pad_mask=True, pad_size_divisor=32),
+    backbone=dict(
+        _delete_=True,
+{backbone}    ),
+    neck=dict(in_channels={_pyramid_channels(checkpoint)}))
+"""
+
+
+def openmmlab_names(arch: str) -> bool:
+    """Whether mmdet itself has this network; others go to the registered timm backbone."""
+    return kind_of(arch) in ("resnet", "mobilenetv2") and not arch.endswith("d")
 
 
 def backbone_config(arch: str, options: dict) -> dict:
     """mmdet's config of the backbone: every stage returned, nothing frozen, batch norm in train mode."""
+    from pretrain.backbones import build_backbone
+
     if not openmmlab_names(arch):
         stages = len(build_backbone(arch, **options).feature_info)
         return {"type": "TimmBackbone", "arch": arch, "out_indices": tuple(range(stages)), "options": options}
@@ -35,8 +129,10 @@ def backbone_config(arch: str, options: dict) -> dict:
     return {"type": "MobileNetV2", "widen_factor": int(arch[-3:]) / 100, "out_indices": tuple(range(8)), **shared}
 
 
-def build(arch: str, init: dict | None = None, options: dict | None = None) -> torch.nn.Module:
+def build(arch: str, init: dict | None = None, options: dict | None = None) -> nn.Module:
     """mmdet's backbone of an architecture; `options` are timm's, of a registered one."""
+    from convert.targets.mmcv_ops import install
+
     install()
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
@@ -61,37 +157,18 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def expected_list(checkpoint: Checkpoint, model: str | None) -> dict[str, tuple]:
-    """Names and shapes of mmdet's backbone."""
-    state = build(checkpoint.arch, options=checkpoint.options).state_dict()
-    return {key: tuple(value.shape) for key, value in state.items()}
+def _pyramid_channels(checkpoint) -> list[int]:
+    """Channels of the four maps that the snippet's `out_indices` choose."""
+    from pretrain.backbones import build_backbone
+
+    state, kind = checkpoint.state, kind_of(checkpoint.arch)
+    if not openmmlab_names(checkpoint.arch):
+        return [info["num_chs"] for info in build_backbone(checkpoint.arch, **checkpoint.options).feature_info][1:5]
+    if kind == "resnet":
+        last = "conv3" if "layer1.0.conv3.weight" in state else "conv2"
+        return [state[f"layer{stage}.0.{last}.weight"].shape[0] for stage in range(1, 5)]
+    maps = [f"blocks.{stage}.0.conv_pwl.weight" for stage in (1, 2, 4)]
+    return [state[key].shape[0] for key in (*maps, "conv_head.weight")]
 
 
-def features(
-    path: Path, checkpoint: Checkpoint, images: Tensor, *, prefix: str = "", **_
-) -> tuple[dict[str, Tensor], str]:
-    """Stage features of mmdet's backbone after `init_weights()` from the file, and what was done."""
-    from convert.verify import check_loaded
-
-    init = {"type": "Pretrained", "checkpoint": str(path), **({"prefix": prefix} if prefix else {})}
-    backbone = build(checkpoint.arch, init, checkpoint.options)
-    with quiet():
-        backbone.init_weights()
-    tensors = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    check_loaded(
-        "mmdet's Pretrained init",
-        backbone.state_dict(),
-        {key.removeprefix(prefix): value for key, value in tensors.items()},
-    )
-    backbone.eval()  # mmdet's eval() returns None on some backbones: no chaining
-    with torch.no_grad():
-        maps = _forward(backbone, checkpoint.arch, images)
-    return maps, f"loaded by mmdet's {type(backbone).__name__} through init_cfg=dict(type='Pretrained', ...)"
-
-
-def _forward(backbone: torch.nn.Module, arch: str, images: Tensor) -> dict[str, Tensor]:
-    if not openmmlab_names(arch):
-        return timm_features(backbone.model, images)
-    mobilenet = [*(f"blocks.{number}" for number in range(7)), "last conv"]
-    names = [f"layer{number}" for number in range(1, 5)] if kind_of(arch) == "resnet" else mobilenet
-    return dict(zip(names, backbone(images), strict=True))
+TARGET = Mmdet()

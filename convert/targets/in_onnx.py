@@ -1,4 +1,4 @@
-"""The backbone as ONNX for a device: its deployed form, free batch and image size, checked with onnxruntime."""
+"""ONNX for a device: the backbone's deployed form, free batch and image size, checked with onnxruntime."""
 
 from __future__ import annotations
 
@@ -7,38 +7,44 @@ import io
 import logging
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from convert.deployment import TOLERANCE, deployed_form, multiply_adds
-from convert.features import differences, image_for
-from convert.reader import Checkpoint, network_of
-from convert.support import kind_of
-from convert.verify import Verified
-from pretrain.backbones import stage_features
+from convert.families import Checkpoint
+from convert.names import CLASSES, IDENTITY, kind_of
+from convert.targets import Target, Verified, origin, renamed, transform
 from sslight.core.errors import InputError
 
-
-class _Outputs(nn.Module):
-    """Images [N, 3, H, W] -> the pooled feature [N, width], and on wish every stage's map [N, C, h, w]."""
-
-    def __init__(self, network: nn.Module, stages: bool):
-        super().__init__()
-        self.network, self.stages = network, stages
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = tuple(stage_features(self.network, images)) if self.stages else ()
-        return (self.network(images), *maps)
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
-def export(
-    path: Path, checkpoint: Checkpoint, *, stages: bool = False, picture: Path | None = None
-) -> tuple[Verified, dict]:
+class Onnx(Target):
+    name = "onnx"
+    suffixes = (".onnx",)
+    options = ("stages",)
+    matrix = dict.fromkeys(CLASSES, "yes")
+
+    def rename(self, checkpoint, stages=False):
+        return renamed(checkpoint, IDENTITY)
+
+    def save(self, path, outgoing, checkpoint, picture, stages=False):
+        return export(path, checkpoint, stages=stages, picture=picture)
+
+    def snippet(self, out, checkpoint, stages=False):
+        return f'''# {origin(checkpoint)} for onnxruntime: images [N, 3, H, W] float32, N, H and W free.
+import onnxruntime
+from torchvision import transforms
+
+session = onnxruntime.InferenceSession("{out.resolve()}")
+{transform(checkpoint)}# features = session.run(["features"], {{"images": batch.numpy()}})[0]
+'''
+
+
+def export(path: Path, checkpoint: Checkpoint, *, stages: bool = False, picture: Path | None = None) -> Verified:
     """Write `path` and check it against torch's network, as it was read, at two batch and image sizes.
 
-    Returns what was checked and facts: `form` (see `Deployed`), its `exported_parameters` and `gflops` (multiply-adds
-    at the network's own image size), `inputs`, `outputs`.
+    The facts: `form` (see `convert.deployment.Deployed`), its `exported_parameters` and `gflops` (multiply-adds at the
+    network's own image size), `inputs`, `outputs`.
 
     Raises InputError where onnx is not installed, the network does not export, or features differ by more than 1e-4.
     """
@@ -47,20 +53,34 @@ def export(
         import onnxscript  # noqa: F401 - the exporter needs it
     except ImportError as error:
         raise InputError(f"--to onnx needs the package '{error.name}': pip install -e '.[onnx]'") from None
+    import torch
+
+    from convert.deployment import TOLERANCE, deployed_form, multiply_adds
+    from convert.reader import network_of
+    from convert.verify import differences, image_for
+
     # A graph for any image size cannot leave the positions of one size alone, as the published resizing does.
     options = {"dynamic_img_size": True, "pos_resize": "timm"} if kind_of(checkpoint.arch) == "vit" else {}
     network = network_of(checkpoint, **options).eval()
-    outputs = _Outputs(network, stages).eval()
+    outputs = _outputs(network, stages)
     example = image_for(checkpoint.arch, checkpoint.preprocess, picture)
     with torch.no_grad():
         maps = len(outputs(example)) - 1
     names = ["features", *(f"stage{number}" for number in range(maps))]
-    deployed = deployed_form(network, example, lambda network, images: _Outputs(network, stages)(images))
+    deployed = deployed_form(network, example, lambda network, images: _outputs(network, stages)(images))
     size = int(checkpoint.preprocess["size"])
     flops = multiply_adds(deployed.network, torch.zeros(1, 3, size, size))  # before the export, which patches torch
-    _write(_Outputs(deployed.network, stages).eval(), example, path, names, _step(checkpoint))
+    _write(_outputs(deployed.network, stages), example, path, names)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    verified = Verified()
+    verified = Verified(
+        facts={
+            "form": deployed.form,
+            "exported_parameters": sum(parameter.numel() for parameter in deployed.network.parameters()),
+            "gflops": round(flops / 1e9, 4),
+            "inputs": ["images [N, 3, H, W]"],
+            "outputs": names,
+        }
+    )
     if deployed.form == "deployed":
         verified.differences["torch's deployed form"] = {"largest": deployed.difference}
         verified.steps.append(
@@ -71,9 +91,9 @@ def export(
     for images in (example, _other(example, _step(checkpoint))):
         with torch.no_grad():
             expected = dict(zip(names, outputs(images), strict=True))
-        found = dict(zip(names, map(torch.from_numpy, session.run(None, {"images": images.numpy()})), strict=True))
+        actual = dict(zip(names, map(torch.from_numpy, session.run(None, {"images": images.numpy()})), strict=True))
         shape = "x".join(map(str, images.shape))
-        seen = differences(expected, found)
+        seen = differences(expected, actual)
         wrong = {name: value for name, value in seen.items() if not value <= TOLERANCE}
         if wrong:
             raise InputError(f"the ONNX file gives other features than torch at {shape}: {wrong}")
@@ -84,14 +104,25 @@ def export(
             f"positions for other sizes than {checkpoint.preprocess['size']} px are resized with "
             "timm's antialiasing, not as in training (features differ by about 1%)"
         )
-    count = sum(parameter.numel() for parameter in deployed.network.parameters())
-    return verified, {
-        "form": deployed.form,
-        "exported_parameters": count,
-        "gflops": round(flops / 1e9, 4),
-        "inputs": ["images [N, 3, H, W]"],
-        "outputs": names,
-    }
+    return verified
+
+
+def _outputs(network: nn.Module, stages: bool) -> nn.Module:
+    """In eval mode: images [N, 3, H, W] -> the pooled feature [N, width], then with `stages` every map [N, C, h, w]."""
+    from torch import nn
+
+    from pretrain.backbones import stage_features
+
+    class Outputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            maps = tuple(stage_features(self.network, images)) if stages else ()
+            return (self.network(images), *maps)
+
+    return Outputs().eval()
 
 
 def _step(checkpoint: Checkpoint) -> int:
@@ -101,12 +132,16 @@ def _step(checkpoint: Checkpoint) -> int:
 
 def _other(example: Tensor, step: int) -> Tensor:
     """A batch of another count and size than the example's."""
+    import torch
+
     height, width = example.shape[-2] - 2 * max(step, 8), example.shape[-1] + max(step, 8)
     generator = torch.Generator().manual_seed(1)
     return torch.randn(3, 3, height, width, generator=generator)
 
 
-def _write(outputs: nn.Module, example: Tensor, path: Path, names: list[str], step: int) -> None:
+def _write(outputs: nn.Module, example: Tensor, path: Path, names: list[str]) -> None:
+    import torch
+
     sides = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     batch = torch.cat([example, example])  # a batch of one would be taken for a constant
     level = logging.root.manager.disable
@@ -131,3 +166,6 @@ def _write(outputs: nn.Module, example: Tensor, path: Path, names: list[str], st
         ) from None
     finally:
         logging.disable(level)
+
+
+TARGET = Onnx()

@@ -1,22 +1,82 @@
-"""torchvision itself loads the file, strictly once its classifier is excluded."""
+"""torchvision: its own networks and names, loaded strictly once the classifier is an Identity."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from convert import names
+from convert.names import kind_of
+from convert.targets import Target, origin, refuse_options, refuse_vit_extras, renamed, transform
+from sslight.core.errors import InputError
 
+
+class Torchvision(Target):
+    name = "torchvision"
+    suffixes = (".pth", ".pt")
+    matrix = {
+        "ResNet18/34/50/101/152": "yes",
+        "MobileNetV2": "yes",
+        "MobileNetV2, deeper": "no: torchvision has no depth multiplier",
+        "ViT-B": "at patch 16 and 224 px, no extra tokens, no layer scale",
+        "ViT-Ti/S": "no: torchvision has no ViT-Ti or ViT-S",
+        "other timm network": "no: its torchvision names are not in this project's tables",
+    }
+
+    def rename(self, checkpoint):
+        from convert.reader import vit_heads
+
+        kind, state, usual = kind_of(checkpoint.arch), checkpoint.state, ()
+        if kind == "vit":
+            refuse_vit_extras(checkpoint, "torchvision's ViT")
+            patch, positions = state["patch_embed.proj.weight"].shape[-1], state["pos_embed"].shape[1]
+            if patch != 16 or positions != 197:
+                raise InputError(
+                    f"{checkpoint.arch} cannot go to torchvision: its vit_b_16 has patch 16 and "
+                    f"197 positions, not patch {patch} and {positions}"
+                )
+            if checkpoint.options.get("num_heads") == vit_heads(checkpoint.arch):
+                usual = ("num_heads",)
+        refuse_options(checkpoint, "torchvision's network", usual)
+        tables = {
+            "resnet": names.RESNET_TIMM,
+            "mobilenetv2": names.MOBILENET_TORCHVISION,
+            "vit": names.VIT_TORCHVISION,
+        }
+        return renamed(checkpoint, tables[kind])
+
+    def expected(self, checkpoint):
+        import torch
+
+        from convert.verify import torchvision_network
+
+        with torch.device("meta"):
+            return torchvision_network(checkpoint.arch)[0].state_dict()
+
+    def features(self, path, checkpoint, images):
+        import torch
+
+        from convert.verify import torchvision_features, torchvision_network
+
+        network, *views = torchvision_network(checkpoint.arch)
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+        return torchvision_features(network, *views, images), "loaded by torchvision's network, strictly"
+
+    def snippet(self, out, checkpoint):
+        arch, kind = checkpoint.arch, kind_of(checkpoint.arch)
+        if kind == "mobilenetv2":
+            build, head = f"torchvision.models.mobilenet_v2(width_mult={int(arch[-3:]) / 100})", "classifier"
+        elif kind == "vit":
+            build, head = "torchvision.models.vit_b_16()", "heads"
+        else:
+            build, head = f"torchvision.models.{arch}()", "fc"
+        return f'''# {origin(checkpoint)} for torchvision.
 import torch
-from torch import Tensor
+import torchvision
+from torchvision import transforms
 
-from convert.features import outputs_of, torchvision_network
-from convert.reader import Checkpoint
+model = {build}
+model.{head} = torch.nn.Identity()
+model.load_state_dict(torch.load("{out.resolve()}", weights_only=True), strict=True)
+model.eval()
+{transform(checkpoint)}'''
 
 
-@torch.no_grad()
-def features(path: Path, checkpoint: Checkpoint, images: Tensor, **_) -> tuple[dict[str, Tensor], str]:
-    """Stage features of torchvision's network built from the file, and what was done."""
-    network, stages, view = torchvision_network(checkpoint.arch)
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-    with outputs_of(stages) as seen:
-        pooled = network.eval()(images)
-    maps = {name: view(name, feature) for name, feature in seen.items()}
-    return {**maps, "pooled": pooled}, "loaded by torchvision's network, strictly"
+TARGET = Torchvision()

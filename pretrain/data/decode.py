@@ -7,6 +7,8 @@ bits of which the file does not say how many are used, and channels that are nei
 from __future__ import annotations
 
 import io
+import os
+import re
 import warnings
 import zlib
 
@@ -22,7 +24,51 @@ FULL_RANGE = 65535.0  # of 16 bits
 BITS_PER_SAMPLE, ORIENTATION, SAMPLES_PER_PIXEL, MAX_SAMPLE_VALUE, EXTRA_SAMPLES = 258, 274, 277, 281, 338
 UNSPECIFIED = 0  # extra sample
 
+EXTENSIONS = {
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".mpo",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+    ".avif",
+}
+# How the kinds of image that the decoders accept begin, each with an extension of theirs.
+SIGNATURES = {
+    extension: re.compile(start, re.DOTALL)
+    for extension, start in {
+        ".jpg": rb"\xff\xd8\xff",
+        ".png": rb"\x89PNG\r\n\x1a\n",
+        ".gif": rb"GIF8[79]a",
+        ".webp": rb"RIFF....WEBP",
+        ".bmp": rb"BM.{12}[\x0c\x10(48@lm|]\0\0\0",
+        ".tif": rb"II[*+]\0|MM\0[*+]",
+        ".ppm": rb"P[1-6]\s+[#\d]",
+        ".jp2": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n",
+        ".avif": rb"....ftyp(?:avif|avis|mif1|msf1)",
+    }.items()
+}
+HEAD = 32  # bytes in which all of them show
+
 DecodedImage = PILImage.Image | np.ndarray  # as PIL has it, or uint8 [height, width, 3]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name. One that is not may be one by its content (`extension_of`)."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def extension_of(head: bytes) -> str:
+    """The extension that fits an image which begins with these bytes, at least HEAD of them; "" for no image."""
+    return next((extension for extension, start in SIGNATURES.items() if start.match(head)), "")
 
 
 class CorruptImage(Exception):

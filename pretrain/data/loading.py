@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from pretrain.data.decode import CorruptImage, DecodedImage, UnclearImage, decode_reference, image_size
 from pretrain.data.device_color import recolor_batch
 from pretrain.data.fast_views import decode_fast, render_fast, resize_fast
-from pretrain.data.index import Source
+from pretrain.data.sources import Source
 from pretrain.data.views import UNIFORMS, Color, Draw, View, color_of, draw, draw_views, place_crop, render, uniforms
 from sslight.core import distributed
 from sslight.core.errors import InputError, nearest

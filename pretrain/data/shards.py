@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import os
 import shutil
+import tarfile
 import urllib.request
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.index import HEAD, MAX_BYTES, Names, PassedOver, Source, extension_of, inside, is_image, shared
+from pretrain.data.decode import HEAD, extension_of, is_image
+from pretrain.data.sources import MAX_BYTES, DataFormat, Names, Packer, PassedOver, Source, inside, is_url, shared
 from sslight.core.errors import InputError
 
 BLOCK = 512  # bytes: the unit of a tar file
@@ -116,8 +119,6 @@ def split_key(name: str) -> tuple[str, str]:
 
 class ShardSource(Source):
     """The images of several tar files, addressed by (shard, offset, size)."""
-
-    kind = "shards"
 
     def __init__(self, files: list[Path], split: str, labels: bool):
         self.files, self._class_file = files, files[0].parent / f"{split}-classes.txt"
@@ -231,10 +232,6 @@ class ShardSource(Source):
         return [inside(name, self._class_file) for name in names]
 
 
-def is_url(path: str | Path) -> bool:
-    return "://" in str(path) or str(path).startswith("pipe:")
-
-
 def remote_shards(url: str, split: str) -> list[Path]:
     """Local copies of the shards behind a URL, fetched if need be.
 
@@ -305,3 +302,88 @@ def _open_remote(url: str):
     from webdataset.gopen import gopen
 
     return gopen(url, "rb")
+
+
+class ShardPacker(Packer):
+    """`split-NNNNNN.tar` of `shard_images` images each, and `split-classes.txt`."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.layout = str(self.shard_images)
+        self.tar, self.temporary = None, self.work / "shard.tmp"
+
+    def _file(self, number: int) -> Path:
+        return self.work / f"{self.split}-{number:06d}.tar"
+
+    def finished(self) -> bool:
+        return any(self.dst.glob(f"{self.split}-*.tar"))
+
+    def resume(self, done: int) -> int:
+        whole = done // self.shard_images
+        return next((k for k in range(whole) if not self._file(k).exists()), whole) * self.shard_images
+
+    def add(self, i: int, name: str, data: bytes, label: int | None) -> None:
+        self.number = i // self.shard_images
+        if self.tar is None:
+            self.tar = tarfile.open(self.temporary, "w")
+        stem, extension = os.path.splitext(_member(name))
+        self._put(stem + extension, data)
+        if label is not None:
+            self._put(stem + ".cls", str(label).encode())
+        self.in_shard = i % self.shard_images + 1
+
+    def _put(self, name: str, data: bytes) -> None:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(data)
+        self.tar.addfile(entry, io.BytesIO(data))
+        self.tar.members.clear()  # tarfile keeps every entry otherwise
+
+    def flush(self, last: bool) -> bool:
+        if not last and self.in_shard < self.shard_images:
+            return False
+        self.tar.close()
+        self.tar = None
+        os.replace(self.temporary, self._file(self.number))
+        return True
+
+    def close(self) -> None:
+        if self.tar:
+            self.tar.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def read_back(self, names: Iterable[str]) -> Iterator[bytes]:
+        source = ShardSource(sorted(self.work.glob(f"{self.split}-*.tar")), self.split, labels=False)
+        for i, name in enumerate(names):
+            if i >= len(source) or source.name(i) != _member(name):
+                raise OSError(f"no member {_member(name)}")
+            yield source.read(i)
+
+    def name_classes(self, classes: list[str]) -> None:
+        if any(len(name.splitlines()) != 1 for name in classes):
+            raise InputError("a class name with a line break, or an empty one, cannot go into shards: rename it")
+        text = "".join(f"{name}\n" for name in classes)
+        (self.work / f"{self.split}-classes.txt").write_text(text, encoding="utf-8")
+
+    def finish(self) -> None:
+        for file in sorted(self.work.glob(f"{self.split}-*")):
+            os.replace(file, self.dst / file.name)
+
+
+def _member(name: str) -> str:
+    """The name in a shard, where a sample's name ends at the first dot."""
+    folder, slash, base = name.rpartition("/")
+    stem, extension = os.path.splitext(base)
+    return folder + slash + stem.replace(".", "%2E") + extension
+
+
+class Shards(DataFormat):
+    pattern, packer = "{split}-*.tar", ShardPacker
+
+    def recognise(self, where: str | Path, split: str) -> list[Path]:
+        return remote_shards(str(where), split) if is_url(where) else super().recognise(where, split)
+
+    def index(self, files: list[Path], split: str, labels: bool) -> ShardSource:
+        return ShardSource(files, split, labels)
+
+
+FORMAT = Shards()

@@ -1,193 +1,207 @@
-"""Where images come from: class folders, HDF5 files or WebDataset shards, recognised by looking."""
+"""Where images come from: what a source and a data format are, which formats there are, and how a split is opened.
+
+The index of a source is a few flat arrays in shared memory: workers, forked or spawned, map it and never copy it, and
+nothing else grows with the number of images.
+"""
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from pretrain.data.decode import UnclearImage, check_range
-from pretrain.data.index import HEAD, MAX_BYTES, Names, PassedOver, Source, extension_of, inside, is_image
-from pretrain.data.shards import ShardSource, is_url, remote_shards
 from sslight.core.errors import InputError, nearest_file
+from sslight.core.registry import Registry
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAMED = 3  # of the files that are passed over
 RANGE_SAMPLES = 100  # images whose headers are looked at
+FINGERPRINT_SAMPLES = 1000  # images whose sizes are looked at
+MAX_BYTES = 1 << 30  # of an encoded image: more than any takes that the decoders accept
 
-__all__ = ["FolderSource", "HDF5Source", "ShardSource", "Source", "open_source"]
 
+class Source:
+    """Encoded images by number. Subclasses fill `names` and, where asked for, know the labels."""
 
-class FolderSource(Source):
-    """`split/class/image` files; without labels any tree of images."""
+    kind = ""  # the name of its format
+    passed_over = ""  # what lies among the images and is none, counted and named
 
-    kind = "folder"
+    def __init__(self, where: str, names: Names, labelled: bool, classes: Iterable[str] = ()):
+        self.where, self.names, self.labelled, self._classes = where, names, labelled, list(classes)
+        self.max_value = 0.0  # see `decode_reference`
+        odd = [name for name in self._classes if labelled and not _is_line(name)]
+        if odd:  # it will stand in results, lists and plots; an image may be called anything
+            raise InputError(f"{where} has a class called {odd[0]!r}, which is not a line of UTF-8 text: rename it")
 
-    def __init__(self, root: Path, labels: bool):
-        self.root = root
-        try:
-            classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not _is_hidden(e.name))
-            if labels and not classes:
-                raise InputError(
-                    f"no class folders in {root}: put the images of each class into a folder of its own there"
-                )
-            passed_over = PassedOver()
-            names = Names(_walk(root, passed_over))
-            self.passed_over = str(passed_over)
-        except OSError as error:
-            raise InputError(f"cannot read {error.filename} ({error.strerror}): mend or remove it") from None
-        if not len(names):
-            there = f", but {self.passed_over}" * bool(self.passed_over)
-            raise InputError(f"no images in {root}{there}: it needs files such as {root}/CLASS/NAME.jpg")
-        super().__init__(str(root), names, labels, classes)
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        """The image's name inside its split, `class/file` where there are classes."""
+        return self.names[i]
 
     def read(self, i: int) -> bytes:
-        with open(self.root / self.name(i), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_BYTES:
-                raise OSError(f"{size} bytes are too many for an image")
-            return file.read()
+        """The encoded image. Raises OSError if it cannot be read."""
+        raise NotImplementedError
 
     def size(self, i: int) -> int:
-        return (self.root / self.name(i)).stat().st_size
-
-
-def _is_hidden(name: str) -> bool:
-    """Of a file or folder that a system leaves beside the images."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _walk(
-    root: Path, passed_over: PassedOver, inside: str = "", above: tuple[tuple[int, int], ...] = ()
-) -> Iterator[str]:
-    """Relative names of all images below, sorted, folder by folder; links are followed. What is none is noted.
-
-    An image is a file with the name of one, or that begins as one does; only of other names the content is read.
-    above: what the folders on the way here are to the file system. Raises InputError for a link in a circle, and for a
-    pipe or a device, whose end a reader could wait for.
-    """
-    status = os.stat(root / inside)
-    here = status.st_dev, status.st_ino
-    if here in above:
-        raise InputError(f"{root / inside} is a link to a folder that holds it: remove the link")
-    with os.scandir(root / inside) as found:
-        entries = sorted((e.name, e.is_dir(), e.is_file()) for e in found)
-    for name, is_folder, is_file in entries:
-        path = f"{inside}/{name}" if inside else name
-        if _is_hidden(name):
-            passed_over.add(f"{path}/" if is_folder else path)
-        elif is_folder:
-            yield from _walk(root, passed_over, path, (*above, here))
-        elif is_image(name):
-            if not is_file and os.path.exists(root / path):  # where nothing is, reading will say so
-                raise InputError(f"{root / path} is no regular file: remove it")
-            yield path
-        elif is_file and extension_of(_head(root / path)):
-            yield path
-        else:
-            passed_over.add(path)
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read(HEAD)
-    except OSError:
-        return b""
-
-
-class HDF5Source(Source):
-    """The published layout: a group per class, one encoded image per dataset; without labels also loose datasets."""
-
-    kind = "h5"
-
-    def __init__(self, file: Path, labels: bool):
-        self.file, self._handle, self._pid = file, None, None
-        classes: list[str] = []
-        try:
-            names = Names(inside(name, file) for name in self._list(classes))
-        except InputError:
-            raise
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
-            raise InputError(f"not a readable HDF5 file: {file} ({' '.join(str(error).split())})") from None
-        if not len(names):
-            raise InputError(f"no images in {file}: it needs a group per class with one encoded image per dataset")
-        if labels and not classes:
-            raise InputError(f"no class groups in {file}: put the images of each class into a group of its own")
-        super().__init__(str(file), names, labels, classes)
-
-    def _list(self, classes: list[str]) -> Iterator[str]:
-        import h5py
-
-        with self._open() as file:
-            for top in self._links(file):
-                if file.get(top, getclass=True) is h5py.Group:
-                    classes.append(inside(top, self.file))
-                    yield from (f"{top}/{name}" for name in self._links(file[top]))
-                else:
-                    yield top
-
-    def _links(self, group) -> list[str]:
-        """The names in a group, sorted. Raises InputError for one that leads elsewhere, perhaps out of the file."""
-        import h5py
-
-        names: list[str] = []
-        links: list[str] = []
-        group.id.links.iterate(
-            lambda name, link: (names if link.type == h5py.h5l.TYPE_HARD else links).append(os.fsdecode(name)),
-            info=True,
-        )
-        if links:
-            raise InputError(
-                f"{self.file} holds a link, {links[0]!r} in {group.name}, where a class or an image "
-                "belongs: write the file anew, without links"
-            )
-        return sorted(names)
-
-    def _open(self):
-        import h5py
-
-        return h5py.File(self.file, "r", locking="best-effort")
-
-    def _dataset(self, i: int):
-        """The image's dataset. Raises OSError if it is none, too large, or kept outside the file."""
-        import h5py
-
-        if self._pid != os.getpid():  # a forked worker must not read through its parent's handle
-            self._handle, self._pid = self._open(), os.getpid()
-        try:
-            dataset = self._handle[os.fsencode(self.name(i))]
-            if not isinstance(dataset, h5py.Dataset) or not dataset.size:
-                raise OSError("not a dataset that holds an image")
-            layout = dataset.id.get_create_plist()
-            if layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL:
-                raise OSError("its bytes are kept in another file")
-            if dataset.nbytes > MAX_BYTES or (dataset.dtype.kind == "O" and dataset.size > 1):
-                raise OSError(f"{dataset.nbytes} bytes are too many for an image")
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise OSError(str(error)) from None
-        return dataset
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_handle": None, "_pid": None}
+        """Length of `read(i)` in bytes."""
+        raise NotImplementedError
 
     def close(self) -> None:
-        if self._pid == os.getpid():
-            self._handle.close()
-        self._handle = self._pid = None
+        """Let go of open files; the next read opens them again."""
 
-    def read(self, i: int) -> bytes:
-        dataset = self._dataset(i)
-        try:
-            value = dataset[()]
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise OSError(f"not a dataset that holds an image ({error})") from None
-        return value if isinstance(value, bytes) else np.asarray(value).tobytes()
+    @property
+    def note(self) -> str:
+        """A line for a run's log about what was passed over; an empty string where nothing was."""
+        return self.passed_over and f"passed over in {self.where}: {self.passed_over}"
 
-    def size(self, i: int) -> int:
-        dataset = self._dataset(i)
-        return len(self.read(i)) if dataset.dtype.kind == "O" else dataset.nbytes  # O: of variable length
+    def unclear(self, i: int, reason: object) -> InputError:
+        """What to raise for an image whose pixels cannot be read without a guess."""
+        return InputError(
+            f"{self.name(i)} in {self.where} has {reason}: set DATA.MAX_VALUE to the value that is white "
+            "(e.g. 4095 of 12 bits, 65535 of 16), or convert such images to RGB of 8 bits"
+        )
+
+    def check_ranges(self) -> None:
+        """Raise InputError if the pixels of an image, by the headers of some evenly spread ones, need a guess."""
+        for i in np.linspace(0, len(self) - 1, min(len(self), RANGE_SAMPLES)).astype(int).tolist():
+            if not self.name(i).lower().endswith((".jpg", ".jpeg")):
+                try:
+                    check_range(self.read(i), self.max_value)
+                except UnclearImage as error:
+                    raise self.unclear(i, error) from None
+                except OSError:
+                    pass  # counted where it is read in earnest
+        self.close()
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every image belongs to a class, as far as the index shows."""
+        return bool(self._classes) and not any("/" not in self.name(i) for i in range(len(self)))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class numbers, int64 [len(self)], indices into `classes`: here by the first part of each name."""
+        self._require_labels()
+        number, labels = {name: k for k, name in enumerate(self._classes)}, np.empty(len(self), dtype=np.int64)
+        for i in range(len(self)):
+            top, _, inside = self.name(i).partition("/")
+            if not inside:
+                raise InputError(f"image outside the classes in {self.where}: {top}; move or remove it")
+            labels[i] = number[top]
+        return labels
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, in the order of their numbers."""
+        self._require_labels()
+        return list(self._classes)
+
+    def fingerprint(self) -> str:
+        """A short hash of all names and the sizes of up to 1,000 evenly spread images: cheap, equal across formats."""
+        digest = self.names.hash()
+        for i in np.linspace(0, len(self) - 1, min(len(self), FINGERPRINT_SAMPLES)).astype(int):
+            try:
+                digest.update(b"%d," % self.size(int(i)))
+            except OSError:
+                digest.update(b"unreadable,")
+        self.close()
+        return digest.hexdigest()[:16]
+
+    def _require_labels(self) -> None:
+        if not self.labelled:
+            raise RuntimeError(f"{self.where} was opened without labels")
+
+
+class Packer:
+    """Writes one split into `work`, a directory inside `dst`, in steps that a crash can interrupt.
+
+    `add` is called for every image in order, in between `flush`; then `read_back`, `name_classes` and `finish`.
+    """
+
+    flush_every = 256  # images
+    layout = ""  # what else decides the files: a conversion is only continued with the same
+
+    def __init__(self, dst: Path, split: str, work: Path, shard_images: int):
+        self.dst, self.split, self.work, self.shard_images = dst, split, work, shard_images
+        self.pending = 0
+
+    def finished(self) -> bool:
+        """Whether the split has its place in `dst`."""
+        raise NotImplementedError
+
+    def resume(self, done: int) -> int:
+        """How many of the `done` images that were flushed before a crash are still there."""
+        return done
+
+    def add(self, i: int, name: str, data: bytes, label: int | None) -> None:
+        """Write image number `i`, `class/file` where there are classes."""
+        raise NotImplementedError
+
+    def flush(self, last: bool) -> bool:
+        """Called after every image, the last one included: whether all images so far would survive a crash."""
+        self.pending += 1
+        if not last and self.pending < self.flush_every:
+            return False
+        self.pending = 0
+        return True
+
+    def close(self) -> None:
+        """Called when writing ends, also by an error."""
+
+    def read_back(self, names: Iterable[str]) -> Iterator[bytes]:
+        """What was written under these names, all of them, in the order of writing."""
+        raise NotImplementedError
+
+    def name_classes(self, classes: list[str]) -> None:
+        """Record the classes, also those without an image."""
+
+    def finish(self) -> None:
+        """Move the split to its place; may be repeated after a crash."""
+        raise NotImplementedError
+
+
+class DataFormat(Protocol):
+    """How a split's images lie in files.
+
+    pattern: of a split's files in its data directory; a folder's ends with `/`.
+    packer: the class that writes this format.
+    """
+
+    pattern: str
+    packer: type[Packer]
+
+    def recognise(self, where: str | Path, split: str) -> list[Path]:
+        """The split's files of this format at `where`, a data directory or a URL; none where it has another format."""
+        pattern = self.pattern.format(split=glob.escape(split))
+        return sorted(path for path in Path(where).glob(pattern.rstrip("/")) if path.is_dir() == pattern.endswith("/"))
+
+    def index(self, files: list[Path], split: str, labels: bool) -> Source:
+        """The images in the files that `recognise` returned; `Source.read` reads them. labels: as of `open_source`."""
+        ...
+
+
+FORMATS: Registry[DataFormat] = Registry(
+    "format",
+    {
+        "folder": ("class folders", "pretrain.data.folder:FORMAT"),
+        "h5": ("HDF5 files, the published layout", "pretrain.data.hdf5:FORMAT"),
+        "shards": ("WebDataset shards", "pretrain.data.shards:FORMAT"),
+    },
+)
+
+
+def is_url(path: str | Path) -> bool:
+    return "://" in str(path) or str(path).startswith("pipe:")
 
 
 def open_source(path: str | Path, split: str, labels: bool = True, max_value: float | None = None) -> Source:
@@ -195,57 +209,110 @@ def open_source(path: str | Path, split: str, labels: bool = True, max_value: fl
 
     Parameters
     ----------
-    path: a directory that holds `split/`, `split.h5` or `split-*.tar`; or the URL of a place with shards.
+    path: a directory that holds the split in one of `FORMATS`; or the URL of a place with shards.
     split: usually train or val.
     labels: whether labels will be asked for; without, they are never read and class folders are not needed.
     max_value: DATA.MAX_VALUE, for whom the images are to be decoded (see `decode_reference`).
 
-    Raises InputError if there is nothing, nothing of this split, or more than one form of it; where images are to be
+    Raises InputError if there is nothing, nothing of this split, or more than one format of it; where images are to be
     decoded, also if some of up to 100 cannot be without a guess.
     """
-    source = _open(path, split, labels)
-    if max_value is not None:
-        source.max_value = max_value
-        _check_ranges(source)
-    return source
-
-
-def _check_ranges(source: Source) -> None:
-    """Look at the headers of some evenly spread images, but JPEGs, for what their pixels mean."""
-    for i in np.linspace(0, len(source) - 1, min(len(source), RANGE_SAMPLES)).astype(int).tolist():
-        if not source.name(i).lower().endswith((".jpg", ".jpeg")):
-            try:
-                check_range(source.read(i), source.max_value)
-            except UnclearImage as error:
-                raise source.unclear(i, error) from None
-            except OSError:
-                pass  # counted where it is read in earnest
-    source.close()
-
-
-def _open(path: str | Path, split: str, labels: bool) -> Source:
     if not str(path):
         raise InputError("no data directory given: set DATA.PATH_TO_DATA_DIR to one that holds train/ and val/")
-    if is_url(path):
-        return ShardSource(remote_shards(str(path), split), split, labels)
-    root = Path(path)
-    if not root.is_dir():
+    if not is_url(path) and not Path(path).is_dir():
         raise InputError(f"data directory not found: {path}{nearest_file(path)}")
-    shards = sorted(root.glob(f"{glob.escape(split)}-*.tar"))
-    forms = {
-        f"{split}/": (root / split).is_dir(),
-        f"{split}.h5": (root / f"{split}.h5").is_file(),
-        f"{split}-*.tar": bool(shards),
-    }
-    forms = [form for form, there in forms.items() if there]
-    if not forms:
+    files = {name: there for name, data in FORMATS.items() if (there := data.recognise(path, split))}
+    patterns = {name: data.pattern.format(split=split) for name, data in FORMATS.items()}
+    if not files:
+        root, (*others, last) = Path(path), patterns.values()
         there = ", ".join(sorted(entry.name for entry in os.scandir(root))[:8]) or "nothing"
         within = f"; name the directory that it lies in, {root.parent}" * (root.name in ("train", "val"))
         raise InputError(
-            f"no split '{split}' in {path}: it needs {split}/, {split}.h5 or {split}-*.tar; it holds {there}{within}"
+            f"no split '{split}' in {path}: it needs {', '.join(others)} or {last}; it holds {there}{within}"
         )
-    if len(forms) > 1:
-        raise InputError(f"split '{split}' is there more than once in {path} ({' and '.join(forms)}): keep one")
-    if forms[0] == f"{split}/":
-        return FolderSource(root / split, labels)
-    return HDF5Source(root / f"{split}.h5", labels) if forms[0].endswith(".h5") else ShardSource(shards, split, labels)
+    if len(files) > 1:
+        several = " and ".join(patterns[name] for name in files)
+        raise InputError(f"split '{split}' is there more than once in {path} ({several}): keep one")
+    [name] = files
+    source = FORMATS[name].index(files[name], split, labels)
+    source.kind = name
+    if max_value is not None:
+        source.max_value = max_value
+        source.check_ranges()
+    return source
+
+
+class PassedOver:
+    """Counts what is no image, and keeps the first few names."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, []
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if self.count <= NAMED:
+            self.first.append(name if _is_line(name) else ascii(name))
+
+    def __str__(self) -> str:
+        """`3 files that are no images: a/notes.txt, b/._1.jpg, ...`, or an empty string."""
+        if not self.count:
+            return ""
+        return (
+            f"{self.count} file{'s that are no images' if self.count > 1 else ' that is no image'}: "
+            f"{', '.join(self.first)}{', ...' * (self.count > NAMED)}"
+        )
+
+
+def inside(name: str, where: Path | str) -> str:
+    """A name that a foreign file gives, as a plain relative path. Raises InputError where it leads elsewhere."""
+    parts = name.split("/")
+    if "" in parts or "." in parts:  # `tar c .` writes ./class/file
+        parts = [part for part in parts if part not in ("", ".")]
+    if name.startswith("/") or "\0" in name or ".." in parts or not parts:
+        raise InputError(
+            f"{where} holds the name {name!r}, which is none of a file inside a data directory: do not "
+            "trust the file, or write it anew"
+        )
+    return "/".join(parts)
+
+
+def _is_line(name: str) -> bool:
+    """Whether a name can be written down: neither with line breaks nor of bytes that are no UTF-8."""
+    return len(name.splitlines()) == 1 and not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def shared(array: np.ndarray) -> Tensor:
+    """The array as a tensor in shared memory: sending it to another process sends a handle."""
+    import torch  # here, so that listing the formats needs none
+
+    return torch.from_numpy(array).share_memory_()
+
+
+class Names:
+    """A list of strings as one block of bytes and the end of each."""
+
+    def __init__(self, names: Iterable[str]):
+        data = bytearray()
+        ends = np.fromiter(self._fill(data, names), dtype=np.int64)
+        self._data = shared(np.frombuffer(bytes(data), dtype=np.uint8).copy())
+        self._ends = shared(ends)
+
+    @staticmethod
+    def _fill(data: bytearray, names: Iterable[str]) -> Iterator[int]:
+        for name in names:
+            data += os.fsencode(name)
+            yield len(data)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int) -> str:
+        ends = self._ends.numpy()
+        start = ends[i - 1] if i else 0
+        return os.fsdecode(self._data.numpy()[start : ends[i]].tobytes())
+
+    def hash(self) -> hashlib._Hash:
+        """SHA-256 over all names so far, open for more."""
+        digest = hashlib.sha256(self._data.numpy().data)
+        digest.update(self._ends.numpy().data)
+        return digest

@@ -1,10 +1,15 @@
-"""The contract between a method and the training loop, which knows no method by name."""
+"""What a method is, which there are, and how one is built. The training loop knows no method by name."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+
+from sslight.core.errors import InputError
+from sslight.core.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,10 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def constant_rate(self) -> Iterable[nn.Parameter]:
+        """Trained parameters whose learning rate stays at the schedule's peak."""
+        return ()
+
     def init_probe(self, classifier: nn.Linear) -> None:
         """Initialise the joint linear probe's weights, where the method's original starts them otherwise than torch."""
 
@@ -55,3 +64,72 @@ class Method(nn.Module):
     def backbone(self) -> nn.Module:
         """The network that is evaluated (state dict prefix: the first of `networks`)."""
         return self.get_submodule(next(iter(self.networks.values())).rstrip("."))
+
+
+METHODS: Registry[type[Method]] = Registry(
+    "METHOD",
+    {
+        "dino": ("a student predicts what its momentum teacher sees in other views", "pretrain.methods.dino:DINO"),
+        "swav": ("views predict each other's assignments to prototypes", "pretrain.methods.swav:SwAV"),
+        "moco": ("views find their image's key in a queue of others (MoCo-v2)", "pretrain.methods.moco:MoCo"),
+        "simsiam": ("views predict each other's projections, nothing else", "pretrain.methods.simsiam:SimSiam"),
+    },
+)
+
+
+def build_method(cfg) -> Method:
+    """The method that `cfg.METHOD` names, freshly initialised, on the CPU.
+
+    Call it after the process group is joined: queue lengths depend on the number of processes. Raises InputError for
+    an unknown method or backbone, and for views that it cannot be trained on.
+    """
+    method = METHODS[cfg.METHOD](cfg)
+    sizes = {cfg.VIEWS.GLOBAL_SIZE, *[cfg.VIEWS.LOCAL_SIZE] * cfg.VIEWS.LOCAL_NUMBER}
+    check_view_sizes(method.backbone, sizes, cfg.TRAIN.AMP == "bf16" and not torch.cuda.is_available())
+    return method
+
+
+@torch.no_grad()
+def check_view_sizes(backbone: nn.Module, sizes: set[int], bf16_on_cpu: bool) -> None:
+    """Raise InputError if the backbone refuses images of one of these sizes, in pixels, or would train on garbage.
+
+    Garbage is what torch's bfloat16 kernels on a CPU leave in the weight gradient of a convolution (kernel above 1)
+    that strides over a 1x1 map: partly uninitialised memory, often finite, so that no later check would see it.
+    """
+    strided: list[str] = []  # convolutions that do so
+
+    def look(name: str):
+        def hook(module: nn.Conv2d, inputs: tuple) -> None:
+            if max(module.kernel_size) > 1 and max(module.stride) > 1 and max(inputs[0].shape[-2:]) == 1:
+                strided.append(name)
+
+        return hook
+
+    training, state = backbone.training, torch.get_rng_state()
+    hooks = [
+        module.register_forward_pre_hook(look(name))
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    try:
+        backbone.eval()
+        for size in sorted(sizes):
+            try:
+                backbone(torch.zeros(1, 3, size, size))
+            except (AssertionError, RuntimeError, ValueError) as error:  # each of timm's families has its own way
+                own = backbone.default_cfg["input_size"][-1]
+                raise InputError(
+                    f"backbone '{backbone.arch}' does not take views of {size} px ({error}): choose one "
+                    f"that takes any image size, or set VIEWS.GLOBAL_SIZE and VIEWS.LOCAL_SIZE to {own}"
+                ) from None
+            if strided and bf16_on_cpu:
+                raise InputError(
+                    f"TRAIN.AMP bf16 on a CPU gives wrong weight gradients in '{strided[0]}' of "
+                    f"{backbone.arch} for views of {size} px (a strided convolution over 1x1 maps): use "
+                    "larger views or no AMP"
+                )
+    finally:
+        for hook in hooks:
+            hook.remove()
+        backbone.train(training)
+        torch.set_rng_state(state)

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from pretrain.backbones import build_backbone
-from pretrain.heads import DINOHead
+from pretrain.heads import init_linear, mlp, unit
 from pretrain.methods.base import Method, Progress
 from pretrain.methods.multicrop import Network, multicrop_cross_entropy, spread
-from pretrain.optim import ema_update
-from pretrain.schedules import cosine, linear
+from pretrain.optim import cosine, ema_update, linear
 from sslight.core import distributed
+
+
+class WeightNormLinear(nn.Module):
+    """A linear layer without bias whose rows are `weight_g * weight_v / |weight_v|` (Salimans and Kingma, 2016)."""
+
+    def __init__(self, in_dim: int, out_dim: int, learn_scale: bool):
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=learn_scale)
+        self.weight_v = nn.Parameter(nn.Linear(in_dim, out_dim, bias=False).weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
+
+
+class DINOHead(nn.Module):
+    """DINO (Caron et al., 2021, appendix C): MLP with GELU, unit-length bottleneck, weight-normed prototypes."""
+
+    def __init__(
+        self, in_dim: int, hidden: int, bottleneck: int, out_dim: int, layers: int, *, norm: bool, learn_scale: bool
+    ):
+        super().__init__()
+        self.mlp = mlp(in_dim, hidden, bottleneck, layers, norm=norm, activation=nn.GELU)
+        init_linear(self, std=0.02)
+        self.last_layer = WeightNormLinear(bottleneck, out_dim, learn_scale)
+
+    def project(self, features: Tensor) -> Tensor:
+        return unit(self.mlp(features))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return self.last_layer(embedding)
 
 
 class DINO(Method):

@@ -9,7 +9,7 @@ from pretrain.backbones import build_backbone
 from pretrain.heads import Projection
 from pretrain.methods.base import Method, Progress
 from pretrain.methods.multicrop import Network, spread
-from pretrain.optim import ema_update
+from pretrain.optim import ema_update, global_batch
 from sslight.core import distributed
 from sslight.core.errors import InputError
 
@@ -41,11 +41,10 @@ class MoCo(Method):
         self.encoder_k = self._network(cfg, drop_path_rate=0.0)
         self.encoder_k.load_state_dict(self.encoder_q.state_dict())
         self.encoder_k.requires_grad_(False)
-        global_batch = cfg.TRAIN.BATCH_SIZE * distributed.world_size() * cfg.TRAIN.ACCUMULATE
-        if moco.QUEUE_LENGTH < global_batch:
+        if moco.QUEUE_LENGTH < global_batch(cfg):
             raise InputError(
                 f"MOCO.QUEUE_LENGTH {moco.QUEUE_LENGTH} is shorter than one global batch of "
-                f"{global_batch} images: lengthen it"
+                f"{global_batch(cfg)} images: lengthen it"
             )
         # drawn apart from the weights' random numbers: equal on every rank
         noise = torch.randn(moco.OUTPUT_DIM, moco.QUEUE_LENGTH, generator=torch.Generator().manual_seed(cfg.SEED))

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.backbones import build_backbone
-from pretrain.heads import SwAVHead, init_linear, unit
+from pretrain.heads import Projection, init_linear, unit
 from pretrain.methods.base import Method, Progress
 from pretrain.methods.multicrop import Network, multicrop_cross_entropy, spread
+from pretrain.optim import global_batch
 from sslight.core import distributed
 
 
@@ -26,6 +27,22 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
         assignment /= distributed.all_reduce_sum(assignment.sum(0, keepdim=True))
         assignment /= assignment.sum(1, keepdim=True)
     return assignment
+
+
+class SwAVHead(nn.Module):
+    """SwAV (Caron et al., 2020): projection and bias-free prototypes; every linear layer starts as N(0, 0.01)."""
+
+    def __init__(self, in_dim: int, hidden: int, out_dim: int, prototypes: int, layers: int, *, norm: bool):
+        super().__init__()
+        self.projection = Projection(in_dim, hidden, out_dim, layers, norm=norm)
+        self.prototypes = nn.Linear(out_dim, prototypes, bias=False)
+        init_linear(self, std=0.01)
+
+    def project(self, features: Tensor) -> Tensor:
+        return self.projection.project(features)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return self.prototypes(embedding)
 
 
 class SwAV(Method):
@@ -53,13 +70,13 @@ class SwAV(Method):
                 norm=swav.HEAD_BN,
             ),
         )
-        global_batch = cfg.TRAIN.BATCH_SIZE * distributed.world_size() * cfg.TRAIN.ACCUMULATE
-        length = swav.QUEUE_LENGTH // global_batch * global_batch
+        batch = global_batch(cfg)
+        length = swav.QUEUE_LENGTH // batch * batch
         if swav.QUEUE_LENGTH and not length:
             logging.getLogger(__name__).warning(
                 "SWAV.QUEUE_LENGTH %d is below one global batch of %d images: training without a queue",
                 swav.QUEUE_LENGTH,
-                global_batch,
+                batch,
             )
         self.register_buffer("queue", torch.zeros(2, length, swav.OUTPUT_DIM))
         self.register_buffer("queue_filled", torch.zeros((), dtype=torch.long))

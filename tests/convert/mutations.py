@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from convert.conversion import write
 from convert.reader import read_checkpoint
+from convert.targets import TARGETS, Outgoing
 from sslight.core.errors import InputError
 from tests.convert.family_files import lightly, sslight
 from tests.convert.own_networks import timm_own
@@ -48,13 +48,9 @@ def originals(folder: Path) -> dict[str, bytes]:
     torch.save(lightly(own), folder / "lightning.ckpt")
     torch.save({"state_dict": own.state}, folder / "legacy.pth", _use_new_zipfile_serialization=False)
     checkpoint = read_checkpoint(folder / "run.pth")
-    write(folder / "backbone.safetensors", "timm", checkpoint.state, checkpoint)
-    write(
-        folder / "arrays.pkl",
-        "detectron2",
-        {f"model.{key}": value for key, value in checkpoint.state.items()},
-        checkpoint,
-    )
+    for to, name in (("timm", "backbone.safetensors"), ("detectron2", "arrays.pkl")):
+        tensors = {f"model.{key}" * (to == "detectron2") or key: value for key, value in checkpoint.state.items()}
+        TARGETS[to].save(folder / name, Outgoing(tensors, {}), checkpoint, None, **TARGETS[to].defaults(ARCH))
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 

@@ -12,7 +12,9 @@ from PIL import Image
 
 from convert import verify
 from convert.convert_ckpt import convert, main
-from convert.support import CLASSES, MATRIX, TARGETS, class_of, matrix_text
+from convert.families import FAMILIES
+from convert.names import CLASSES, class_of
+from convert.targets import TARGETS, matrix_text
 from sslight.core.errors import InputError
 from tests.convert.family_files import sslight
 from tests.convert.own_networks import timm_own
@@ -84,10 +86,10 @@ def test_a_shipped_list_serves_where_the_framework_is_absent(tmp_path, monkeypat
 
 
 def test_a_file_that_reads_back_otherwise_is_removed(run_file, tmp_path, monkeypatch):
-    def damaged(path, to, tensors, checkpoint):
-        torch.save({"state_dict": {**tensors, "conv1.conv.weight": tensors["conv1.conv.weight"] + 1}}, path)
+    def damaged(tensors):
+        return {"state_dict": {**tensors, "conv1.conv.weight": tensors["conv1.conv.weight"] + 1}}
 
-    monkeypatch.setattr("convert.conversion.write", damaged)
+    monkeypatch.setattr(TARGETS["mmdet"], "content", damaged)
     with pytest.raises(InputError, match="conv1.conv.weight"):
         convert(run_file, "mmdet", tmp_path / "out.pth", verify=False)
     assert not list(tmp_path.iterdir())
@@ -110,7 +112,6 @@ def test_onnx_has_free_sizes_and_the_same_features(arch, stages, tmp_path):
 
 
 def test_the_matrix_names_every_class_and_target():
-    assert MATRIX.keys() == CLASSES.keys()
-    assert all(row.keys() == set(TARGETS) for row in MATRIX.values())
+    assert all(target.name == name and target.matrix.keys() == CLASSES.keys() for name, target in TARGETS.items())
     assert class_of("resnet34") == "ResNet18/34/50/101/152" and class_of("resnet18d") == "other timm network"
-    assert all(name in matrix_text() for name in MATRIX)
+    assert all(name in matrix_text() for name in (*CLASSES, *TARGETS, *FAMILIES))

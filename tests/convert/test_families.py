@@ -16,13 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from convert.conversion import write
-from convert.features import differences, fixed_image
-from convert.reader import Checkpoint, network_of, read_checkpoint, read_content
-from convert.support import FAMILIES, TARGETS, kind_of, refusal
-from convert.targets.in_onnx import export
-from convert.targets.names import rename
-from convert.verify import verify_file, vitdet_features
+from convert.families import FAMILIES, Checkpoint
+from convert.reader import network_of, read_checkpoint, read_content
+from convert.targets import TARGETS, refusal, rename
+from convert.verify import differences, fixed_image, verify_file
 from sslight.core.errors import InputError
 from tests.convert.family_files import CASES
 from tests.convert.own_networks import Own
@@ -109,7 +106,7 @@ def test_every_fault_is_refused_by_name(case):
     assert f"{names[misshaped]} has shape {list(damaged[misshaped].shape)} instead of" in str(raised.value)
 
 
-@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("to", list(TARGETS))
 def test_goes_to_every_target(case, to, tmp_path):
     checkpoint, own, images, expected = case.checkpoint, case.own, case.images, case.expected
     if to in OPTIONAL:
@@ -128,19 +125,20 @@ def test_goes_to_every_target(case, to, tmp_path):
     except InputError as error:
         assert {"dist_token", "reg_token", "blocks.0.ls1.gamma"} & checkpoint.state.keys() or "positions" in str(error)
         return
+    target, options = TARGETS[to], TARGETS[to].defaults(own.arch)
+    out = tmp_path / f"out{target.suffixes[0]}"
+    target.save(out, outgoing, checkpoint, None, **options)
     if to == "onnx":
-        export(tmp_path / "out.onnx", checkpoint)
-        session = importlib.import_module("onnxruntime").InferenceSession(str(tmp_path / "out.onnx"))
+        session = importlib.import_module("onnxruntime").InferenceSession(str(out))
         assert _relative(torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), expected) < 1e-4
         return
-    out = tmp_path / ("out.safetensors" if to == "timm" else "out.pth")
-    write(out, to, outgoing.tensors, checkpoint)
-    verify_file(out, to, outgoing)
-    found, _ = importlib.import_module(f"convert.targets.in_{to}").features(out, checkpoint, images)
+    verify_file(target, out, outgoing)
+    found, _ = target.features(out, checkpoint, images, **options)
+    reference = target.reference(checkpoint, images, **options)
     if "pooled" in found:
         assert _relative(found["pooled"], expected) < TOLERANCE
-    elif kind_of(own.arch) == "vit":
-        assert max(differences(vitdet_features(checkpoint, images), found).values()) < TOLERANCE
+    elif reference:
+        assert max(differences(reference[0], found).values()) < TOLERANCE
     else:  # a detection backbone returns maps: its last one, pooled, is the feature
         last = found["layer4"] if "layer4" in found else found["last conv"]
         assert _relative(last.mean((2, 3)), expected) < TOLERANCE
@@ -149,5 +147,7 @@ def test_goes_to_every_target(case, to, tmp_path):
 def test_every_family_of_the_matrix_is_tried():
     words = {"ResNet": "resnet", "MobileNetV2": "mobilenet", "ViT": "vit", "other timm network": "efficientnet"}
     tried = {family: " ".join(name for name, (other, _, _) in CASES.items() if other == family) for family in FAMILIES}
-    missing = {family for family, archs in FAMILIES.items() for arch in archs if words[arch] not in tried[family]}
+    missing = {
+        name for name, family in FAMILIES.items() for arch in family.architectures if words[arch] not in tried[name]
+    }
     assert missing == {"detectron2", "detectron2-detector"}  # tried in test_tables.py and test_detectors.py

@@ -16,8 +16,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from convert.convert_ckpt import convert, main
-from convert.features import fixed_image
 from convert.reader import load_network, network_of, read_checkpoint, read_content
+from convert.verify import fixed_image
 from sslight.core.errors import InputError
 from tests.convert import family_files
 from tests.convert.own_networks import Own, randomised, timm_own, vit_forward, vit_own

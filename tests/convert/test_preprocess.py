@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 
 from convert.convert_ckpt import convert
 from convert.reader import read_checkpoint, read_content
-from convert.targets.names import rename
+from convert.targets import rename
 from sslight.core.errors import InputError
 from tests.convert import family_files
 from tests.convert.own_networks import Own, timm_own

@@ -13,7 +13,7 @@ from convert import names as layouts, verify
 from convert.convert_ckpt import convert
 from convert.names import LAYOUTS, Rule, apply_table
 from convert.reader import read_checkpoint, read_content
-from convert.targets.names import rename
+from convert.targets import rename
 from sslight.core.errors import InputError
 from tests.convert.family_files import GOLDEN, sslight
 from tests.convert.own_networks import features_own, timm_own, torchvision_own

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from convert.convert_ckpt import convert
-from convert.flat import plain_tensors
 from convert.reader import read_checkpoint
+from convert.safe_files import plain_tensors
 from sslight.core.errors import InputError
 from tests.convert.own_networks import timm_own
 

@@ -228,6 +228,6 @@ def test_every_command_of_a_familys_page_converts_its_checkpoint(page, place):
 
 
 def test_every_family_has_a_page():
-    from convert.support import FAMILIES
+    from convert.families import FAMILIES
 
     assert {page.stem for page in FAMILY_PAGES} == set(FAMILIES)

@@ -17,10 +17,9 @@ from pretrain.backbones import build_backbone
 from pretrain.batch_norm import batch_norm, sound_batch_norm
 from pretrain.data.loading import Batch, to_device
 from pretrain.methods import Progress, build_method
-from pretrain.monitor import Objective
 from pretrain.optim import build_optimizer
 from pretrain.settings import DEFAULTS
-from pretrain.state import State
+from pretrain.state import Objective, State
 from sslight.core.config import load_config
 
 CPU = torch.device("cpu")

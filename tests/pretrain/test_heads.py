@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.heads import WeightNormLinear, unit
+from pretrain.heads import unit
 from pretrain.methods import build_method
+from pretrain.methods.dino import WeightNormLinear
 from pretrain.settings import DEFAULTS
 from sslight.core.config import load_config
 from tests.conftest import ROOT

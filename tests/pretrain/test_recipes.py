@@ -17,6 +17,7 @@ ROWS += [
     (f"dino_cnn_{kind}", arch) for arch in ("resnet18", "resnet34", "mobilenet_v2") for kind in ("baseline", "sslight")
 ]
 ROWS += [(f"{method}_cnn_{kind}", "mobilenet_v2") for method in ("swav", "moco") for kind in ("baseline", "sslight")]
+ROWS += [("simsiam_resnet", "resnet18")]  # of its own paper
 
 SMALL = [
     "VIEWS.GLOBAL_SIZE",
@@ -38,6 +39,10 @@ SMALL = [
     "MOCO.QUEUE_LENGTH",
     32,
     "MOCO.HIDDEN_SIZE",
+    64,
+    "SIMSIAM.HIDDEN_SIZE",
+    64,
+    "SIMSIAM.OUTPUT_DIM",
     64,
     "TRAIN.BATCH_SIZE",
     4,

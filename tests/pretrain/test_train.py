@@ -325,6 +325,7 @@ def test_another_recipe_or_global_batch_is_refused(finished, image_folder, run):
     assert "SOLVER.BASE_LR 0.48 -> 0.1" in done.stderr
     with pytest.raises(InputError, match="global batch of 16, this start has 8"):
         main(*common, "TRAIN.BATCH_SIZE", 8)
+    main(*common, "MOCO.TEMPERATURE", 0.5)  # another method's: a run outlives changes of those, and new methods
 
 
 def test_a_checkpoint_from_elsewhere_starts_a_run_of_the_same_recipe(finished, image_folder, tmp_path):

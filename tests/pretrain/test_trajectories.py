@@ -10,10 +10,9 @@ import torch
 from pretrain import train
 from pretrain.backbones import build_backbone
 from pretrain.methods import build_method
-from pretrain.monitor import Objective
 from pretrain.optim import build_optimizer
 from pretrain.settings import DEFAULTS
-from pretrain.state import State
+from pretrain.state import Objective, State
 from sslight.core.config import load_config
 from tests.pretrain import formula
 from tests.pretrain.golden import DATA

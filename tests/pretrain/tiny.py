@@ -1,4 +1,4 @@
-"""Small configurations of the three methods and plain training runs of them."""
+"""Small configurations of the methods and plain training runs of them."""
 
 import torch
 
@@ -27,6 +27,9 @@ TINY = {
     "MOCO.OUTPUT_DIM": 16,
     "MOCO.QUEUE_LENGTH": 20,
     "MOCO.MOMENTUM": 0.9,
+    "SIMSIAM.HIDDEN_SIZE": 32,
+    "SIMSIAM.OUTPUT_DIM": 16,
+    "SIMSIAM.BOTTLENECK_DIM": 8,
 }
 
 

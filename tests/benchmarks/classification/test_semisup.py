@@ -13,7 +13,7 @@ from benchmarks.classification.labelled import balanced, from_list, holdout, ope
 from benchmarks.classification.weights import load_subject
 from benchmarks.evaluation import main
 from pretrain.backbones import build_backbone
-from pretrain.heads import DINOHead
+from pretrain.methods.dino import DINOHead
 from sslight.core import distributed
 from sslight.core.checkpoint import FORMAT, save_checkpoint
 from sslight.core.config import load_config

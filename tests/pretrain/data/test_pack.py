@@ -8,13 +8,13 @@ import subprocess
 import pytest
 
 from pretrain.data import pack as pack_module
-from pretrain.data.index import Source
+from pretrain.data.folder import FolderSource
 from pretrain.data.pack import main
-from pretrain.data.sources import FolderSource, open_source
+from pretrain.data.sources import FORMATS, Source, open_source
 from sslight.core.errors import InputError
 from tests.pretrain.data.photos import write_folder
 
-KINDS = ("folder", "h5", "shards")
+KINDS = tuple(FORMATS)
 
 
 @pytest.fixture

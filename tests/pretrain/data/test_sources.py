@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.data.index import Names
 from pretrain.data.pack import main as pack
-from pretrain.data.sources import open_source
+from pretrain.data.sources import FORMATS, Names, open_source
 from sslight.core.errors import InputError
 from tests.pretrain.data.photos import photos, write_folder
 
-KINDS = ("folder", "h5", "shards")
+KINDS = tuple(FORMATS)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import faulthandler
 import sys
 
 import torch
+from torch.nn import BatchNorm1d
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.methods import METHODS, Progress, build_method
@@ -32,6 +33,8 @@ def train(name: str) -> dict:
     cfg = config(name, TRAIN__BATCH_SIZE=share, SWAV__QUEUE_LENGTH=17, MOCO__QUEUE_LENGTH=20)
     torch.manual_seed(0)
     method = build_method(cfg)
+    for norm in filter(lambda module: isinstance(module, BatchNorm1d), method.modules()):
+        norm.eval()  # on a CPU its statistics are each process's own
     torch.manual_seed(rank)
     model = DistributedDataParallel(method, broadcast_buffers=False) if world > 1 else method
     optimizer, losses = build_optimizer(cfg, method), []

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from pretrain.methods import Progress, build_method
-from pretrain.optim import build_optimizer, set_hyperparameters
-from pretrain.schedules import cosine, linear
+from pretrain.optim import build_optimizer, cosine, linear, set_hyperparameters
 from tests.pretrain.golden import golden, relative_error
 from tests.pretrain.tiny import config, views
 from tools.plain_methods import (
