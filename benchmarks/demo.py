@@ -69,8 +69,8 @@ def steps(out: Path) -> Iterator[tuple[str, list[str]]]:
 
 def parser() -> Parser:
     made = Parser("sslight demo", __doc__.splitlines()[0], "sslight demo runs/demo")
-    made.add_argument(
-        "out", nargs="?", default="runs/demo", metavar="DIR", help="where everything goes (default: runs/demo)"
+    made.add_place(
+        "out", "--out", default="runs/demo", metavar="DIR", help="where everything goes (default: runs/demo)"
     )
     return made
 

@@ -84,19 +84,12 @@ def parser() -> Parser:
         "sslight convert my_checkpoint.pth --to mmdet -o net.pth",
         epilog=f"\n{matrix_text()}",
     )
-    made.add_argument("src", metavar="SRC", help=".pth, .pth.tar, .pt, .ckpt, .pkl or .safetensors")
+    made.add_place("src", "--weights", metavar="SRC", help=".pth, .pth.tar, .pt, .ckpt, .pkl or .safetensors")
     made.add_argument("--to", required=True, choices=TARGETS)
-    made.add_argument("-o", "--out", required=True, metavar="OUT", help="the file to write")
+    made.add_option("--out", required=True, metavar="OUT", help="the file to write")
     made.add_argument("--family", choices=FAMILIES, metavar="NAME", help="instead of recognising it from the keys")
     made.add_argument("--arch", metavar="NAME", help="timm's name of the network, instead of inferring it from shapes")
-    made.add_argument(
-        "--set",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of timm's network that shapes do not show, e.g. num_heads=12; may be repeated",
-    )
+    made.add_build_options()
     made.add_argument("--network", metavar="NAME", help="student, teacher, ...; default: the one to evaluate")
     made.add_argument(
         "--model", choices=("fpn", "c4", "vitdet"), help="detectron2: the detector (default: fpn, ViT: vitdet)"

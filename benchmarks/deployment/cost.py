@@ -33,22 +33,17 @@ def parser() -> Parser:
         epilog="FLOPs are the multiply-adds of convolutions and matrix products. Latency is the median.\n"
         "Networks with a deployed form (MobileOne, FastViT, RepViT, RepVGG, ...) are measured in it.",
     )
-    made.add_argument(
+    made.add_place(
         "networks",
+        "--weights",
+        "--arch",
         nargs="*",
         metavar="ARCH",
         default=DEFAULT,
         help=f"timm's names, aliases or checkpoints (default: {' '.join(DEFAULT)})",
     )
-    made.add_argument("-o", "--out", required=True, metavar="DIR", help="where ARCH/cost.json is written")
-    made.add_argument(
-        "--set",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a build option that shapes do not show, e.g. num_heads=12, of every network named",
-    )
+    made.add_option("--out", required=True, metavar="DIR", help="where ARCH/cost.json is written")
+    made.add_build_options()
     made.add_argument("--size", type=int, default=224, metavar="PX", help="pixels of the square image (224)")
     made.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once for the throughput (64)")
     made.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each of the two (3)")
@@ -105,6 +100,13 @@ class Cost:
                 f"{' (measured before)' if kept else ''}",
                 flush=True,
             )
+
+    def result(self, request: argparse.Namespace) -> dict[str, dict]:
+        """The costs by network."""
+        from benchmarks.deployment import measure
+
+        labels = [label(*network) for network in measure.architectures(request.networks, request.options)]
+        return {name: read_cost(Path(request.out) / name / "cost.json") for name in labels}
 
     def fault(self, folder: Path) -> str:
         try:

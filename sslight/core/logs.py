@@ -51,8 +51,12 @@ class Bar:
         self.line_seconds, self.started, self.last_line = line_seconds, time.monotonic(), time.monotonic()
         self.line_every = line_every
         self.bar = None
-        if distributed.is_main() and sys.stderr.isatty():
-            from tqdm import tqdm
+        notebook = "ipykernel" in sys.modules
+        if distributed.is_main() and (notebook or sys.stderr.isatty()):
+            if notebook:
+                from tqdm.auto import tqdm
+            else:
+                from tqdm import tqdm
 
             self.bar = tqdm(total=total, desc=label, unit=unit, initial=initial, dynamic_ncols=True, leave=False)
             self.bar._time = time.monotonic  # tqdm's own clock is the day's, which may be set back
@@ -155,6 +159,12 @@ class MetricsLog:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def last_metrics(out_dir: Path) -> dict[str, float]:
+    """The last value of every scalar in a run's `metrics.jsonl`."""
+    merged = {key: value for line in _lines(out_dir / "metrics.jsonl") for key, value in line.items()}
+    return {key: value for key, value in merged.items() if key not in ("step", "end")}
 
 
 def _lines(path: Path) -> list[dict]:
