@@ -1,4 +1,4 @@
-"""`sslight demo`: the whole road on real handwritten digits, by the public commands alone, each printed first."""
+"""`sslight demo`: every step, on real handwritten digits, by the public commands alone, each printed first."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def steps(out: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def parser() -> Parser:
-    made = Parser("sslight demo", __doc__.splitlines()[0], "sslight demo runs/demo")
-    made.add_place(
+    parser = Parser("sslight demo", __doc__.splitlines()[0], "sslight demo runs/demo")
+    parser.add_place(
         "out", "--out", default="runs/demo", metavar="DIR", help="where everything goes (default: runs/demo)"
     )
-    return made
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

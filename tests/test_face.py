@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from pretrain.backbones import build_backbone
 from sslight import cli
 from sslight.core import processes
 from sslight.core.checkpoint import load_backbone, save_backbone
+from sslight.core.logs import Bar
 from sslight.core.result import read_result
 from sslight.core.rundir import StopSignal
 
@@ -258,6 +261,17 @@ def test_a_stop_where_nothing_needs_saving_disarms_its_alarm():
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
+def test_a_notebook_gets_progress_bars(monkeypatch, capsys):
+    bar = Bar(3, "steps")
+    bar.update(3)
+    assert bar.bar is None  # nobody watches
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    bar = Bar(3, "steps")
+    bar.update(3, loss=0.5)
+    bar.close()
+    assert "steps: " in capsys.readouterr().err
+
+
 def test_another_thread_gets_the_same_result(image_folder, weights, tmp_path):
     results = []
     place = {"weights": weights, "data": image_folder, "out": tmp_path / "thread"}
@@ -282,6 +296,23 @@ def test_forked_children_can_be_ended_once_a_call_is_over():
     with processes.as_function("pretrain"):
         assert blocked()
     assert not blocked()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 588.00 MiB."), "GPU out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "out/log.txt"), "cannot write out/log.txt: No space left"),
+    ],
+)
+def test_too_small_a_memory_or_disk_is_an_input_error(error, line):
+    with pytest.raises(sslight.InputError, match=line), processes.as_function("pretrain"):
+        raise error
+
+
+def test_other_errors_pass_through():
+    with pytest.raises(RuntimeError, match="sizes differ"), processes.as_function("pretrain"):
+        raise RuntimeError("sizes differ")
 
 
 def test_a_refusal_in_another_process_is_an_input_error():

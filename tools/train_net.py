@@ -20,6 +20,7 @@ from benchmarks.detection.launch import one_group  # noqa: E402
 from benchmarks.detection.settings import framework_module  # noqa: E402
 from convert.flat import flatten  # noqa: E402
 from convert.safe_files import read_file  # noqa: E402
+from sslight.core import compat  # noqa: E402
 from sslight.core.errors import InputError  # noqa: E402
 from sslight.core.processes import run_command  # noqa: E402
 
@@ -172,7 +173,7 @@ def train(args, cfg) -> None:
             trainer.train()
         except FloatingPointError as error:
             raise InputError(coco_detectron2.diverged(error)) from None
-        report(getattr(trainer, "_last_eval_results", {}))
+        report(compat.last_results(trainer))
 
 
 def report(results: dict) -> None:

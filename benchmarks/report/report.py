@@ -47,19 +47,19 @@ LEVEL = 'all are 95%. "Higher" and "lower" mean that the interval excludes zero.
 
 
 def parser() -> Parser:
-    made = Parser(
+    parser = Parser(
         "sslight report",
         "One page over many results, beside the published numbers.",
         "sslight report results runs/r18 -o report.html report.csv",
         "sslight report --diff results/mine results/random-resnet18 -o diff.html",
     )
-    made.add_argument("places", nargs="*", metavar="DIR", help="folders with results, and run directories")
-    made.add_argument("--diff", nargs=2, metavar=("A", "B"), help="paired differences of two folders or result files")
+    parser.add_argument("places", nargs="*", metavar="DIR", help="folders with results, and run directories")
+    parser.add_argument("--diff", nargs=2, metavar=("A", "B"), help="paired differences of two folders or result files")
     text = f"files to write: {', '.join(SUFFIXES)}"
-    made.add_argument("-o", "--out", "--output", nargs="+", default=[], metavar="FILE", help=text)
-    made.add_argument("--published", default=PUBLISHED, metavar="YAML", help="published numbers to put beside ours")
-    made.add_argument("--title", help="heading of the page")
-    return made
+    parser.add_argument("-o", "--out", "--output", nargs="+", default=[], metavar="FILE", help=text)
+    parser.add_argument("--published", default=PUBLISHED, metavar="YAML", help="published numbers to put beside ours")
+    parser.add_argument("--title", help="heading of the page")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +97,7 @@ def build(args: argparse.Namespace) -> Report:
 def gather(places: Sequence[Path | str], table: Path, title: str | None) -> Report:
     """The report over everything below `places`. Raises InputError where there is no result."""
     entries, faults = load(places)
-    found = rows(entries)
+    compared = rows(entries)
     if not table.exists():
         raise InputError(f"no such file of published numbers: {table}")
     folders = [path for path in map(Path, places) if path.is_dir()]
@@ -111,13 +111,13 @@ def gather(places: Sequence[Path | str], table: Path, title: str | None) -> Repo
             faults.append(str(error))
     return Report(
         title or "Downstream results",
-        found,
+        compared,
         entries,
         faults,
         HOW + HOW_RANDOM + LEVEL,
-        published=published.beside_published(found, table),
+        published=published.beside_published(compared, table),
         costs=costs,
-        without_cost=without_cost(found, costs),
+        without_cost=without_cost(compared, costs),
         runs=[run for run in runs if not measured & {run, *run.parents}],
     )
 
@@ -126,12 +126,12 @@ def diff(a: Path | str, b: Path | str, title: str | None) -> Report:
     """The report of A's results beside B's."""
     from benchmarks.report.paired import differences
 
-    found, entries, faults = differences(a, b)
-    ours = {row.entry.label for row in found}
-    theirs = {row.baseline.label for row in found if row.baseline}
+    compared, entries, faults = differences(a, b)
+    ours = {row.entry.label for row in compared}
+    theirs = {row.baseline.label for row in compared if row.baseline}
     named = len(ours) == len(theirs) == 1 and ours != theirs  # else the folders tell the two apart
     one, other = (*ours, *theirs) if named else (str(a), str(b))
-    return Report(title or f"{one} against {other}", found, entries, faults, HOW + HOW_DIFF + LEVEL, against=other)
+    return Report(title or f"{one} against {other}", compared, entries, faults, HOW + HOW_DIFF + LEVEL, against=other)
 
 
 def without_cost(rows: Sequence[Row], costs: Sequence[dict]) -> list[tuple[str, str]]:
@@ -145,7 +145,7 @@ def without_cost(rows: Sequence[Row], costs: Sequence[dict]) -> list[tuple[str, 
         if row.entry.image_size and (row.entry.network, row.entry.image_size) not in measured:
             options = row.entry.network.removeprefix(row.entry.arch)  # a command has one set of them
             lacking.setdefault((row.entry.image_size, options), {})[row.entry.arch] = None
-    found = [
+    notes = [
         (
             f"No accuracy against cost for {', '.join(archs)}{options} at {size} px, where no cost was measured; "
             "measure it:",
@@ -154,8 +154,8 @@ def without_cost(rows: Sequence[Row], costs: Sequence[dict]) -> list[tuple[str, 
         for (size, options), archs in lacking.items()
     ]
     if costs and any(row.entry.benchmark == "coco" for row in rows):
-        found.append(("No accuracy against cost for detection: its images vary in size, a cost is of one size.", ""))
-    return found
+        notes.append(("No accuracy against cost for detection: its images vary in size, a cost is of one size.", ""))
+    return notes
 
 
 def print_table(report: Report, console: Console | None = None) -> None:

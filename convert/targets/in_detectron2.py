@@ -14,6 +14,7 @@ from convert.features import outputs_of, timm_features
 from convert.reader import Checkpoint
 from convert.support import kind_of
 from convert.targets.names import default_model
+from sslight.core import compat
 
 
 class Holder(nn.Module):
@@ -62,7 +63,7 @@ def _resnet(arch: str, model: str) -> Holder:
             )
         )
     else:
-        holder.roi_heads.res5, _ = Res5ROIHeads._build_res5_block(cfg)
+        holder.roi_heads.res5, _ = compat.res5_block(Res5ROIHeads, cfg)
     return holder
 
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ class Names:
         start = ends[i - 1] if i else 0
         return os.fsdecode(self._data.numpy()[start : ends[i]].tobytes())
 
-    def hash(self) -> hashlib._Hash:
+    def hash(self) -> Any:
         """SHA-256 over all names so far, open for more."""
         digest = hashlib.sha256(self._data.numpy().data)
         digest.update(self._ends.numpy().data)

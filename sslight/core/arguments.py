@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
+from sslight.core.compat import option_strings
 from sslight.core.errors import InputError, nearest
 from sslight.core.registry import load
 
@@ -114,7 +115,7 @@ class Parser(argparse.ArgumentParser):
         overrides.completer = lambda prefix, parsed_args, **_: _next_words(defaults, parsed_args.overrides, prefix)
         self.keys = _keys(defaults)
         for option, (_, key, text) in OPTIONS.items():
-            if key in self.keys and option not in (*self._option_string_actions, "--set"):
+            if key in self.keys and option not in (*option_strings(self), "--set"):
                 self.add_option(
                     option,
                     action=_SetKey,
@@ -192,7 +193,7 @@ class Parser(argparse.ArgumentParser):
         if unknown != message:
             first = next((word for word in unknown.split() if word.startswith("-")), unknown).split("=")[0]
             key = first.lstrip("-").upper().replace("-", "_")
-            hint = f": write {key} VALUE" if key in self.keys else nearest(first, self._option_string_actions)
+            hint = f": write {key} VALUE" if key in self.keys else nearest(first, option_strings(self))
             message = f"unknown argument '{unknown}'{hint}"
         raise InputError(f"{message}; see {self.prog} --help")
 

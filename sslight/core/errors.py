@@ -26,8 +26,8 @@ class Interrupted(Stopped):
 
 def nearest(name: str, known: Iterable[str], where: str = "") -> str:
     """`" (did you mean 'x'?)"` for the closest known name, behind `where`, or an empty string."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{os.path.join(where, found[0])}'?)" if found else ""
+    closest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{os.path.join(where, closest[0])}'?)" if closest else ""
 
 
 def nearest_file(path: str | os.PathLike) -> str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sslight.core import distributed
+from sslight.core import compat, distributed
 from sslight.core.files import write_atomically
 
 
@@ -59,8 +59,7 @@ class Bar:
                 from tqdm import tqdm
 
             self.bar = tqdm(total=total, desc=label, unit=unit, initial=initial, dynamic_ncols=True, leave=False)
-            self.bar._time = time.monotonic  # tqdm's own clock is the day's, which may be set back
-            self.bar.start_t = self.bar.last_print_t = time.monotonic()
+            compat.set_clock(self.bar, time.monotonic)
 
     def update(self, n: int = 1, **figures: float) -> None:
         self.done += n
@@ -169,10 +168,10 @@ def last_metrics(out_dir: Path) -> dict[str, float]:
 
 def _lines(path: Path) -> list[dict]:
     """The readable lines of a metrics file; a line cut off by a crash is left out."""
-    found = []
+    lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(line))
+            lines.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return found
+    return lines

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 
 from sslight.core.arguments import Parser
+from sslight.core.compat import option_strings
 from sslight.core.errors import (
     EXIT_BAD_INPUT,
     EXIT_BUG,
@@ -70,21 +71,10 @@ def run_command(main: Callable[[], int | None]) -> None:
         code = _say("stopped", stop, EXIT_STOPPED)
         if not isinstance(stop, Interrupted):
             _end_restarts(os.environ)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            code = _say("error", f"{error.strerror}: {error.filename!s:.100}...", EXIT_BAD_INPUT)
-        elif error.errno in NO_ROOM:
-            code = _say(
-                "error",
-                f"cannot write{' ' * bool(error.filename)}{error.filename or ''}: {error.strerror}; {MAKE_ROOM}",
-                EXIT_BAD_INPUT,
-            )
-        else:
-            raise
-    except RuntimeError as error:
-        too_small = _too_small(error)
-        if too_small:
-            code = _say("error", too_small, EXIT_BAD_INPUT)
+    except (OSError, RuntimeError) as error:
+        line = _limit(error)
+        if line:
+            code = _say("error", line, EXIT_BAD_INPUT)
         elif _lost_contact(error):
             code = _say(
                 "error",
@@ -114,9 +104,10 @@ CALLED: ContextVar[list[str] | None] = ContextVar("CALLED", default=None)  # wor
 def as_function(*words: str) -> Iterator[None]:
     """Around the work of the command `sslight WORDS` in somebody else's process: what `run_command` is to a command.
 
-    Errors are the caller's to handle. Signals to stop count only while there is something to save (`StopSignal`), and a
-    second Ctrl-C raises KeyboardInterrupt. Afterwards signal handlers, the timer and forks are as before. In another
-    thread than the main one no signal is answered: Python has handlers in the main thread alone.
+    What a command answers in one line is raised: InputError or Stopped. Signals to stop count only while there is
+    something to save (`StopSignal`); a second Ctrl-C raises KeyboardInterrupt. Afterwards signal handlers, the timer
+    and forks are as before. In another thread than the main one no signal is answered: Python has handlers in the main
+    thread alone.
     """
     _keep_signals_from_workers()
     main = threading.current_thread() is threading.main_thread()
@@ -126,14 +117,20 @@ def as_function(*words: str) -> Iterator[None]:
     try:
         with _what_stopped_it():
             yield
+    except (OSError, RuntimeError) as error:
+        line = _limit(error)
+        if line:
+            raise InputError(line) from error
+        raise
     except SystemExit as ended:  # one of several processes
         raise InputError(f"another process of `sslight {words[0]}` refused its input, and said why") from ended
     finally:
         CALLED.reset(token)
         _answering.pop()
-        if main:
+        if _asked:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            for number, handler in before.items():
+        for number, handler in before.items():
+            if handler is not None:  # not one of Python's
                 signal.signal(number, handler)
 
 
@@ -207,6 +204,17 @@ def _say(kind: str, text: object, code: int) -> int:
     return code
 
 
+def _limit(error: OSError | RuntimeError) -> str:
+    """Which limit of the system the error is about, and what to do about it; an empty string where it is none."""
+    if isinstance(error, RuntimeError):
+        return _too_small(error)
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{error.strerror}: {error.filename!s:.100}..."
+    if error.errno in NO_ROOM:
+        return f"cannot write{' ' * bool(error.filename)}{error.filename or ''}: {error.strerror}; {MAKE_ROOM}"
+    return ""
+
+
 def _too_small(error: RuntimeError) -> str:
     """Which memory was too small, and what to do about it; an empty string where that is not the fault.
 
@@ -220,17 +228,18 @@ def _too_small(error: RuntimeError) -> str:
         )
     if not any(words in said for words in ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")):
         return ""
-    known = [*Parser.last.keys, *Parser.last._option_string_actions] if Parser.last else []
+    known = [*Parser.last.keys, *option_strings(Parser.last)] if Parser.last else []
     tried = re.search(r"Tried to allocate ([\d.]+ \w+)", said)
     size = f" (it tried to allocate {tried[1]})" if tried else ""
     ways = ", ".join(text for name, text in LESS_MEMORY.items() if name in known) or "lower the batch size"
     return f"GPU out of memory{size}: {ways}, or end what else runs on the GPU (nvidia-smi lists it)"
 
 
-def _lost_contact(error: RuntimeError) -> bool:
+def _lost_contact(error: OSError | RuntimeError) -> bool:
     """Whether the processes of a group no longer hear from each other: torch tells it by the class or gloo's words."""
     dist = sys.modules.get("torch.distributed")
-    return dist is not None and "RANK" in os.environ and (isinstance(error, dist.DistError) or "gloo" in str(error))
+    heard = isinstance(error, RuntimeError) and dist is not None and "RANK" in os.environ
+    return heard and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
 def _end_restarts(environment: Mapping[str, str]) -> None:
