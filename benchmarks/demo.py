@@ -68,11 +68,11 @@ def steps(out: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def parser() -> Parser:
-    made = Parser("sslight demo", __doc__.splitlines()[0], "sslight demo runs/demo")
-    made.add_argument(
-        "out", nargs="?", default="runs/demo", metavar="DIR", help="where everything goes (default: runs/demo)"
+    parser = Parser("sslight demo", __doc__.splitlines()[0], "sslight demo runs/demo")
+    parser.add_place(
+        "out", "--out", default="runs/demo", metavar="DIR", help="where everything goes (default: runs/demo)"
     )
-    return made
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -84,6 +84,10 @@ class Evaluation(Protocol):
         """Measure, and write the result; returns an exit code (None: done)."""
         ...
 
+    def result(self, request: Any) -> Any:
+        """What `run` has written, read and checked; None where nothing was measured. Raises InputError."""
+        ...
+
     def fault(self, folder: Path) -> str:
         """What is wrong with the result in a folder; an empty string where nothing is."""
         ...

@@ -237,21 +237,14 @@ def parser() -> Parser:
         "sslight convert my_checkpoint.pth --to mmdet -o net.pth",
         epilog=f"\n{matrix_text()}",
     )
-    words.add_argument("src", metavar="SRC", help=".pth, .pth.tar, .pt, .ckpt, .pkl or .safetensors")
+    words.add_place("src", "--weights", metavar="SRC", help=".pth, .pth.tar, .pt, .ckpt, .pkl or .safetensors")
     words.add_argument("--to", required=True, choices=tuple(TARGETS))
-    words.add_argument("-o", "--out", required=True, metavar="OUT", help="the file to write")
+    words.add_option("--out", required=True, metavar="OUT", help="the file to write")
     words.add_argument(
         "--family", choices=tuple(FAMILIES), metavar="NAME", help="instead of recognising it from the keys"
     )
     words.add_argument("--arch", metavar="NAME", help="timm's name of the network, instead of inferring it from shapes")
-    words.add_argument(
-        "--set",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of timm's network that shapes do not show, e.g. num_heads=12; may be repeated",
-    )
+    words.add_build_options()
     words.add_argument("--network", metavar="NAME", help="student, teacher, ...; default: the one to evaluate")
     words.add_argument(
         "--model", choices=("fpn", "c4", "vitdet"), help="detectron2: the detector (default: fpn, ViT: vitdet)"

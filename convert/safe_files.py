@@ -26,6 +26,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sslight.core import compat
 from sslight.core.checkpoint import check_archive
 from sslight.core.errors import InputError
 
@@ -126,7 +127,7 @@ def _load_storage(data: bytes):
 def _rebuild_tensor(storage, offset, size, stride, *_) -> Tensor:
     """A view of the storage; torch checks that it lies inside."""
     base = torch.empty(0, dtype=storage.dtype)
-    return base.set_(storage._untyped_storage, offset, tuple(size), tuple(stride)).clone()
+    return base.set_(compat.untyped(storage), offset, tuple(size), tuple(stride)).clone()
 
 
 def _finish(value: object, depth: int) -> object:

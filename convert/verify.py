@@ -9,6 +9,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -156,6 +157,24 @@ def _normalised(picture: Path | str, height: int, width: int, preprocess: dict) 
     if preprocess["color_order"] == "BGR":
         pixels = pixels.flip(0)
     return normalize(pixels, preprocess["mean"], preprocess["std"])[None]
+
+
+def transform(preprocess: dict) -> Callable[[object], Tensor]:
+    """What makes of a PIL image what a network expects, [3, size, size]: torchvision's steps, by a central crop."""
+    from torchvision.transforms import Compose, v2
+
+    size = int(preprocess["size"])
+    return Compose(  # the plain class: v2's is a module, which a network that keeps it would count as a layer
+        [
+            v2.RGB(),
+            v2.Resize(round(size * 256 / 224), v2.InterpolationMode.BICUBIC),
+            v2.CenterCrop(size),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            *([partial(torch.flip, dims=(0,))] if preprocess["color_order"] == "BGR" else []),
+            v2.Normalize(preprocess["mean"], preprocess["std"]),
+        ]
+    )
 
 
 @contextmanager

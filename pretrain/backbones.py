@@ -11,7 +11,6 @@ import functools
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping
-from types import MethodType
 
 import timm
 import torch
@@ -20,6 +19,7 @@ from timm.models import is_model, list_models, model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from sslight.core import compat
 from sslight.core.config import literal
 from sslight.core.errors import InputError, nearest
 
@@ -198,9 +198,7 @@ def set_pos_resize(model: nn.Module, how: str) -> None:
         )
     if isinstance(model, VisionTransformer) and model.pos_embed is not None and model.dynamic_img_size:
         model.pos_resize = how
-        model.__dict__.pop("_pos_embed", None)
-        if how == "published":
-            model._pos_embed = MethodType(_add_published_positions, model)
+        compat.set_pos_embed(model, _add_published_positions if how == "published" else None)
 
 
 def _add_published_positions(model: nn.Module, patches: Tensor) -> Tensor:

@@ -10,10 +10,12 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from sslight.core import distributed
+from sslight.core import compat, distributed
 from sslight.core.errors import InputError, nearest
 
 OPTIMIZERS = ("LARS", "AdamW", "SGD")
+
+foreach, fused_sgd_ = compat.foreach(), compat.fused_sgd()
 
 
 def cosine(step: int, total: int, start: float, end: float) -> float:
@@ -152,30 +154,30 @@ class LARS(Optimizer):
 def _update(params: list[Tensor], updates: list[Tensor], momenta: list[Tensor], group: dict) -> None:
     """LARS in a few calls for all parameters of a group. Nothing is read back from the device."""
     if group["weight_decay"]:
-        torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+        foreach.add_(updates, params, alpha=group["weight_decay"])
     if group["adapt"]:
-        weight_norms = torch.stack(torch._foreach_norm(params))
-        update_norms = torch.stack(torch._foreach_norm(updates))
+        weight_norms = torch.stack(foreach.norm(params))
+        update_norms = torch.stack(foreach.norm(updates))
         ratios = group["eta"] * weight_norms / update_norms
         ratios = torch.where((weight_norms > 0) & (update_norms > 0), ratios, 1.0)
-        torch._foreach_mul_(updates, list(ratios.unbind()))
-    torch._foreach_mul_(momenta, group["momentum"])
-    torch._foreach_add_(momenta, updates)
-    torch._foreach_add_(params, momenta, alpha=-group["lr"])
+        foreach.mul_(updates, list(ratios.unbind()))
+    foreach.mul_(momenta, group["momentum"])
+    foreach.add_(momenta, updates)
+    foreach.add_(params, momenta, alpha=-group["lr"])
 
 
 def _update_on_cpu(params: list[Tensor], updates: list[Tensor], momenta: list[Tensor], group: dict) -> None:
     """LARS with momentum and step in one sweep: SGD's "dampening" is 1 minus the gradient's factor."""
     constants = dict(lr=group["lr"], momentum=group["momentum"], nesterov=False, maximize=False, is_first_step=False)
     if not group["adapt"]:
-        torch._fused_sgd_(params, updates, momenta, dampening=0.0, weight_decay=group["weight_decay"], **constants)
+        fused_sgd_(params, updates, momenta, dampening=0.0, weight_decay=group["weight_decay"], **constants)
         return
     for p, d, mu in zip(params, updates, momenta, strict=True):  # one by one, while its memory is in the cache
         if group["weight_decay"]:
             d.add_(p, alpha=group["weight_decay"])
         weight_norm, update_norm = (float(torch.linalg.vector_norm(x)) for x in (p, d))
         ratio = group["eta"] * weight_norm / update_norm if weight_norm > 0 and update_norm > 0 else 1.0
-        torch._fused_sgd_([p], [d], [mu], dampening=1.0 - ratio, weight_decay=0.0, **constants)
+        fused_sgd_([p], [d], [mu], dampening=1.0 - ratio, weight_decay=0.0, **constants)
 
 
 def _fused_is_right(*lists: list[Tensor]) -> bool:
@@ -189,4 +191,4 @@ def _fused_is_right(*lists: list[Tensor]) -> bool:
 @torch.no_grad()
 def ema_update(averages: Iterable[Tensor], values: Iterable[Tensor], momentum: float) -> None:
     """averages = momentum * averages + (1 - momentum) * values, in place, one fused call for all parameters."""
-    torch._foreach_lerp_(list(averages), list(values), 1.0 - momentum)
+    foreach.lerp_(list(averages), list(values), 1.0 - momentum)

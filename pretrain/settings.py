@@ -176,7 +176,7 @@ def pretrain() -> Parser:
         "      TRAIN.JOINT_LINEAR_PROBE True DATA.PATH_TO_DATA_DIR $DATA OUTPUT_DIR runs/mnv2",
         epilog="The same command started again continues the run. Every key and its default: pretrain/settings.py.",
     )
-    parser.add_argument("--cfg", metavar="FILE", help="YAML configuration, e.g. one of configs/pretrain/")
+    parser.add_config("configs/pretrain/")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -195,10 +195,13 @@ def pack() -> Parser:
         "Convert a data directory, byte for byte, between class folders, HDF5 and shards.",
         "sslight pack $DATA packed --to shards",
     )
-    parser.add_argument(
-        "src", metavar="SRC", help="data directory with train and val in any of the three forms, or a URL of shards"
+    parser.add_place(
+        "src",
+        "--data",
+        metavar="SRC",
+        help="data directory with train and val in any of the three forms, or a URL of shards",
     )
-    parser.add_argument("dst", metavar="DST", type=Path, help="directory to write")
+    parser.add_place("dst", "--out", metavar="DST", type=Path, help="directory to write")
     parser.add_argument("--to", required=True, choices=list(FORMATS))
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: those of train and val that are there")
     parser.add_argument("--shard-images", type=int, default=10_000, metavar="N", help="images per shard (10000)")

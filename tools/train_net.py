@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.detection.launch import one_group  # noqa: E402
 from benchmarks.detection.settings import framework_module  # noqa: E402
 from convert.safe_files import flatten, read_file  # noqa: E402
+from sslight.core import compat  # noqa: E402
 from sslight.core.errors import InputError  # noqa: E402
 from sslight.core.processes import run_command  # noqa: E402
 
@@ -171,7 +172,7 @@ def train(args, cfg) -> None:
             trainer.train()
         except FloatingPointError as error:
             raise InputError(coco_detectron2.diverged(error)) from None
-        report(getattr(trainer, "_last_eval_results", {}))
+        report(compat.last_results(trainer))
 
 
 def report(results: dict) -> None:

@@ -19,6 +19,7 @@ from benchmarks.classification.settings import FREE_KEYS, parse
 from benchmarks.evaluation import Context, Plan, Work, is_done, result_fault
 from sslight.core.arguments import Parser
 from sslight.core.config import to_dict
+from sslight.core.result import read_result
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,8 +129,9 @@ class Classification:
             epilog=f"On several GPUs: torchrun --nproc_per_node 8 -m benchmarks.{self.name} and the same arguments.\n",
         )
         parser.add_config("configs/classification/")
-        parser.add_argument("--seed", type=int, metavar="N", help="the first seed (the same as SEEDS [N])")
-        parser.add_argument("--trials", type=int, metavar="N", help="runs, of consecutive seeds")
+        parser.add_option("--seed", type=int, metavar="N", help="the first seed (the same as SEEDS [N])")
+        parser.add_option("--trials", type=int, metavar="N")
+        parser.add_build_options()
         parser.add_overrides(self.settings)
         return parser
 
@@ -237,6 +239,9 @@ class Classification:
         for name, label in measured.shown.items():
             low, high = measured.metrics[name]["interval"]
             log(f"top-1 {measured.metrics[name]['value']:.2f}% [{low:.2f}, {high:.2f}] ({label})")
+
+    def result(self, request: Request) -> dict:
+        return read_result(request[0].OUTPUT_DIR)
 
     def fault(self, folder: Path) -> str:
         return result_fault(folder)

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.classification.features import prepare
@@ -28,7 +27,7 @@ from pretrain.batch_norm import sound_batch_norm
 from pretrain.data.loading import center_crop, epoch_order, eval_batches, random_resized_crop
 from pretrain.neighbours import rank_classes
 from pretrain.optim import LARS, cosine, parameter_groups, scaled_learning_rate
-from sslight.core import distributed
+from sslight.core import compat, distributed
 from sslight.core.checkpoint import check_archive
 from sslight.core.distributed import gather_rows, my_batches
 from sslight.core.errors import InputError, Stopped
@@ -163,7 +162,8 @@ def global_batch(cfg: CfgNode, model: nn.Module, images: int) -> int:
 
 def least(model: nn.Module) -> int:
     """Images that a process needs for a step: two where batch norm trains, else one."""
-    return 2 if any(isinstance(module, _BatchNorm) and module.training for module in model.train().modules()) else 1
+    norm = compat.batch_norm_class()
+    return 2 if any(isinstance(module, norm) and module.training for module in model.train().modules()) else 1
 
 
 def fill_up(order: np.ndarray, batch: int, needed: int) -> np.ndarray:

@@ -26,34 +26,29 @@ NUMBERS = ("parameters", "flops", "latency_ms", "images_per_second")
 
 
 def parser() -> Parser:
-    made = Parser(
+    parser = Parser(
         "sslight bench cost",
         "Parameters, FLOPs, latency at batch 1 and throughput, on this machine.",
         "sslight bench cost my_checkpoint.pth mobilenet_v2 -o results/cost",
         epilog="FLOPs are the multiply-adds of convolutions and matrix products. Latency is the median.\n"
         "Networks with a deployed form (MobileOne, FastViT, RepViT, RepVGG, ...) are measured in it.",
     )
-    made.add_argument(
+    parser.add_place(
         "networks",
+        "--weights",
+        "--arch",
         nargs="*",
         metavar="ARCH",
         default=DEFAULT,
         help=f"timm's names, aliases or checkpoints (default: {' '.join(DEFAULT)})",
     )
-    made.add_argument("-o", "--out", required=True, metavar="DIR", help="where ARCH/cost.json is written")
-    made.add_argument(
-        "--set",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a build option that shapes do not show, e.g. num_heads=12, of every network named",
-    )
-    made.add_argument("--size", type=int, default=224, metavar="PX", help="pixels of the square image (224)")
-    made.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once for the throughput (64)")
-    made.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each of the two (3)")
-    made.add_argument("--force", action="store_true", help="measure again what was measured here before")
-    return made
+    parser.add_option("--out", required=True, metavar="DIR", help="where ARCH/cost.json is written")
+    parser.add_build_options()
+    parser.add_argument("--size", type=int, default=224, metavar="PX", help="pixels of the square image (224)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once for throughput (64)")
+    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time for each of the two (3)")
+    parser.add_argument("--force", action="store_true", help="measure again what was measured here before")
+    return parser
 
 
 class Cost:
@@ -106,6 +101,13 @@ class Cost:
                 flush=True,
             )
 
+    def result(self, request: argparse.Namespace) -> dict[str, dict]:
+        """The costs by network."""
+        from benchmarks.deployment import measure
+
+        labels = [label(*network) for network in measure.architectures(request.networks, request.options)]
+        return {name: read_cost(Path(request.out) / name / "cost.json") for name in labels}
+
     def fault(self, folder: Path) -> str:
         try:
             read_cost(folder / "cost.json")
@@ -127,11 +129,11 @@ def form_of(cost: dict) -> str:
 def measured_before(file: Path, about: dict) -> dict | None:
     """The cost in a file, if there is one of this version, and of the same network, settings and machine."""
     try:
-        measured = read_cost(file)
+        cost = read_cost(file)
     except InputError:
         return None
-    same = all(measured[key] == about[key] for key in SAME) and measured.get("options", {}) == about.get("options", {})
-    return measured if same else None
+    same = all(cost[key] == about[key] for key in SAME) and cost.get("options", {}) == about.get("options", {})
+    return cost if same else None
 
 
 def read_cost(file: Path) -> dict:

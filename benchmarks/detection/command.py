@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from benchmarks.detection.settings import DEFAULTS, FRAMEWORKS, SPELLED, Request, parser, split_overrides
 from benchmarks.evaluation import Context, Plan, result_fault
 from sslight.core.errors import InputError
+from sslight.core.result import read_result
 
 
 class Detection:
@@ -26,7 +27,6 @@ class Detection:
         args = parser().parse_intermixed_args(argv)
         args.words = list(sys.argv[1:] if argv is None else argv)
         args.overrides += ["TRAIN.AMP", "True"] * args.amp
-        args.overrides += ["MODEL.OPTIONS", " ".join(args.options)] if args.options else []
         for key, option in SPELLED.items():  # other commands' keys for what is an option here
             while key in args.overrides[::2]:
                 at = 2 * args.overrides[::2].index(key)
@@ -45,6 +45,10 @@ class Detection:
         from benchmarks.detection import coco
 
         return coco.run(request)
+
+    def result(self, request: Request) -> dict | None:
+        args, settings, _ = request
+        return None if args.check else read_result(settings.OUTPUT_DIR)
 
 
 EVALUATION = Detection()

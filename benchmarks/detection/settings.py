@@ -13,7 +13,7 @@ from types import ModuleType
 
 from fvcore.common.config import CfgNode
 
-from sslight.core.arguments import CONFIG_OPTIONS, Parser
+from sslight.core.arguments import Parser
 from sslight.core.config import CONFIGS, check_numbers, flatten, load_config
 from sslight.core.errors import InputError
 
@@ -166,20 +166,13 @@ def parser() -> Parser:
     )
     parser.add_argument("--schedule", choices=("1x", "2x"), default="1x")
     parser.add_argument("--arch", help="backbone; a checkpoint's own by default")
-    parser.add_argument(
-        "--set",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a build option that the checkpoint does not tell, e.g. num_heads=12: MODEL.OPTIONS",
-    )
+    parser.add_build_options()
     parser.add_argument(
         "--neck",
         choices=("fpn", "p4p6", "c4", "vitdet"),
         help="default: fpn for ResNets, the published p4p6 for MobileNetV2, vitdet for ViTs",
     )
-    parser.add_argument(*CONFIG_OPTIONS, dest="config", metavar="FILE", help="a recipe of the framework instead")
+    parser.add_option("--cfg", dest="config", metavar="FILE", help="a recipe of the framework instead")
     parser.add_argument(
         "--num-gpus",
         type=at_least(1),
@@ -202,7 +195,7 @@ def parser() -> Parser:
         default=0.0,
         help="train on this fraction of the images with the schedule shortened to match",
     )
-    parser.add_argument("--trials", type=at_least(1), default=1, help="repeat with this many seeds, SEED and up")
+    parser.add_option("--trials", type=at_least(1), default=1, metavar="N")
     parser.add_argument(
         "--show", type=at_least(0), metavar="N", default=0, help="pictures of predictions beside the truth"
     )

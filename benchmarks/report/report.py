@@ -8,6 +8,7 @@ nothing is averaged over files.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,45 +47,51 @@ LEVEL = 'all are 95%. "Higher" and "lower" mean that the interval excludes zero.
 
 
 def parser() -> Parser:
-    made = Parser(
+    parser = Parser(
         "sslight report",
         "One page over many results, beside the published numbers.",
         "sslight report results runs/r18 -o report.html report.csv",
         "sslight report --diff results/mine results/random-resnet18 -o diff.html",
     )
-    made.add_argument("places", nargs="*", metavar="DIR", help="folders with results, and run directories")
-    made.add_argument("--diff", nargs=2, metavar=("A", "B"), help="paired differences of two folders or result files")
-    made.add_argument(
-        "-o", "--output", nargs="+", default=[], metavar="FILE", help=f"files to write: {', '.join(SUFFIXES)}"
-    )
-    made.add_argument("--published", default=PUBLISHED, metavar="YAML", help="published numbers to put beside ours")
-    made.add_argument("--title", help="heading of the page")
-    return made
+    parser.add_argument("places", nargs="*", metavar="DIR", help="folders with results, and run directories")
+    parser.add_argument("--diff", nargs=2, metavar=("A", "B"), help="paired differences of two folders or result files")
+    text = f"files to write: {', '.join(SUFFIXES)}"
+    parser.add_argument("-o", "--out", "--output", nargs="+", default=[], metavar="FILE", help=text)
+    parser.add_argument("--published", default=PUBLISHED, metavar="YAML", help="published numbers to put beside ours")
+    parser.add_argument("--title", help="heading of the page")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    report = build(args)
+    for fault in report.faults:
+        print(f"left out: {fault}")
+    print_table(report)
+    for output in args.out:
+        print(f"wrote {output}")
+    return 0
+
+
+def build(args: argparse.Namespace) -> Report:
+    """The report that the command line asks for, written to its files."""
     if bool(args.places) == bool(args.diff):
         raise InputError(
             "name the folders that hold results, e.g. sslight report results -o report.html, or two of "
             "them after --diff"
         )
-    for output in map(Path, args.output):
+    for output in map(Path, args.out):
         if output.suffix not in SUFFIXES:
             raise InputError(f"cannot write a report as '{output.name}': end it in {', '.join(SUFFIXES)}")
         if output.is_dir():
             raise InputError(f"{output} is a directory: name a file")
     report = diff(*args.diff, args.title) if args.diff else gather(args.places, find_config(args.published), args.title)
-    for fault in report.faults:
-        print(f"left out: {fault}")
-    print_table(report)
-    for output in map(Path, args.output):
+    for output in map(Path, args.out):
         from benchmarks.report.files import WRITERS
 
         text = WRITERS[output.suffix](report)
         write_atomically(output, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
-        print(f"wrote {output}")
-    return 0
+    return report
 
 
 def gather(places: Sequence[Path | str], table: Path, title: str | None) -> Report:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from benchmarks.suite.job import Job
 from benchmarks.suite.parts import ROOT, Part
 from benchmarks.suite.plan import Step
+from sslight.core import compat
 from sslight.core.errors import EXIT_DONE, InputError, nearest
 from sslight.core.files import write_atomically
 
@@ -34,9 +35,7 @@ def options(words: Sequence[str], processes: int) -> dict:
             f"--launcher slurm needs SLURM's {', '.join(absent)}, which is not on PATH: submit from a "
             "machine of the cluster, or leave --launcher out"
         )
-    from submitit.slurm.slurm import SlurmExecutor
-
-    known = SlurmExecutor._valid_parameters() - OWN
+    known = compat.slurm_parameters() - OWN
     settings = {**DEFAULTS, "gpus_per_node": processes}
     for word in words:
         name, equals, value = word.partition("=")

@@ -187,6 +187,7 @@ def parser() -> Parser:
         help="detection in this alone, not in all of the suite's; may be repeated",
     )
     parser.add_argument("--arch", help="backbone of the baselines, and of checkpoints that do not tell")
+    parser.add_build_options()
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes of each evaluation")
     parser.add_argument("--dry-run", action="store_true", help="show what would run, what not and why, and the cost")
     parser.add_argument(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from convert.targets.timm_stages import FINAL_CONV, build_stages, forward_stages
 from pretrain.backbones import build_backbone, read_options
+from sslight.core import compat
 from sslight.core.errors import InputError
 
 R18_R34_RES5_BLOCKS = {18: 2, 34: 3}
@@ -59,15 +60,14 @@ class TimmBottomUp(Backbone):
         super().__init__()
         self.stages = stages
         self.model, shapes = build_stages(arch, stages, norm, options)
-        self._out_features = names
-        self._out_feature_channels = dict(zip(names, (channels for channels, _ in shapes), strict=True))
-        self._out_feature_strides = dict(zip(names, (stride for _, stride in shapes), strict=True))
+        self.names = names
+        compat.set_outputs(self, names, *zip(*shapes, strict=True))
         true_names = [f"stage{stride.bit_length() - 1}" for _, stride in shapes]
         if true_names != names:
             raise InputError(f"MODEL.FPN.IN_FEATURES must be {true_names} for backbone '{arch}', not {names}")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self._out_features, forward_stages(self.model, images, self.stages), strict=True))
+        return dict(zip(self.names, forward_stages(self.model, images, self.stages), strict=True))
 
 
 def _pyramid(cfg: CfgNode, stages: list[int]) -> FPN:
@@ -163,6 +163,6 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
                 )
             )
         else:
-            res5, width = super()._build_res5_block(cfg)
+            res5, width = compat.res5_block(super(), cfg)
         res5.add_module("norm", get_norm(resnets.NORM, width))
         return res5, width

@@ -16,6 +16,7 @@ from convert import names
 from convert.families import Checkpoint
 from convert.names import Rule, kind_of
 from convert.targets import Outgoing, Target, origin, pixels, refuse_options, refuse_vit_extras, renamed, writing
+from sslight.core import compat
 from sslight.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _resnet(arch: str, model: str) -> nn.Module:
             )
         )
     else:
-        holder.roi_heads.res5, _ = Res5ROIHeads._build_res5_block(cfg)
+        holder.roi_heads.res5, _ = compat.res5_block(Res5ROIHeads, cfg)
     return holder
 
 

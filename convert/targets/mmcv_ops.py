@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms as torchvision_nms, roi_align as torchvision_roi_align
 
+from sslight.core import compat
+
 NAME = "mmcv._ext"
 AVERAGE = 1  # mmcv's pool_mode; 0 is max
 
@@ -123,7 +125,7 @@ def roi_align_backward(
     _only_average(pool_mode)
     dtype = _precise(grad_output)
     grad_input.add_(
-        torch.ops.torchvision._roi_align_backward(
+        compat.roi_align_backward()(
             grad_output.to(dtype),
             rois.to(dtype),
             spatial_scale,

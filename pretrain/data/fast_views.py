@@ -17,13 +17,13 @@ import torch
 
 from pretrain.data.decode import decode_reference, plain_jpeg
 from pretrain.data.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, Color, Draw, View
+from sslight.core import compat
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL's and OpenCV's grayscale
 TRUNCATION = 0.5  # PIL's blending cuts fractions off: half a level on average
 BLUR_PASSES = 3
 BLUR_STEPS = 64  # steps per pixel in which the blur's radius is rounded, to keep its kernels
-# what torch.nn.functional.interpolate calls, here into given memory; torch.ops would take twice as long to dispatch
-_RESIZE = torch._C._nn._upsample_bicubic2d_aa
+_RESIZE = compat.bicubic_into()
 KERNEL_UNIT = 256  # OpenCV's 8-bit filters count in 1/256
 
 

@@ -19,7 +19,7 @@ from pretrain.data.device_color import recolor_batch
 from pretrain.data.fast_views import decode_fast, render_fast, resize_fast
 from pretrain.data.sources import Source
 from pretrain.data.views import UNIFORMS, Color, Draw, View, color_of, draw, draw_views, place_crop, render, uniforms
-from sslight.core import distributed
+from sslight.core import compat, distributed
 from sslight.core.errors import InputError, nearest
 
 PREFETCH = 2  # batches per worker
@@ -96,7 +96,7 @@ def empty_images(count: int, size: int) -> Tensor:
     shape = (count, size, size, 3)
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(count * size * size * 3)
+    storage = compat.shared_storage(count * size * size * 3)
     return torch.tensor([], dtype=torch.uint8).set_(storage, 0, shape)
 
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -311,7 +311,7 @@ class Names:
         start = ends[i - 1] if i else 0
         return os.fsdecode(self._data.numpy()[start : ends[i]].tobytes())
 
-    def hash(self) -> hashlib._Hash:
+    def hash(self) -> Any:
         """SHA-256 over all names so far, open for more."""
         digest = hashlib.sha256(self._data.numpy().data)
         digest.update(self._ends.numpy().data)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
+from sslight.core.compat import option_strings
 from sslight.core.errors import InputError, nearest
 from sslight.core.registry import load
 
@@ -39,14 +40,39 @@ class Imported:
 
 # One vocabulary over all commands: option -> its other spellings, the config key that says the same, and the help. A
 # command has those whose key it knows; what the published system and the frameworks' scripts call a key stays a key.
+# docs/options.md shows them.
 OPTIONS = {
     "--weights": ((), "WEIGHTS", "a checkpoint that `sslight convert` reads, or random"),
     "--arch": ((), "MODEL.BACKBONE_ARCH", "backbone, by timm's name or an alias such as resnet18"),
     "--data": ((), "DATA.PATH_TO_DATA_DIR", "the data directory"),
     "--out": (("-o",), "OUTPUT_DIR", "where everything is written"),
-    "--seed": ((), "SEED", "of everything random"),
+    "--seed": ((), "SEED", "of everything random; of several runs the first's"),
+    "--trials": ((), "", "runs, of consecutive seeds"),
+    "--cfg": (("--config", "--config-file"), "", "a file of settings"),
+    "--set": (
+        (),
+        "MODEL.OPTIONS",
+        "a build option that shapes do not show, e.g. num_heads=12; may be repeated",
+    ),
 }
-CONFIG_OPTIONS = ("--cfg", "--config", "--config-file")
+
+
+def words_of(settings: Mapping[str, object], **options: object) -> list[str]:
+    """The command line that says what keyword arguments of Python say.
+
+    A name in small letters is an option: `num_gpus=2` is --num-gpus 2, True the option alone, a list the option once
+    for each item, and None or False nothing. Any other name is a config key. `options` come first.
+    """
+    words: list[str] = []
+    for name, value in {**options, **settings}.items():
+        option = f"--{name.replace('_', '-')}"
+        if name != name.lower():
+            words += [name, str(value)]
+        elif value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            words += [f"{option}={item}" for item in (value if isinstance(value, list | tuple) else [value])]
+    return words
 
 
 class _SetKey(argparse.Action):
@@ -66,6 +92,7 @@ class Parser(argparse.ArgumentParser):
 
     keys: list[str] = []
     last: Parser | None = None
+    _places: tuple[tuple[str, str, object], ...] = ()
 
     def __init__(self, prog: str, description: str, *examples: str, **options):
         shown = "".join(f"  {example}\n" for example in examples)
@@ -87,10 +114,9 @@ class Parser(argparse.ArgumentParser):
         overrides = self.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="override configuration keys")
         overrides.completer = lambda prefix, parsed_args, **_: _next_words(defaults, parsed_args.overrides, prefix)
         self.keys = _keys(defaults)
-        for option, (spellings, key, text) in OPTIONS.items():
-            if key in self.keys and option not in self._option_string_actions:
-                self.add_argument(
-                    *spellings,
+        for option, (_, key, text) in OPTIONS.items():
+            if key in self.keys and option not in (*option_strings(self), "--set"):
+                self.add_option(
                     option,
                     action=_SetKey,
                     const=key,
@@ -100,9 +126,53 @@ class Parser(argparse.ArgumentParser):
                     help=f"{text} (the same as {key} VALUE)",
                 )
 
+    def add_option(self, option: str, **further) -> None:
+        """One of OPTIONS, under all its spellings; `further` as of `add_argument`."""
+        spellings, _, text = OPTIONS[option]
+        self.add_argument(option, *spellings, **{"help": text, **further})
+
+    def add_place(self, dest: str, *options: str, metavar: str, nargs: str = "?", default=None, help: str, **further):
+        """A positional argument that options of the vocabulary say, too. Required where it has no default."""
+        self._places += ((dest, metavar, default),)
+        spellings = [spelling for option in options for spelling in (option, *OPTIONS[option][0])]
+        self.add_argument(dest, nargs=nargs, metavar=metavar, help=help, **further)
+        self.add_argument(
+            *spellings,
+            dest=f"{dest} by option",
+            action="append",
+            metavar=metavar,
+            default=argparse.SUPPRESS,
+            help=f"the same as {metavar}",
+            **further,
+        )
+
+    def _settle_places(self, args: argparse.Namespace) -> argparse.Namespace:
+        for dest, metavar, default in self._places:
+            value, values = getattr(args, dest), vars(args).pop(f"{dest} by option", [])
+            if isinstance(value, list):  # nargs="*"
+                setattr(args, dest, value + values or default)
+                continue
+            values = values if value is None else [value, *values]
+            if len(values) > 1:
+                self.error(f"{metavar} is given twice, as '{values[0]}' and '{values[1]}'")
+            if not values and default is None:
+                self.error(f"the following arguments are required: {metavar}")
+            setattr(args, dest, values[0] if values else default)
+        return args
+
+    def parse_args(self, args=None, namespace=None):
+        return self._settle_places(super().parse_args(args, namespace))
+
+    def parse_intermixed_args(self, args=None, namespace=None):
+        return self._settle_places(super().parse_intermixed_args(args, namespace))
+
     def add_config(self, folder: str) -> None:
-        """`--cfg FILE` under its spellings; `folder` is named in the help."""
-        self.add_argument(*CONFIG_OPTIONS, dest="cfg", metavar="FILE", help=f"YAML settings, e.g. one of {folder}")
+        """`--cfg FILE`; `folder` is named in the help."""
+        self.add_option("--cfg", metavar="FILE", help=f"YAML settings, e.g. one of {folder}")
+
+    def add_build_options(self) -> None:
+        """`--set KEY=VALUE`, collected in `options`."""
+        self.add_option("--set", dest="options", action="append", default=[], metavar="KEY=VALUE")
 
     def add_key_flag(self, option: str, key: str, text: str) -> None:
         """A flag that sets a key to True."""
@@ -114,7 +184,8 @@ class Parser(argparse.ArgumentParser):
         """As argparse's; options that spell a key come behind the `overrides`, as if written so."""
         parsed, rest = super().parse_known_intermixed_args(args, namespace)
         if hasattr(parsed, "overrides"):
-            parsed.overrides = [*(parsed.overrides or []), *getattr(parsed, "by_option", [])]
+            build = ["MODEL.OPTIONS", " ".join(parsed.options)] if getattr(parsed, "options", []) else []
+            parsed.overrides = [*(parsed.overrides or []), *build, *getattr(parsed, "by_option", [])]
         return parsed, rest
 
     def error(self, message: str) -> NoReturn:
@@ -122,7 +193,7 @@ class Parser(argparse.ArgumentParser):
         if unknown != message:
             first = next((word for word in unknown.split() if word.startswith("-")), unknown).split("=")[0]
             key = first.lstrip("-").upper().replace("-", "_")
-            hint = f": write {key} VALUE" if key in self.keys else nearest(first, self._option_string_actions)
+            hint = f": write {key} VALUE" if key in self.keys else nearest(first, option_strings(self))
             message = f"unknown argument '{unknown}'{hint}"
         raise InputError(f"{message}; see {self.prog} --help")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -49,13 +51,27 @@ def prepare(wanted: str = "auto", processes: int = 1) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Afterwards what `prepare` sets is as it was before, for whatever else this process computes."""
+    hidden, flags = os.environ.get("CUDA_VISIBLE_DEVICES"), (torch.backends.cuda.matmul, torch.backends.cudnn)
+    tf32 = [flag.allow_tf32 for flag in flags]
+    try:
+        yield
+    finally:
+        for flag, before in zip(flags, tf32, strict=True):
+            flag.allow_tf32 = before
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        os.environ.update({} if hidden is None else {"CUDA_VISIBLE_DEVICES": hidden})
+
+
 def own_device() -> torch.device:
     """This process's GPU, which becomes torch's current one, or the CPU where no GPU can be seen.
 
     GPU number LOCAL_RANK; number 0 where a launcher (srun --gpus-per-task 1) shows every process a single one, which
     `check_not_shared` then compares. Raises InputError where there are more processes than GPUs, or the GPU is too old.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = torch.cuda.device_count() if torch.cuda.is_available() and not _hidden() else 0
     if not count:
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", 0))

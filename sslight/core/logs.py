@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sslight.core import distributed
+from sslight.core import compat, distributed
 from sslight.core.files import write_atomically
 
 
@@ -51,12 +51,15 @@ class Bar:
         self.line_seconds, self.started, self.last_line = line_seconds, time.monotonic(), time.monotonic()
         self.line_every = line_every
         self.bar = None
-        if distributed.is_main() and sys.stderr.isatty():
-            from tqdm import tqdm
+        notebook = "ipykernel" in sys.modules
+        if distributed.is_main() and (notebook or sys.stderr.isatty()):
+            if notebook:
+                from tqdm.auto import tqdm
+            else:
+                from tqdm import tqdm
 
             self.bar = tqdm(total=total, desc=label, unit=unit, initial=initial, dynamic_ncols=True, leave=False)
-            self.bar._time = time.monotonic  # tqdm's own clock is the day's, which may be set back
-            self.bar.start_t = self.bar.last_print_t = time.monotonic()
+            compat.set_clock(self.bar, time.monotonic)
 
     def update(self, n: int = 1, **figures: float) -> None:
         self.done += n
@@ -157,12 +160,18 @@ class MetricsLog:
             self.writer.close()
 
 
+def last_metrics(out_dir: Path) -> dict[str, float]:
+    """The last value of every scalar in a run's `metrics.jsonl`."""
+    merged = {key: value for line in _lines(out_dir / "metrics.jsonl") for key, value in line.items()}
+    return {key: value for key, value in merged.items() if key not in ("step", "end")}
+
+
 def _lines(path: Path) -> list[dict]:
     """The readable lines of a metrics file; a line cut off by a crash is left out."""
-    rows = []
+    lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            lines.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return rows
+    return lines

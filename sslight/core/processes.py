@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -13,9 +14,11 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 
 from sslight.core.arguments import Parser
+from sslight.core.compat import option_strings
 from sslight.core.errors import (
     EXIT_BAD_INPUT,
     EXIT_BUG,
@@ -50,6 +53,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     a death by SIGINT.
     """
     _keep_signals_from_workers()
+    _answering.append(_COMMAND)
     for number in STOP_SIGNALS:
         signal.signal(number, stop_at_once)
     threading.excepthook = _thread_failed
@@ -57,7 +61,8 @@ def run_command(main: Callable[[], int | None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = _run(main)
+        with _what_stopped_it():
+            code = main() or EXIT_DONE
     except InputError as error:
         code = _say("error", error, EXIT_BAD_INPUT)
     except Stopped as stop:
@@ -66,21 +71,10 @@ def run_command(main: Callable[[], int | None]) -> None:
         code = _say("stopped", stop, EXIT_STOPPED)
         if not isinstance(stop, Interrupted):
             _end_restarts(os.environ)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            code = _say("error", f"{error.strerror}: {error.filename!s:.100}...", EXIT_BAD_INPUT)
-        elif error.errno in NO_ROOM:
-            code = _say(
-                "error",
-                f"cannot write{' ' * bool(error.filename)}{error.filename or ''}: {error.strerror}; {MAKE_ROOM}",
-                EXIT_BAD_INPUT,
-            )
-        else:
-            raise
-    except RuntimeError as error:
-        too_small = _too_small(error)
-        if too_small:
-            code = _say("error", too_small, EXIT_BAD_INPUT)
+    except (OSError, RuntimeError) as error:
+        line = _limit(error)
+        if line:
+            code = _say("error", line, EXIT_BAD_INPUT)
         elif _lost_contact(error):
             code = _say(
                 "error",
@@ -95,6 +89,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         code = 130
     finally:
+        _answering.pop()
         signal.setitimer(signal.ITIMER_REAL, 0)  # of `stop_at_once`; Python's own end is not to be cut short
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes the end of a worker for a crash
         for child in multiprocessing.active_children():  # loader workers, which no signal to stop reaches
@@ -102,14 +97,63 @@ def run_command(main: Callable[[], int | None]) -> None:
     sys.exit(code)
 
 
+CALLED: ContextVar[list[str] | None] = ContextVar("CALLED", default=None)  # words after `sslight`: see `as_function`
+
+
+@contextlib.contextmanager
+def as_function(*words: str) -> Iterator[None]:
+    """Around the work of the command `sslight WORDS` in somebody else's process: what `run_command` is to a command.
+
+    What a command answers in one line is raised: InputError or Stopped. Signals to stop count only while there is
+    something to save (`StopSignal`); a second Ctrl-C raises KeyboardInterrupt. Afterwards signal handlers, the timer
+    and forks are as before. In another thread than the main one no signal is answered: Python has handlers in the main
+    thread alone.
+    """
+    _keep_signals_from_workers()
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGALRM)} if main else {}
+    _answering.append(_FUNCTION)
+    token = CALLED.set(list(words))
+    try:
+        with _what_stopped_it():
+            yield
+    except (OSError, RuntimeError) as error:
+        line = _limit(error)
+        if line:
+            raise InputError(line) from error
+        raise
+    except SystemExit as ended:  # one of several processes
+        raise InputError(f"another process of `sslight {words[0]}` refused its input, and said why") from ended
+    finally:
+        CALLED.reset(token)
+        _answering.pop()
+        if _asked:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            if handler is not None:  # not one of Python's
+                signal.signal(number, handler)
+
+
+def handle_stop_signals(handler: Callable[[int, object], None]) -> dict[int, object]:
+    """Have STOP_SIGNALS call `handler`; returns their handlers before. In another thread than the main one: nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+
+
+# What a second Ctrl-C does, by what runs: nothing of ours, a command, a function. Left to the system in a command,
+# because a handler of Python's would wait for the end of a call into C.
+_COMMAND, _FUNCTION = signal.SIG_DFL, signal.default_int_handler
+_answering: list = []
 _asked: list[Interrupted] = []  # what `stop_at_once` has raised
 
 
-def _run(main: Callable[[], int | None]) -> int:
-    """Run `main`. What fails after a signal to stop comes of that: an import, say, may swallow it and fail later."""
+@contextlib.contextmanager
+def _what_stopped_it() -> Iterator[None]:
+    """What fails after a signal to stop comes of that: an import, say, may swallow it and fail later."""
     _asked.clear()
     try:
-        return main() or EXIT_DONE
+        yield
     except Exception as error:
         if _asked and not isinstance(error, Stopped):
             raise _asked[0] from None
@@ -118,14 +162,14 @@ def _run(main: Callable[[], int | None]) -> int:
 
 @functools.cache
 def _keep_signals_from_workers() -> None:
-    """Have every process that is forked from here on, whoever forks it, start and stay with the stop signals blocked.
+    """Have every process that is forked while a command runs, whoever forks it, start with the stop signals blocked.
 
     One that reaches the whole process group is the main process's to answer. A loader worker that died of it, at any
     instant from its very fork, would be taken for a crash.
     """
     os.register_at_fork(
-        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS),
-        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS),
+        before=lambda: _answering and signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS),
+        after_in_parent=lambda: _answering and signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS),
     )
 
 
@@ -144,12 +188,9 @@ def stop_at_once(number: int, frame: object = None) -> None:
 
 
 def second_ends(number: int) -> None:
-    """After a Ctrl-C, have the next one end this process at once, whatever it does or waits for; others change nothing.
-
-    Left to the system, because a handler of Python's would wait for the end of a call into C.
-    """
+    """After a Ctrl-C, have the next one end this command at once, whatever it does; other signals change nothing."""
     if number == signal.SIGINT:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, _answering[-1] if _answering else _COMMAND)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
@@ -161,6 +202,17 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 def _say(kind: str, text: object, code: int) -> int:
     print(f"{kind}: {' '.join(str(text).split())}", file=sys.stderr)
     return code
+
+
+def _limit(error: OSError | RuntimeError) -> str:
+    """Which limit of the system the error is about, and what to do about it; an empty string where it is none."""
+    if isinstance(error, RuntimeError):
+        return _too_small(error)
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{error.strerror}: {error.filename!s:.100}..."
+    if error.errno in NO_ROOM:
+        return f"cannot write{' ' * bool(error.filename)}{error.filename or ''}: {error.strerror}; {MAKE_ROOM}"
+    return ""
 
 
 def _too_small(error: RuntimeError) -> str:
@@ -176,17 +228,18 @@ def _too_small(error: RuntimeError) -> str:
         )
     if not any(words in said for words in ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")):
         return ""
-    known = [*Parser.last.keys, *Parser.last._option_string_actions] if Parser.last else []
+    known = [*Parser.last.keys, *option_strings(Parser.last)] if Parser.last else []
     tried = re.search(r"Tried to allocate ([\d.]+ \w+)", said)
     size = f" (it tried to allocate {tried[1]})" if tried else ""
     ways = ", ".join(text for name, text in LESS_MEMORY.items() if name in known) or "lower the batch size"
     return f"GPU out of memory{size}: {ways}, or end what else runs on the GPU (nvidia-smi lists it)"
 
 
-def _lost_contact(error: RuntimeError) -> bool:
+def _lost_contact(error: OSError | RuntimeError) -> bool:
     """Whether the processes of a group no longer hear from each other: torch tells it by the class or gloo's words."""
     dist = sys.modules.get("torch.distributed")
-    return dist is not None and "RANK" in os.environ and (isinstance(error, dist.DistError) or "gloo" in str(error))
+    heard = isinstance(error, RuntimeError) and dist is not None and "RANK" in os.environ
+    return heard and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
 def _end_restarts(environment: Mapping[str, str]) -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from sslight.core.errors import InputError
 from sslight.core.files import write_json
+from sslight.core.processes import CALLED
 
 SCHEMA = "sslight-result-1"
 CHECKPOINT = ("path", "sha256", "arch", "method", "family")
@@ -166,18 +167,23 @@ def _finite(value: object) -> bool:
 
 
 def command() -> str:
-    """What was typed, fit to be typed again in `environment`'s directory; with `torchrun` where that started it."""
+    """What was typed, fit to be typed again in `environment`'s directory; with `torchrun` where that started it.
+
+    Of a call from Python: the command that does the same.
+    """
+    called = CALLED.get()
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     words = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
+    words = ["-m", "sslight"] if called else words
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local, world = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
         nodes = ["--nnodes", str(world // local)] if world > local else []
         words = ["torchrun", *nodes, "--nproc_per_node", str(local), *words]
-    elif Path(words[0]).name == "sslight":
+    elif called or Path(words[0]).name == "sslight":
         words = ["sslight"]
     else:
         words = ["python", *words]
-    return shlex.join([*words, *sys.argv[1:]])
+    return shlex.join([*words, *(called or sys.argv[1:])])
 
 
 def environment() -> dict:

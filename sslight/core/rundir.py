@@ -17,7 +17,7 @@ from sslight.core import distributed
 from sslight.core.config import dump, flatten, read_yaml, to_dict
 from sslight.core.errors import InputError
 from sslight.core.files import write_atomically
-from sslight.core.processes import STOP_SIGNALS, second_ends, stop_at_once
+from sslight.core.processes import handle_stop_signals, second_ends, stop_at_once
 
 
 @contextlib.contextmanager
@@ -161,7 +161,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         self.received = 0
-        self.previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        self.previous = handle_stop_signals(self._note)
         return self
 
     def _note(self, number: int, frame: object) -> None:

@@ -6,6 +6,7 @@ cluster are not run: NOT_RUN says why, and what is checked instead.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import sslight
 from benchmarks import evaluation
 from sslight import cli
 from sslight.core.result import write_result
@@ -148,6 +150,24 @@ def test_every_command_of_a_page_runs(page, place, capsys):
             run_command(following, place)
 
 
+@contextlib.contextmanager
+def shrunk_functions():
+    """sslight's functions with the commands' smaller settings, where a call does not name them itself."""
+    pretrain, evaluate = sslight.pretrain, sslight.evaluate
+
+    def smaller(command: str) -> dict[str, str]:
+        words = SMALLER[command].split()
+        names = (word.removeprefix("--").replace("-", "_") for word in words[::2])
+        return dict(zip(names, words[1::2], strict=True))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sslight, "pretrain", lambda **given: pretrain(**{**smaller("sslight pretrain"), **given}))
+        patch.setattr(
+            sslight, "evaluate", lambda name, **given: evaluate(name, **{**smaller(f"sslight bench {name}"), **given})
+        )
+        yield
+
+
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 
 
@@ -165,8 +185,10 @@ def test_every_python_block_runs(page, place, capsys):
         config={},
         seconds=1,
     )
-    for block in blocks(page, "python"):
-        exec(compile(block, str(page), "exec"), {})
+    (place / "digits").symlink_to(os.environ["DATA"])
+    with shrunk_functions():
+        for block in blocks(page, "python"):
+            exec(compile(block, str(page), "exec"), {})
     assert "results" not in page.name or capsys.readouterr().out.strip() == "61.5 [61.0, 62.0]"
 
 

@@ -35,7 +35,7 @@ from benchmarks.detection.data import CROWD, FEW_POINTS, OUTSIDE, Split, outline
 from benchmarks.detection.evaluation import evaluate
 from benchmarks.detection.images import other_size, unreadable
 from benchmarks.detection.launch import any_rank
-from sslight.core import devices
+from sslight.core import compat, devices
 from sslight.core.errors import Stopped
 from sslight.core.files import write_atomically
 from sslight.core.rundir import StopSignal
@@ -156,12 +156,13 @@ class DetectionWriter(COCOEvaluator):
     def __init__(self, dataset_name: str, output_dir: str, numbers: bool):
         super().__init__(dataset_name, output_dir=output_dir)
         self.dataset_name, self.numbers = dataset_name, numbers
-        self._do_evaluation = False  # detectron2's own would differ from mmdet's
+        self.folder = Path(output_dir)
+        compat.only_write(self)  # detectron2's own numbers would differ from mmdet's
 
     def evaluate(self, img_ids=None) -> OrderedDict:
         found = super().evaluate(img_ids) or OrderedDict()
         if self.numbers and comm.is_main_process():
-            entries = json.loads((Path(self._output_dir) / "coco_instances_results.json").read_text())
+            entries = json.loads((self.folder / "coco_instances_results.json").read_text())
             truth = json.loads(Path(MetadataCatalog.get(self.dataset_name).json_file).read_bytes())
             kinds = {"bbox": "box", **({"segm": "mask"} if entries and "segmentation" in entries[0] else {})}
             for task, kind in kinds.items():
@@ -186,7 +187,7 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         *others, writer = super().build_hooks()
         if comm.is_main_process():
-            writer._period = self.log_period
+            compat.set_period(writer, self.log_period)
         return [*others, StopHook(self.signal), writer]
 
     @classmethod
@@ -231,8 +232,7 @@ class Trainer(DefaultTrainer):
                 self.start_iter,
                 self.cfg.SEED,
             )
-            self._trainer.data_loader = self.build_train_loader(self.cfg, dataset=images, sampler=sampler)
-            self._trainer._data_loader_iter_obj = None
+            compat.set_train_data(self, self.build_train_loader(self.cfg, dataset=images, sampler=sampler))
         elif self.start_iter and not (Path(self.cfg.OUTPUT_DIR) / "model_final.pth").exists():
             # Killed between the two checkpoints of its last iteration: there is no step left to save the second after.
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)

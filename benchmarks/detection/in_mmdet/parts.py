@@ -26,7 +26,6 @@ from mmengine.fileio import LocalBackend, register_backend  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.logging import HistoryBuffer  # noqa: E402
 from mmengine.model import is_model_wrapper  # noqa: E402
-from mmengine.runner.loops import _InfiniteDataloaderIterator  # noqa: E402
 
 from benchmarks.detection.data import (  # noqa: E402
     CROWD,
@@ -41,6 +40,7 @@ from benchmarks.detection.images import other_size, unreadable, whole  # noqa: E
 from benchmarks.detection.launch import any_rank  # noqa: E402
 from benchmarks.detection.weights import prove  # noqa: E402
 from pretrain.data.decode import decode_reference  # noqa: E402
+from sslight.core import compat  # noqa: E402
 from sslight.core.checkpoint import check_archive  # noqa: E402
 from sslight.core.errors import InputError, Stopped  # noqa: E402
 from sslight.core.files import write_atomically  # noqa: E402
@@ -111,8 +111,7 @@ class ResumableBatchSampler(AspectRatioBatchSampler):
     def restart(self, batches: int) -> None:
         """Begin the sequence anew and leave out its first `batches` batches of indices."""
         self.skip = batches
-        self.sampler.indices = self.sampler._indices_of_rank()
-        self._aspect_ratio_buckets = [[], []]
+        compat.restart_batches(self)
 
     def __iter__(self) -> Iterator[list[int]]:
         for number, batch in enumerate(super().__iter__()):
@@ -142,9 +141,9 @@ class ExactResumeHook(Hook):
         sampler = getattr(loop.dataloader, "batch_sampler", None)
         if done and isinstance(sampler, ResumableBatchSampler):
             del loop.dataloader_iterator
-            loop.dataloader._iterator = None  # persistent workers hold batches drawn before the checkpoint was read
+            compat.forget_workers(loop.dataloader)  # they hold batches drawn before the checkpoint was read
             sampler.restart(done)
-            loop.dataloader_iterator = _AfterSkipped(_InfiniteDataloaderIterator(loop.dataloader), done)
+            loop.dataloader_iterator = _AfterSkipped(compat.endless(loop.dataloader), done)
 
 
 @MODELS.register_module()
@@ -229,7 +228,7 @@ class StopHook(Hook):
         if any_rank(bool(self.signal.received)) and runner.iter + 1 < runner.max_iters:
             for hook in runner.hooks:
                 if type(hook).__name__ == "CheckpointHook":
-                    hook._save_checkpoint(runner)
+                    compat.save_now(hook, runner)
             raise Stopped(f"saved at iteration {runner.iter + 1} of {runner.max_iters} in {runner.work_dir}")
 
 
@@ -239,8 +238,7 @@ def readable_checkpoints() -> Iterator[None]:
     arrays = [
         np.ndarray,
         np.dtype,
-        np._core.multiarray._reconstruct,
-        np._core.multiarray.scalar,
+        *compat.array_constructors(),
         *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
     ]
     with torch.serialization.safe_globals([HistoryBuffer, (_method_of_history, "builtins.getattr"), *arrays]):

@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from benchmarks.detection.data import CocoData
 from benchmarks.detection.in_mmdet.parts import StopHook, left_out, newest_checkpoint, readable_checkpoints
 from benchmarks.detection.weights import Weights
 from pretrain.data.loading import check_shared_memory
-from sslight.core import devices, distributed
+from sslight.core import compat, devices, distributed
 from sslight.core.config import find_config
 from sslight.core.errors import InputError, nearest, nearest_file
 from sslight.core.rundir import StopSignal
@@ -47,13 +47,13 @@ def load_config(file: Path | str, options: Sequence[str] = ()) -> Config:
     changes = {}
     for key, value in zip(options[::2], options[1::2], strict=True):
         _check_known(cfg, key, str(file))
-        changes[key] = DictAction._parse_iterable(value)
+        changes[key] = compat.parse_value(value)
     cfg.merge_from_dict(changes)
     return cfg
 
 
 def _check_known(cfg: Config, key: str, file: str) -> None:
-    node, path = cfg._cfg_dict, []
+    node, path = compat.config_tree(cfg), []
     for part in key.split("."):
         known = (
             list(node)
