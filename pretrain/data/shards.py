@@ -124,10 +124,15 @@ class ShardSource(Source):
         self.files, self._class_file = files, files[0].parent / f"{split}-classes.txt"
         columns = {name: array("q") for name in ("shard", "offset", "size", "label_offset", "label_size")}
         passed_over = PassedOver()
-        names = Names(self._scan(columns, passed_over))
+        where = f"{files[0].parent}/{split}-*.tar"
+        try:
+            names = Names(self._scan(columns, passed_over))
+        except OSError as error:
+            raise InputError(
+                f"cannot read {error.filename or where} ({error.strerror}): fetch or pack it again"
+            ) from None
         self.passed_over = str(passed_over)
         self._at = {name: shared(np.array(column, dtype=np.int64)) for name, column in columns.items()}
-        where = f"{files[0].parent}/{split}-*.tar"
         if not len(names):
             skipped = f", but {self.passed_over}" * bool(self.passed_over)
             raise InputError(f"no images in {where}{skipped}: its samples need a .jpg, .png, ... member")

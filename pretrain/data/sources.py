@@ -184,8 +184,10 @@ class DataFormat(Protocol):
 
     def recognise(self, where: str | Path, split: str) -> list[Path]:
         """The split's files of this format at `where`, a data directory or a URL; none where it has another format."""
-        pattern = self.pattern.format(split=glob.escape(split))
-        return sorted(path for path in Path(where).glob(pattern.rstrip("/")) if path.is_dir() == pattern.endswith("/"))
+        folder, pattern = self.pattern.endswith("/"), self.pattern.format(split=glob.escape(split))
+        paths = sorted(Path(where).glob(pattern.rstrip("/")))
+        # a link to nothing counts as a file: a missing one must not go unnoticed
+        return [path for path in paths if (path.is_dir() if folder else path.is_file() or not path.exists())]
 
     def index(self, files: list[Path], split: str, labels: bool) -> Source:
         """The images in the files that `recognise` returned; `Source.read` reads them. labels: as of `open_source`."""
@@ -223,8 +225,7 @@ def open_source(path: str | Path, split: str, labels: bool = True, max_value: fl
         raise InputError("no data directory given: set DATA.PATH_TO_DATA_DIR to one that holds train/ and val/")
     if not is_url(path) and not Path(path).is_dir():
         raise InputError(f"data directory not found: {path}{nearest_file(path)}")
-    files = {name: data.recognise(path, split) for name, data in FORMATS.items()}
-    files = {name: its_files for name, its_files in files.items() if its_files}
+    files = {name: paths for name, data in FORMATS.items() if (paths := data.recognise(path, split))}
     patterns = {name: data.pattern.format(split=split) for name, data in FORMATS.items()}
     if not files:
         root, (*others, last) = Path(path), patterns.values()
