@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from pretrain.data.loading import TrainLoader, center_crop, eval_batches, normalize, to_device
+from pretrain.data.loading import TrainLoader, center_crop, image_batches, normalize, to_device
 from pretrain.data.sources import Source, open_source
 from pretrain.data.views import view_set
 from pretrain.neighbours import nearest, vote
@@ -37,7 +37,7 @@ def extract(backbone: nn.Module, source: Source, cfg: CfgNode, device: torch.dev
     was_training = backbone.training
     backbone.eval()
     done = 0
-    for images, _ in eval_batches(
+    for images, _ in image_batches(
         source,
         mine,
         center_crop(round(size * 256 / 224), size),

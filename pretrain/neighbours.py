@@ -156,7 +156,7 @@ def nearest(
     queries [N, D], bank [M, D], both compared by dot product (after L2-normalising the bank's rows if `normalise`;
     queries are taken as they are). exclude [N]: a bank row that each query may not choose (itself, for leave-one-out).
     Among equal similarities the lowest index comes first. Works on the queries' device;
-    ValueError if k > M. `on_block` is told the number of rows of every bank block that is done.
+    ValueError if k > M. `on_block` receives the number of rows of every bank block that is done.
     """
     available = len(bank) - (exclude is not None)
     if not 0 < k <= available:
@@ -201,40 +201,40 @@ def _as_rows(row: Tensor, column: Tensor, values: Tensor, count: int) -> tuple[T
     longest = int(counts.max())
     place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
     padded = values.new_full((count, longest), -torch.inf)
-    found = torch.zeros(count, longest, dtype=torch.long, device=row.device)
+    columns = torch.zeros(count, longest, dtype=torch.long, device=row.device)
     padded[row, place] = values
-    found[row, place] = column
-    return padded, found
+    columns[row, place] = column
+    return padded, columns
 
 
-def _merge(best: Tensor, index: Tensor, values: Tensor, found: Tensor | None, offset: int) -> None:
+def _merge(best: Tensor, index: Tensor, values: Tensor, columns: Tensor | None, offset: int) -> None:
     """Bring the better ones of further values into best and index [n, k]; both stay in the order of the indices.
 
-    `found` are the values' columns in a block whose first column is bank row `offset`; None: all of them in order.
+    `columns` are the values' columns in a block whose first column is bank row `offset`; None: all of them in order.
     """
     k = best.shape[1]
-    if found is not None:
+    if columns is not None:
         if not values.shape[1]:
             return
-        values, found = torch.cat([best, values], dim=1), torch.cat([index, found + offset], dim=1)
+        values, columns = torch.cat([best, values], dim=1), torch.cat([index, columns + offset], dim=1)
     elif values.shape[1] < k:  # fewer rows than k in the block: keep placeholders
-        found = torch.arange(values.shape[1], device=values.device).expand_as(values)
-        values, found = torch.cat([best, values], dim=1), torch.cat([index, found], dim=1)
-    values, column = _select(values, k)
+        columns = torch.arange(values.shape[1], device=values.device).expand_as(values)
+        values, columns = torch.cat([best, values], dim=1), torch.cat([index, columns], dim=1)
+    values, selected = _select(values, k)
     best.copy_(values)
-    index.copy_(column if found is None else found.gather(1, column))
+    index.copy_(selected if columns is None else columns.gather(1, selected))
 
 
 def _select(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best entries of every row in column order; where the k-th is tied, those of the lowest columns."""
-    values, found = similarity.topk(min(k, similarity.shape[1]), dim=1, sorted=False)
+    values, columns = similarity.topk(min(k, similarity.shape[1]), dim=1, sorted=False)
     least = values.amin(1, keepdim=True)
     tied = ((similarity == least).sum(1) > (values == least).sum(1)).nonzero().squeeze(1)
     if len(tied):  # topk may have left out a lower column
         exact = similarity[tied].sort(dim=1, descending=True, stable=True)
-        values[tied], found[tied] = exact.values[:, : found.shape[1]], exact.indices[:, : found.shape[1]]
-    found, order = found.sort(dim=1)
-    return values.gather(1, order), found
+        values[tied], columns[tied] = exact.values[:, : columns.shape[1]], exact.indices[:, : columns.shape[1]]
+    columns, order = columns.sort(dim=1)
+    return values.gather(1, order), columns
 
 
 def vote(

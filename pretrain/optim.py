@@ -61,6 +61,7 @@ def hyperparameters(cfg: CfgNode, step: int, steps_per_epoch: int) -> dict[str, 
 
 
 def peak_learning_rate(cfg: CfgNode) -> float:
+    """The learning rate at the end of the warm-up, and throughout where it is constant."""
     return scaled_learning_rate(cfg.SOLVER.BASE_LR, global_batch(cfg))
 
 
@@ -69,7 +70,7 @@ def parameter_groups(model: nn.Module, constant_rate: Iterable[nn.Parameter] = (
 
     1-d parameters (biases, norms): no weight decay, no LARS adaptation. Depthwise convolutions (4-d, second dimension
     1): no weight decay. Everything else, tokens, positions and weight-norm scales included: decayed and adapted.
-    Those of the parameters `constant_rate` stand in groups of their own, marked by that key.
+    The parameters `constant_rate` are in groups of their own behind these, marked by that key.
     """
     kinds = {
         "decayed": {"weight_decay_factor": 1.0, "adapt": True},

@@ -122,6 +122,13 @@ DEFAULTS = {
 }
 
 # What `check_numbers` asks of this recipe, beside what the views and the sources of data say of their own keys.
+_SIZES = [  # of the methods' heads, and temperatures
+    f"{section}.{key}"
+    for section, keys in DEFAULTS.items()
+    if isinstance(keys, dict)
+    for key in ("HIDDEN_SIZE", "NUM_LAYERS", "OUTPUT_DIM", "BOTTLENECK_DIM", "TEMPERATURE")
+    if key in keys
+]
 POSITIVE = {
     "TRAIN.BATCH_SIZE",
     "TRAIN.ACCUMULATE",
@@ -131,30 +138,18 @@ POSITIVE = {
     "SOLVER.MOMENTUM",
     "DATA.STD",
     "KNN.K",
-    "KNN.TEMPERATURE",
     "DINO.STUDENT_TEMP",
     "DINO.TEACHER_TEMP",
     "DINO.WARMUP_TEACHER_TEMP",
-    "DINO.BOTTLENECK_DIM",
-    "SWAV.TEMPERATURE",
     "SWAV.EPSILON",
     "SWAV.PROTOTYPES",
-    "MOCO.TEMPERATURE",
     "MOCO.QUEUE_LENGTH",
-    "SIMSIAM.BOTTLENECK_DIM",
-    *(
-        f"{name}.{size}"
-        for name in ("DINO", "SWAV", "MOCO", "SIMSIAM")
-        for size in ("HIDDEN_SIZE", "NUM_LAYERS", "OUTPUT_DIM")
-    ),
+    *_SIZES,
 }
 MOST = {
     "DATA.WORKERS": 1024,
     "VIEWS.LOCAL_NUMBER": 100,
-    "DINO.NUM_LAYERS": 100,
-    "SWAV.NUM_LAYERS": 100,
-    "MOCO.NUM_LAYERS": 100,
-    "SIMSIAM.NUM_LAYERS": 100,
+    **{key: 100 for key in _SIZES if key.endswith(".NUM_LAYERS")},
     "DATA.MAX_CORRUPT": 1,
     "MODEL.DROP_PATH_RATE": 1,
     "SOLVER.MOMENTUM": 1,
@@ -203,6 +198,6 @@ def pack() -> Parser:
     )
     parser.add_place("dst", "--out", metavar="DST", type=Path, help="directory to write")
     parser.add_argument("--to", required=True, choices=list(FORMATS))
-    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: those of train and val that are there")
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: train and val, where they exist")
     parser.add_argument("--shard-images", type=int, default=10_000, metavar="N", help="images per shard (10000)")
     return parser

@@ -182,7 +182,7 @@ IN_MMDET = ("resnet18", "resnet34", "resnet50", "mobilenetv2_100")
 
 
 def export(out_dir: Path) -> str:
-    """Write `backbone.safetensors` from `last.pth`; returns what to say about it."""
+    """Write `backbone.safetensors` from `last.pth`; returns a closing message with the next commands."""
     last, target = last_checkpoint(out_dir), out_dir / "backbone.safetensors"
     checkpoint = load_checkpoint(last)
     save_backbone(

@@ -141,9 +141,9 @@ def train(cfg: CfgNode, device: torch.device) -> None:
     with open_run(cfg, free, CONSENT) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
         resume(cfg, state, out_dir, log, free, CONSENT)
-        for one in (source, *([val] if val else [])):
-            if one.note:
-                log(one.note)
+        for split in (source, *([val] if val else [])):
+            if split.note:
+                log(split.note)
         metrics = MetricsLog(out_dir, state.step, measured=not state.epoch_open)
         if state.step == 0 and distributed.is_main():
             picture = first_views(cfg, source)
@@ -174,9 +174,9 @@ def train(cfg: CfgNode, device: torch.device) -> None:
                     state.step += 1
                     state.epoch_open = state.step % steps_per_epoch == 0
                     stopping = stop.requested()
-                    due = distributed.any_rank(time.monotonic() - saved_at > cfg.TRAIN.SAVE_SECONDS)
+                    save_now = distributed.any_rank(time.monotonic() - saved_at > cfg.TRAIN.SAVE_SECONDS)
                     logging = state.step % cfg.TRAIN.LOG_PERIOD == 0 or state.epoch_open
-                    if device.type == "cpu" or logging or due or stopping:  # reading a figure makes a GPU wait
+                    if device.type == "cpu" or logging or save_now or stopping:  # reading a figure makes a GPU wait
                         figures = {key: float(value) for key, value in statistics.items()}
                         check_finite(figures, state.step - 1, last_checkpoint(out_dir))
                     bar.update(1, loss=figures["loss"], images=meter.rate(), wait=meter.wait_share())
@@ -188,7 +188,7 @@ def train(cfg: CfgNode, device: torch.device) -> None:
                             images_per_second=meter.rate(),
                             data_wait=meter.wait_share(),
                         )
-                    if stopping or (due and not state.epoch_open):
+                    if stopping or (save_now and not state.epoch_open):
                         save(cfg, state, out_dir, steps_per_epoch)
                         saved_at = time.monotonic()
                     if stopping:
@@ -225,7 +225,7 @@ def end_epoch(
     log: RunLog,
     stop: StopSignal,
 ) -> None:
-    """Measure k-NN accuracy and save. A stop may fall between an epoch's last step and this: it is made up for."""
+    """Measure k-NN accuracy and save. Also the first thing after a stop between an epoch's last step and this."""
     epoch = state.step // steps_per_epoch
     final = epoch == cfg.SOLVER.TOTAL_EPOCHS
     if val is not None and (epoch % cfg.KNN.PERIOD == 0 or final):

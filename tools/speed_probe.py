@@ -22,7 +22,7 @@ from benchmarks.classification.labelled import Labelled, open_splits
 from benchmarks.classification.logistic import Problem, Standard
 from benchmarks.classification.training import build_optimizer, one_step
 from benchmarks.classification.weights import freeze, load_subject
-from pretrain.data.loading import eval_batches, random_resized_crop
+from pretrain.data.loading import image_batches, random_resized_crop
 from sslight.core.config import load_config
 
 RATES = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1]
@@ -134,7 +134,7 @@ def epoch(cfg, args: argparse.Namespace, train: Labelled) -> None:
     model = LinearProbes(features, {"pooled": subject.backbone.feature_dim}, args.classes, [0.001], 0).train()
     model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(cfg, model.groups(0.001))
-    for images, used in eval_batches(
+    for images, used in image_batches(
         train.source, np.arange(len(train)), random_resized_crop(args.size, 0, 0), batch_size=args.batch, workers=0
     ):
         ready = prepare(images, subject.preprocess, torch.device("cpu"))

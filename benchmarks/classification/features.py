@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.classification.labelled import Labelled
 from benchmarks.classification.weights import Subject
-from pretrain.data.loading import center_crop, eval_batches, normalize
+from pretrain.data.loading import center_crop, image_batches, normalize
 from sslight.core import distributed
 from sslight.core.errors import InputError, Stopped, nearest
 from sslight.core.files import write_atomically, write_json
@@ -296,7 +296,7 @@ def extract(
     """Features [b, D] of the images `indices`, batch by batch, by a centre crop (mirrored if `flip`)."""
     features = Features(subject.backbone, [choice]).to(device, memory_format=torch.channels_last).eval()
     transform = center_crop(cfg.DATA.RESIZE, cfg.DATA.SIZE)
-    for images, used in eval_batches(
+    for images, used in image_batches(
         split.source, indices, transform, batch_size=cfg.FEATURES.BATCH_SIZE, workers=cfg.DATA.WORKERS
     ):
         images = prepare(images.flip(3) if flip else images, subject.preprocess, device)

@@ -24,7 +24,7 @@ from benchmarks.classification.features import prepare
 from benchmarks.classification.labelled import Labelled
 from benchmarks.classification.metrics import hits
 from pretrain.batch_norm import sound_batch_norm
-from pretrain.data.loading import center_crop, epoch_order, eval_batches, random_resized_crop
+from pretrain.data.loading import center_crop, epoch_order, image_batches, random_resized_crop
 from pretrain.neighbours import rank_classes
 from pretrain.optim import LARS, cosine, parameter_groups, scaled_learning_rate
 from sslight.core import compat, distributed
@@ -96,7 +96,7 @@ def _fit(cfg: CfgNode, job: FitJob, device: torch.device, stop: StopSignal, log:
         transform = random_resized_crop(cfg.DATA.SIZE, job.seed, state.epoch)
         model.train()
         loss = None
-        for images, used in eval_batches(
+        for images, used in image_batches(
             job.train.source, mine, transform, batch_size=cfg.TRAIN.BATCH_SIZE, workers=cfg.DATA.WORKERS
         ):
             at = state.epoch + state.step / steps if cfg.SOLVER.PER_STEP else state.epoch
@@ -268,7 +268,7 @@ def predict(
     model.eval()
     ranked: dict[str, list[Tensor]] = {}
     bar = Bar(len(mine), "evaluate", "image")
-    for images, _ in eval_batches(
+    for images, _ in image_batches(
         split.source,
         mine,
         center_crop(cfg.DATA.RESIZE, cfg.DATA.SIZE),

@@ -91,7 +91,7 @@ def decode_reference(data: bytes, max_value: float = 0.0) -> PILImage.Image:
         raise CorruptImage("empty file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata is no reason to speak up once per epoch
+            warnings.simplefilter("ignore")  # unusual metadata would warn in every epoch
             warnings.simplefilter("error", PILImage.DecompressionBombWarning)
             image = PILImage.open(io.BytesIO(data), formats=FORMATS)
             white = _white(image, data, max_value)

@@ -26,10 +26,10 @@ class FolderSource(Source):
             names = Names(_walk(root, passed_over))
             self.passed_over = str(passed_over)
         except OSError as error:
-            raise InputError(f"cannot read {error.filename} ({error.strerror}): mend or remove it") from None
+            raise InputError(f"cannot read {error.filename} ({error.strerror}): repair or remove it") from None
         if not len(names):
-            there = f", but {self.passed_over}" * bool(self.passed_over)
-            raise InputError(f"no images in {root}{there}: it needs files such as {root}/CLASS/NAME.jpg")
+            skipped = f", but {self.passed_over}" * bool(self.passed_over)
+            raise InputError(f"no images in {root}{skipped}: it needs files such as {root}/CLASS/NAME.jpg")
         super().__init__(str(root), names, labels, classes)
 
     def read(self, i: int) -> bytes:
@@ -44,16 +44,16 @@ class FolderSource(Source):
 
 
 def _is_hidden(name: str) -> bool:
-    """Of a file or folder that a system leaves beside the images."""
+    """Whether a file or folder is one that an operating system leaves beside the images."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def _walk(
     root: Path, passed_over: PassedOver, inside: str = "", above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[str]:
-    """Relative names of all images below, sorted, folder by folder; links are followed. What is none is noted.
+    """Relative names of all images below, sorted, folder by folder; links are followed. `passed_over` gets the others.
 
-    An image is a file with the name of one, or that begins as one does; only of other names the content is read.
+    An image is a file with an image's extension or, under any other name, one that begins as an image does.
     above: what the folders on the way here are to the file system. Raises InputError for a link in a circle, and for a
     pipe or a device, whose end a reader could wait for.
     """
@@ -61,8 +61,8 @@ def _walk(
     here = status.st_dev, status.st_ino
     if here in above:
         raise InputError(f"{root / inside} is a link to a folder that holds it: remove the link")
-    with os.scandir(root / inside) as found:
-        entries = sorted((e.name, e.is_dir(), e.is_file()) for e in found)
+    with os.scandir(root / inside) as folder:
+        entries = sorted((e.name, e.is_dir(), e.is_file()) for e in folder)
     for name, is_folder, is_file in entries:
         path = f"{inside}/{name}" if inside else name
         if _is_hidden(name):

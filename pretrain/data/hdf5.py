@@ -55,7 +55,7 @@ class HDF5Source(Source):
         if links:
             raise InputError(
                 f"{self.file} holds a link, {links[0]!r} in {group.name}, where a class or an image "
-                "belongs: write the file anew, without links"
+                "belongs: write the file again, without links"
             )
         return sorted(names)
 
@@ -108,7 +108,7 @@ class HDF5Packer(Packer):
     """`split.h5`: a group per class, one encoded image per dataset.
 
     HDF5 has no journal: a kill while it overwrites its own metadata may cost the file. So metadata stays in memory from
-    one flush to the next, which closes the file and opens it anew to forget it; images only ever append.
+    one flush to the next, which closes the file and opens it again to forget it; images only ever append.
     """
 
     def __init__(self, *args):
@@ -148,11 +148,11 @@ class HDF5Packer(Packer):
         self.handle.create_dataset(name, data=np.frombuffer(data, dtype=np.uint8))
 
     def flush(self, last: bool) -> bool:
-        due = super().flush(last)
-        if due:
+        flushed = super().flush(last)
+        if flushed:
             self.handle.close()
             self.handle = self._open("a")
-        return due
+        return flushed
 
     def close(self) -> None:
         if self.handle:

@@ -59,7 +59,7 @@ def check_shared_memory(
 ) -> None:
     """Raise InputError where what loader workers have under way does not fit into the shared memory.
 
-    A worker that finds it full dies of a bus error. Containers have 64 MB unless they are told otherwise.
+    A worker that finds it full dies of a bus error. Containers have 64 MB by default.
     Items of `item_bytes` lie there, PREFETCH for each worker and `held` with the process, `most` at most; `processes`
     of this machine do the same (default: as the launcher says). `key` sets the number of workers.
     """
@@ -86,7 +86,7 @@ def check_shared_memory(
 
 
 def start_worker(_: int = 0) -> None:
-    """Make this process a loader worker: one thread, as its neighbours want the other cores."""
+    """Make this process a loader worker: one thread, since the other workers need the other cores."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
@@ -170,11 +170,11 @@ def center_crop(resize: int, size: int) -> CenterCrop:
 
 
 def random_resized_crop(size: int, seed: int, epoch: int) -> RandomResizedCrop:
-    """The training transform of linear and semi-supervised evaluation, anew for every epoch."""
+    """The training transform of linear and semi-supervised evaluation, drawn again in every epoch."""
     return RandomResizedCrop(size, seed, epoch)
 
 
-def eval_batches(
+def image_batches(
     source: Source,
     indices: Sequence[int] | np.ndarray,
     transform: Transform,
@@ -191,20 +191,20 @@ def eval_batches(
     indices = np.asarray(indices, dtype=np.int64)
     requests = [indices[k : k + batch_size] for k in range(0, len(indices), batch_size)]
     batch_bytes = max(map(len, requests), default=0) * 3 * transform.size**2
-    for batch in batch_loader(_EvalBatches(source, transform), requests, workers, len(requests), batch_bytes):
+    for batch in batch_loader(_ImageBatches(source, transform), requests, workers, len(requests), batch_bytes):
         if isinstance(batch, InputError):  # raised here, it is one line; through the loader it would be a traceback
             raise batch
-        images, used, found = batch
-        if found and corrupt is None:
-            name, reason = found[0]
-            raise InputError(f"corrupt image in {source.where}: {name} ({reason}); mend or remove it")
-        if found:
-            corrupt.extend(found)
+        images, used, unreadable = batch
+        if unreadable and corrupt is None:
+            name, reason = unreadable[0]
+            raise InputError(f"corrupt image in {source.where}: {name} ({reason}); repair or remove it")
+        if unreadable:
+            corrupt.extend(unreadable)
         if len(used):
             yield images, used
 
 
-class _EvalBatches(Dataset):
+class _ImageBatches(Dataset):
     def __init__(self, source: Source, transform: Transform):
         self.source, self.transform = source, transform
 
@@ -270,11 +270,11 @@ class CorruptCounter:
         return new
 
     def gather(self) -> None:
-        """At an epoch's end: pool the ranks' findings. Raises InputError above the limit, on every rank alike."""
+        """At an epoch's end: pool the ranks' corrupt images. Raises InputError above the limit, on every rank alike."""
         if distributed.world_size() > 1:
-            found: list[dict[str, str] | None] = [None] * distributed.world_size()
-            torch.distributed.all_gather_object(found, self.reasons)
-            for reasons in found:
+            gathered: list[dict[str, str] | None] = [None] * distributed.world_size()
+            torch.distributed.all_gather_object(gathered, self.reasons)
+            for reasons in gathered:
                 self.reasons.update(reasons)
         self._check()
 
@@ -283,7 +283,7 @@ class CorruptCounter:
             listed = "; ".join(f"{name} ({reason})" for name, reason in sorted(self.reasons.items()))
             raise InputError(
                 f"{len(self.reasons)} of {self.images} images are corrupt, more than DATA.MAX_CORRUPT "
-                f"{self.limit:g} allows: {listed}; mend or remove them, or raise DATA.MAX_CORRUPT"
+                f"{self.limit:g} allows: {listed}; repair or remove them, or raise DATA.MAX_CORRUPT"
             )
 
 
@@ -306,7 +306,7 @@ def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Request:
-    """What a worker is asked for: the samples at positions `first`, `first` + 1, ... of an epoch."""
+    """What a worker loads: the samples at positions `first`, `first` + 1, ... of an epoch."""
 
     epoch: int
     first: int

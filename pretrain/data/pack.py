@@ -25,7 +25,7 @@ TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}  # fi
 def main(argv: Sequence[str] | None = None) -> int:
     args = command_line.pack().parse_args(argv)
     if args.shard_images < 1:
-        raise InputError("--shard-images wants at least 1")
+        raise InputError("--shard-images must be at least 1")
     if not is_url(args.src) and Path(args.src).resolve() == args.dst.resolve():
         raise InputError(f"SRC and DST are both {args.src}: two forms of a split in one directory would be ambiguous")
     sources = _open_splits(args.src, args.splits)
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _open_splits(src: str, splits: Sequence[str] | None) -> list[tuple[str, Source]]:
     """The sources of all splits, opened before any is packed; those not named may be missing, but not all."""
-    found, errors = [], []
+    opened, errors = [], []
     for split in splits or SPLITS:
         try:
             source = open_source(src, split, labels=False)
@@ -47,11 +47,11 @@ def _open_splits(src: str, splits: Sequence[str] | None) -> list[tuple[str, Sour
                 raise
             errors.append(str(error))
         else:
-            found.append((split, open_source(src, split) if source.has_labels else source))
+            opened.append((split, open_source(src, split) if source.has_labels else source))
     missing = [error for error in errors if not error.startswith("no split")]
-    if missing or not found:
+    if missing or not opened:
         raise InputError((missing or errors)[0])
-    return found
+    return opened
 
 
 def pack_split(source: Source, dst: Path, split: str, to: str, shard_images: int) -> None:

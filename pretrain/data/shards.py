@@ -76,7 +76,7 @@ def _damaged(file: Path, at: int) -> InputError:
 
 
 def _size(digits: bytes, base: int) -> int:
-    """Raises ValueError for what is none."""
+    """Raises ValueError for a text that is no size."""
     size = int(digits, base)
     if size < 0:
         raise ValueError
@@ -124,13 +124,18 @@ class ShardSource(Source):
         self.files, self._class_file = files, files[0].parent / f"{split}-classes.txt"
         columns = {name: array("q") for name in ("shard", "offset", "size", "label_offset", "label_size")}
         passed_over = PassedOver()
-        names = Names(self._scan(columns, passed_over))
+        where = f"{files[0].parent}/{split}-*.tar"
+        try:
+            names = Names(self._scan(columns, passed_over))
+        except OSError as error:
+            raise InputError(
+                f"cannot read {error.filename or where} ({error.strerror}): fetch or pack it again"
+            ) from None
         self.passed_over = str(passed_over)
         self._at = {name: shared(np.array(column, dtype=np.int64)) for name, column in columns.items()}
-        where = f"{files[0].parent}/{split}-*.tar"
         if not len(names):
-            there = f", but {self.passed_over}" * bool(self.passed_over)
-            raise InputError(f"no images in {where}{there}: its samples need a .jpg, .png, ... member")
+            skipped = f", but {self.passed_over}" * bool(self.passed_over)
+            raise InputError(f"no images in {where}{skipped}: its samples need a .jpg, .png, ... member")
         super().__init__(where, names, labels)
         if labels and not self.has_labels:
             i = int(np.argmin(self._column("label_offset")))
@@ -241,20 +246,20 @@ def remote_shards(url: str, split: str) -> list[Path]:
     if "{" in url:
         import braceexpand
 
-        found = list(braceexpand.braceexpand(url.replace("{split}", split)))
+        urls = list(braceexpand.braceexpand(url.replace("{split}", split)))
     else:
-        found = _list_remote(url, split)
-    if not found:
+        urls = _list_remote(url, split)
+    if not urls:
         raise InputError(
             f"no split '{split}' at {url}: it needs {split}-*.tar there; a server that cannot list its "
-            "files wants a pattern such as URL/{split}-{000000..000146}.tar"
+            "files needs a pattern such as URL/{split}-{000000..000146}.tar"
         )
-    classes = found[0].rpartition("/")[0] + f"/{split}-classes.txt"
+    classes = urls[0].rpartition("/")[0] + f"/{split}-classes.txt"
     folder = Path(os.environ.get("SSLIGHT_CACHE") or Path.home() / ".cache" / "sslight") / "shards"
     folder /= hashlib.sha256(f"{url} {split}".encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    files = [_fetch(one, folder / one.rpartition("/")[2]) for one in found]
-    if not found[0].startswith("pipe:"):
+    files = [_fetch(name, folder / name.rpartition("/")[2]) for name in urls]
+    if not urls[0].startswith("pipe:"):
         try:
             _fetch(classes, folder / f"{split}-classes.txt")
         except InputError:

@@ -29,17 +29,19 @@ MAX_BYTES = 1 << 30  # of an encoded image: more than any takes that the decoder
 
 
 class Source:
-    """Encoded images by number. Subclasses fill `names` and, where asked for, know the labels."""
+    """Encoded images by number. Subclasses fill `names` and know the labels if they were opened with them."""
 
     kind = ""  # the name of its format
-    passed_over = ""  # what lies among the images and is none, counted and named
+    passed_over = ""  # the files among the images that are not images: how many, and some names
 
     def __init__(self, where: str, names: Names, labelled: bool, classes: Iterable[str] = ()):
         self.where, self.names, self.labelled, self._classes = where, names, labelled, list(classes)
         self.max_value = 0.0  # see `decode_reference`
-        odd = [name for name in self._classes if labelled and not _is_line(name)]
-        if odd:  # it will stand in results, lists and plots; an image may be called anything
-            raise InputError(f"{where} has a class called {odd[0]!r}, which is not a line of UTF-8 text: rename it")
+        unprintable = [name for name in self._classes if labelled and not _is_line(name)]
+        if unprintable:  # results, lists and plots will name it; an image may be called anything
+            raise InputError(
+                f"{where} has a class called {unprintable[0]!r}, which is not a line of UTF-8 text: rename it"
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -57,7 +59,7 @@ class Source:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of open files; the next read opens them again."""
+        """Close open files; the next read opens them again."""
 
     @property
     def note(self) -> str:
@@ -80,7 +82,7 @@ class Source:
                 except UnclearImage as error:
                     raise self.unclear(i, error) from None
                 except OSError:
-                    pass  # counted where it is read in earnest
+                    pass  # counted when a loader reads it
         self.close()
 
     @property
@@ -182,8 +184,10 @@ class DataFormat(Protocol):
 
     def recognise(self, where: str | Path, split: str) -> list[Path]:
         """The split's files of this format at `where`, a data directory or a URL; none where it has another format."""
-        pattern = self.pattern.format(split=glob.escape(split))
-        return sorted(path for path in Path(where).glob(pattern.rstrip("/")) if path.is_dir() == pattern.endswith("/"))
+        folder, pattern = self.pattern.endswith("/"), self.pattern.format(split=glob.escape(split))
+        paths = sorted(Path(where).glob(pattern.rstrip("/")))
+        # a link to nothing counts as a file: a missing one must not go unnoticed
+        return [path for path in paths if (path.is_dir() if folder else path.is_file() or not path.exists())]
 
     def index(self, files: list[Path], split: str, labels: bool) -> Source:
         """The images in the files that `recognise` returned; `Source.read` reads them. labels: as of `open_source`."""
@@ -211,7 +215,7 @@ def open_source(path: str | Path, split: str, labels: bool = True, max_value: fl
     ----------
     path: a directory that holds the split in one of `FORMATS`; or the URL of a place with shards.
     split: usually train or val.
-    labels: whether labels will be asked for; without, they are never read and class folders are not needed.
+    labels: whether labels are needed; without, they are never read and class folders are not needed.
     max_value: DATA.MAX_VALUE, for whom the images are to be decoded (see `decode_reference`).
 
     Raises InputError if there is nothing, nothing of this split, or more than one format of it; where images are to be
@@ -221,14 +225,14 @@ def open_source(path: str | Path, split: str, labels: bool = True, max_value: fl
         raise InputError("no data directory given: set DATA.PATH_TO_DATA_DIR to one that holds train/ and val/")
     if not is_url(path) and not Path(path).is_dir():
         raise InputError(f"data directory not found: {path}{nearest_file(path)}")
-    files = {name: there for name, data in FORMATS.items() if (there := data.recognise(path, split))}
+    files = {name: paths for name, data in FORMATS.items() if (paths := data.recognise(path, split))}
     patterns = {name: data.pattern.format(split=split) for name, data in FORMATS.items()}
     if not files:
         root, (*others, last) = Path(path), patterns.values()
-        there = ", ".join(sorted(entry.name for entry in os.scandir(root))[:8]) or "nothing"
+        content = ", ".join(sorted(entry.name for entry in os.scandir(root))[:8]) or "nothing"
         within = f"; name the directory that it lies in, {root.parent}" * (root.name in ("train", "val"))
         raise InputError(
-            f"no split '{split}' in {path}: it needs {', '.join(others)} or {last}; it holds {there}{within}"
+            f"no split '{split}' in {path}: it needs {', '.join(others)} or {last}; it holds {content}{within}"
         )
     if len(files) > 1:
         several = " and ".join(patterns[name] for name in files)
@@ -243,7 +247,7 @@ def open_source(path: str | Path, split: str, labels: bool = True, max_value: fl
 
 
 class PassedOver:
-    """Counts what is no image, and keeps the first few names."""
+    """Counts the files that are not images, and keeps the first few names."""
 
     def __init__(self) -> None:
         self.count, self.first = 0, []
@@ -270,8 +274,8 @@ def inside(name: str, where: Path | str) -> str:
         parts = [part for part in parts if part not in ("", ".")]
     if name.startswith("/") or "\0" in name or ".." in parts or not parts:
         raise InputError(
-            f"{where} holds the name {name!r}, which is none of a file inside a data directory: do not "
-            "trust the file, or write it anew"
+            f"{where} holds the name {name!r}, which is not that of a file inside a data directory: "
+            "do not trust the file, or write it again"
         )
     return "/".join(parts)
 

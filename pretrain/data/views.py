@@ -75,23 +75,23 @@ def view_set(cfg: CfgNode) -> list[View]:
     lengths = {"GLOBAL_SCALE": 2, "LOCAL_SCALE": 2, "COLOR_JITTER": 4, "BLUR_PROB": 3, "SOLARIZE_PROB": 2}
     for key, length in lengths.items():
         if len(v[key]) != length:
-            raise InputError(f"config key 'VIEWS.{key}' wants {length} numbers, not {v[key]}")
+            raise InputError(f"config key 'VIEWS.{key}' expects {length} numbers, not {v[key]}")
     for key in ("GLOBAL_SCALE", "LOCAL_SCALE"):
         low, high = v[key]
         if not 0 < low <= high <= 1:
-            raise InputError(f"config key 'VIEWS.{key}' wants 0 < low <= high <= 1, not {v[key]}")
+            raise InputError(f"config key 'VIEWS.{key}' expects 0 < low <= high <= 1, not {v[key]}")
     for key in ("FLIP_PROB", "COLOR_JITTER_PROB", "GRAYSCALE_PROB", "BLUR_PROB", "SOLARIZE_PROB"):
         values = v[key] if isinstance(v[key], list) else [v[key]]
         if not all(0 <= p <= 1 for p in values):
-            raise InputError(f"config key 'VIEWS.{key}' wants probabilities between 0 and 1, not {v[key]}")
+            raise InputError(f"config key 'VIEWS.{key}' expects probabilities between 0 and 1, not {v[key]}")
     if min(v.COLOR_JITTER) < 0 or v.COLOR_JITTER[HUE] > 0.5:
         raise InputError(
-            f"config key 'VIEWS.COLOR_JITTER' wants strengths >= 0, the hue's at most 0.5, not {v.COLOR_JITTER}"
+            f"config key 'VIEWS.COLOR_JITTER' expects strengths >= 0, the hue's at most 0.5, not {v.COLOR_JITTER}"
         )
     if v.GLOBAL_SIZE < 1 or v.LOCAL_SIZE < 1 or v.LOCAL_NUMBER < 0:
         raise InputError(
-            "config keys 'VIEWS.GLOBAL_SIZE' and 'VIEWS.LOCAL_SIZE' want pixels >= 1, "
-            "'VIEWS.LOCAL_NUMBER' wants 0 or more"
+            "config keys 'VIEWS.GLOBAL_SIZE' and 'VIEWS.LOCAL_SIZE' expect pixels >= 1, "
+            "'VIEWS.LOCAL_NUMBER' expects 0 or more"
         )
     common = {
         "flip_prob": v.FLIP_PROB,

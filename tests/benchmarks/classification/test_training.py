@@ -12,7 +12,7 @@ from benchmarks.classification import linear, semisup, training
 from benchmarks.classification.labelled import open_splits
 from benchmarks.classification.weights import load_subject
 from benchmarks.evaluation import main
-from pretrain.data.loading import epoch_order, eval_batches, normalize, random_resized_crop
+from pretrain.data.loading import epoch_order, image_batches, normalize, random_resized_crop
 from sslight.core import distributed
 from sslight.core.config import load_config
 from sslight.core.result import read_result
@@ -73,7 +73,7 @@ def test_the_last_batch_weighs_as_much_as_the_others(image_folder, tmp_path):
     cfg = load_config(linear.EVALUATION.settings, PUBLISHED, argv[2:])
     train, subject = open_splits(cfg)[0], load_subject(cfg)
     images, used = next(
-        eval_batches(train.source, epoch_order(96, 0, 0), random_resized_crop(32, 0, 0), batch_size=96, workers=0)
+        image_batches(train.source, epoch_order(96, 0, 0), random_resized_crop(32, 0, 0), batch_size=96, workers=0)
     )
     with torch.no_grad():
         features = subject.backbone.eval()(normalize(images, subject.mean, subject.std))

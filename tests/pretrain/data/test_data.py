@@ -14,7 +14,7 @@ from pretrain.data.loading import (
     batches_per_epoch,
     center_crop,
     epoch_order,
-    eval_batches,
+    image_batches,
     normalize,
     random_resized_crop,
     to_device,
@@ -156,14 +156,14 @@ def test_an_image_of_unclear_range_stops_the_run_by_name(tmp_path):
     words = "dog/x.png in .* has 16 bits a channel.*set DATA.MAX_VALUE"
     for workers in (0, 1):
         with pytest.raises(InputError, match=words):
-            list(eval_batches(source, range(9), transform, batch_size=4, workers=workers, corrupt=[]))
+            list(image_batches(source, range(9), transform, batch_size=4, workers=workers, corrupt=[]))
         for pipeline in ("fast", "reference"):
             with pytest.raises(InputError, match=words):
                 batches(
                     source, config("TRAIN.BATCH_SIZE", "9", "DATA.WORKERS", str(workers), "DATA.PIPELINE", pipeline)
                 )
     source.max_value = 4095.0
-    [(images, _)] = eval_batches(source, [8], transform, batch_size=1, workers=0)
+    [(images, _)] = image_batches(source, [8], transform, batch_size=1, workers=0)
     np.testing.assert_allclose(images[0, 0].numpy(), values * (255 / 4095), atol=0.51)
 
 
@@ -218,25 +218,25 @@ def test_center_crop_is_torchvisions(tmp_path, width, height):
         image.save(tmp_path / "val" / f"{number}.png")
     theirs = Compose([Resize(128, InterpolationMode.BICUBIC), CenterCrop(112)])
     source = open_source(tmp_path, "val", labels=False)
-    made = list(eval_batches(source, [1, 0], center_crop(128, 112), batch_size=1, workers=0))
+    made = list(image_batches(source, [1, 0], center_crop(128, 112), batch_size=1, workers=0))
     assert [indices.tolist() for _, indices in made] == [[1], [0]]
     for ours, indices in made:
         difference = np.abs(ours[0].permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs(images[indices[0]])))
         assert difference.mean() <= 0.3 and difference.max() <= 2
 
 
-def test_eval_batches_keep_order_and_the_short_last_batch(source):
-    made = list(eval_batches(source, range(10), center_crop(40, 32), batch_size=4, workers=2))
+def test_image_batches_keep_order_and_the_short_last_batch(source):
+    made = list(image_batches(source, range(10), center_crop(40, 32), batch_size=4, workers=2))
     assert torch.cat([indices for _, indices in made]).tolist() == list(range(10))
     assert [len(images) for images, _ in made] == [4, 4, 2] and made[0][0].shape[1:] == (3, 32, 32)
-    again = list(eval_batches(source, range(10), center_crop(40, 32), batch_size=10, workers=0))
+    again = list(image_batches(source, range(10), center_crop(40, 32), batch_size=10, workers=0))
     assert torch.equal(torch.cat([images for images, _ in made]), again[0][0])
 
 
 def test_random_resized_crop_depends_on_seed_epoch_and_index(source):
     def images(indices, seed, epoch, workers=0):
         crop = random_resized_crop(32, seed, epoch)
-        return torch.cat([x for x, _ in eval_batches(source, indices, crop, batch_size=3, workers=workers)])
+        return torch.cat([x for x, _ in image_batches(source, indices, crop, batch_size=3, workers=workers)])
 
     whole = images(range(8), 0, 0)
     assert torch.equal(whole, images(range(8), 0, 0, workers=2))
@@ -247,11 +247,11 @@ def test_random_resized_crop_depends_on_seed_epoch_and_index(source):
 def test_eval_leaves_corrupt_images_out_or_stops(tmp_path):
     source, bad = damaged(tmp_path)
     found = []
-    made = list(eval_batches(source, range(18), center_crop(40, 32), batch_size=5, workers=0, corrupt=found))
+    made = list(image_batches(source, range(18), center_crop(40, 32), batch_size=5, workers=0, corrupt=found))
     assert {name for name, _ in found} == bad
     assert torch.cat([indices for _, indices in made]).tolist() == [i for i in range(18) if source.name(i) not in bad]
     with pytest.raises(InputError, match="corrupt image .*003.jpg"):
-        list(eval_batches(source, range(18), center_crop(40, 32), batch_size=5, workers=0))
+        list(image_batches(source, range(18), center_crop(40, 32), batch_size=5, workers=0))
 
 
 def test_center_crop_larger_than_the_image_is_refused():
@@ -278,5 +278,5 @@ def test_images_without_jpeg_end_still_load(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "a.jpg").write_bytes(jpeg(photos()[0]) + b"\0\0\r\n")
     source = open_source(tmp_path, "train", labels=False)
-    ((images, _),) = eval_batches(source, [0], center_crop(40, 32), batch_size=1, workers=0)
+    ((images, _),) = image_batches(source, [0], center_crop(40, 32), batch_size=1, workers=0)
     assert Image.fromarray(images[0].permute(1, 2, 0).numpy()).size == (32, 32)

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from pretrain.data import loading as loader
-from pretrain.data.loading import TrainLoader, center_crop, eval_batches
+from pretrain.data.loading import TrainLoader, center_crop, image_batches
 from pretrain.data.sources import open_source
 from pretrain.data.views import view_set
 from pretrain.settings import DEFAULTS
@@ -55,6 +55,6 @@ def test_training_and_evaluation_say_so_before_a_worker_starts(shared, image_fol
     with pytest.raises(InputError, match="/dev/shm has 67 MB"):
         TrainLoader(source, views, cfg, world=1)
     with pytest.raises(InputError, match="/dev/shm has 67 MB"):
-        next(eval_batches(source, range(len(source)), center_crop(512, 512), batch_size=16, workers=4, corrupt=[]))
-    images, _ = next(eval_batches(source, range(4), center_crop(512, 512), batch_size=16, workers=1))
+        next(image_batches(source, range(len(source)), center_crop(512, 512), batch_size=16, workers=4, corrupt=[]))
+    images, _ = next(image_batches(source, range(4), center_crop(512, 512), batch_size=16, workers=1))
     assert len(images) == 4

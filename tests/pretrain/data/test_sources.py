@@ -7,6 +7,7 @@ import os
 import tarfile
 import threading
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pretrain.data.pack import main as pack
-from pretrain.data.sources import FORMATS, Names, open_source
+from pretrain.data.sources import FORMATS, DataFormat, Names, Source, open_source
 from sslight.core.errors import InputError
 from tests.pretrain.data.photos import photos, write_folder
 
@@ -23,7 +24,7 @@ KINDS = tuple(FORMATS)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The same images in all three forms."""
+    """The same images in every format."""
     roots = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     write_folder(roots["folder"], per_class=5)
     for kind in KINDS[1:]:
@@ -342,3 +343,51 @@ def test_workers_read_what_the_parent_reads(data, kind, method):
     assert queue.get(timeout=60) == expected
     child.join()
     assert expected == [source.read(i) for i in range(len(source))]
+
+
+class ListedSource(Source):
+    def __init__(self, file, labels):
+        self.paths = file.read_text().split()
+        names = ["/".join(path.split("/")[-2:]) for path in self.paths]
+        super().__init__(str(file), Names(names), labels, sorted({name.split("/")[0] for name in names}))
+
+    def read(self, i):
+        return Path(self.paths[i]).read_bytes()
+
+    def size(self, i):
+        return len(self.read(i))
+
+
+class Listed(DataFormat):
+    pattern = "{split}.list"
+
+    def index(self, files, split, labels):
+        return ListedSource(files[0], labels)
+
+
+LISTED = Listed()
+
+
+def test_a_new_format_is_a_file_and_a_line(data, tmp_path, monkeypatch):
+    """Recognised, read, packed into another format, and named where nothing is recognised; by the registry alone."""
+    monkeypatch.setitem(FORMATS.entries, "listed", ("a list of paths", f"{__name__}:LISTED"))
+    folder = open_source(data["folder"], "train")
+    paths = [f"{data['folder']}/train/{folder.name(i)}" for i in range(len(folder))]
+    (tmp_path / "train.list").write_text("\n".join(paths))
+    source = open_source(tmp_path, "train")
+    assert source.kind == "listed" and source.fingerprint() == folder.fingerprint()
+    assert (source.labels == folder.labels).all() and source.classes == folder.classes
+    pack([str(tmp_path), str(tmp_path / "packed"), "--to", "shards", "--splits", "train"])
+    assert open_source(tmp_path / "packed", "train").read(7) == folder.read(7)
+    with pytest.raises(InputError, match=r"it needs val/, val.h5, val-\*.tar or val.list"):
+        open_source(tmp_path, "val")
+
+
+def test_a_shard_that_is_a_link_to_nothing_is_not_left_out(data, tmp_path):
+    for shard in data["shards"].glob("train-*"):
+        (tmp_path / shard.name).symlink_to(shard)
+    last = max(tmp_path.glob("train-*.tar"))
+    last.unlink()
+    last.symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(InputError, match=rf"cannot read {last}"):
+        open_source(tmp_path, "train")
