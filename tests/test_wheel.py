@@ -138,7 +138,7 @@ print(read_settings("configs/detectron2/mask_rcnn_r18_fpn_1x.yaml")["INPUT.FORMA
     )
     shipped = tmp_path / "site" / "configs"
     recipes = [shipped / "mmdet" / "faster_rcnn_r18_fpn_1x.py", shipped / "detectron2" / "faster_rcnn_r18_fpn_1x.yaml"]
-    assert done.stdout.splitlines() == [*map(str, recipes), "180000", "RGB"], done
+    assert done.stdout.splitlines() == [*map(str, recipes), "90000", "RGB"], done
 
 
 def test_a_users_own_file_comes_before_the_shipped_one(tmp_path, monkeypatch):
