@@ -165,9 +165,7 @@ def evaluate(
     _check(truth, detections)
     truth, detections = _renumbered(completed(truth), detections)
     entries = [_as_result(entry, kind) for entry in detections]
-    if (
-        not entries
-    ):  # neither library reads an empty list; precision is 0 wherever there is an object
+    if not entries:  # neither library reads an empty list; precision is 0 wherever there is an object
         return _without_detections(truth, kind, keep_matches)
     parts, matches = [], []
     for evaluator in _evaluated(truth, entries, KINDS[kind], backend):

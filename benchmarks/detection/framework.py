@@ -142,16 +142,16 @@ class Frameworks(Registry[DetectionFramework]):
         except ModuleNotFoundError as error:
             if not error.name or error.name.split(".")[0] in OURS:
                 raise
-            # a source tree on the path may lack what its own installation brings
-            absent = f"is installed without '{error.name}', which it imports" if is_installed(name) else NOT_INSTALLED
-            raise InputError(f"{name} {absent}: {self.text(name)}") from None
+            state = "not installed"
+            if is_installed(name):  # a source tree on the path, without what its own installation brings
+                state = f"installed without '{error.name}', which it imports"
+            raise InputError(f"{name} is {state}: {self.text(name)}") from None
 
     def installed(self) -> list[str]:
         """The names of those whose packages are installed; imports none."""
         return [name for name in self if is_installed(name)]
 
 
-NOT_INSTALLED = "is not installed"
 FRAMEWORKS = Frameworks(
     "framework",
     {
@@ -187,15 +187,16 @@ def recipe_name(framework: str, task: str, arch: str, neck: str | None, schedule
 
     neck: None for the published one. Raises NoRecipe, naming those that there are for the backbone.
     """
-    match = next((match for pattern in BACKBONES if (match := re.fullmatch(pattern, arch))), None)
-    if match is None:
+    for pattern, (short, published) in BACKBONES.items():
+        if match := re.fullmatch(pattern, arch):
+            begin = f"{DETECTORS[task]}_{match.expand(short)}_"
+            name = f"{begin}{neck or published}_{schedule}"
+            break
+    else:
         raise NoRecipe(
-            f"no recipe for backbone '{arch}': write one (docs/detection.md says how to build on any timm network) and "
-            "pass it with --config"
+            f"no recipe for backbone '{arch}': write one (docs/detection.md names parts for any timm network) "
+            "and pass it with --config"
         )
-    short, published = BACKBONES[match.re.pattern]
-    begin = f"{DETECTORS[task]}_{match.expand(short)}_"
-    name = f"{begin}{neck or published}_{schedule}"
     if shipped_recipe(framework, name) is None:
         shipped = sorted({path.stem for path in (CONFIGS / framework).glob(f"{begin}*_1x.*")})
         names = ", ".join(f"{stem[:-2]}{schedule}" for stem in shipped for schedule in SCHEDULES) or "none"

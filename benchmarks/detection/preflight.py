@@ -206,7 +206,7 @@ def preprocessing(recipe: Recipe, preprocess: dict) -> Iterator[str]:
     if recipe["color_order"] != preprocess.get("color_order", "RGB"):
         yield (
             f"the recipe feeds {recipe['color_order']} images, the checkpoint was trained on "
-            f"{preprocess.get('color_order')}: change INPUT.FORMAT / bgr_to_rgb"
+            f"{preprocess.get('color_order')}: change the recipe's colour order"
         )
     for name in ("mean", "std"):
         wanted = [255 * value for value in preprocess[name]]
