@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.detection.framework import FRAMEWORKS
 from benchmarks.suite.run import Runner
 from sslight.core.arguments import Parser
 from sslight.core.errors import EXIT_DONE, EXIT_STOPPED, Stopped
@@ -44,7 +44,6 @@ def steps(out: Path) -> Iterator[tuple[str, list[str]]]:
             f"convert to {target}",
             ["convert/convert_ckpt.py", checkpoint, "--to", target, "--force", "-o", out / "converted" / name],
         )
-    frameworks = ["mmdet", *["detectron2"] * bool(importlib.util.find_spec("detectron2"))]
     yield (
         "evaluate, beside a random network",
         [
@@ -57,7 +56,7 @@ def steps(out: Path) -> Iterator[tuple[str, list[str]]]:
             "--weights",
             f"pretrained={checkpoint}",
             "random",
-            *(f"--framework={name}" for name in frameworks),
+            *(f"--framework={name}" for name in FRAMEWORKS.installed()),
             "DATA.PATH_TO_DATA_DIR",
             data,
             "OUTPUT_DIR",

@@ -100,7 +100,7 @@ EVALUATIONS: Registry[Evaluation] = Registry(
         "linear": ("linear classification on frozen features", "benchmarks.classification.linear:EVALUATION"),
         "semisup": ("fine-tuning on 1%, 10% or all of the labels", "benchmarks.classification.semisup:EVALUATION"),
         "coco": (
-            "detection and instance segmentation in mmdet or detectron2",
+            "detection and instance segmentation on COCO",
             "benchmarks.detection.command:EVALUATION",
         ),
         "cost": ("parameters, FLOPs, latency and throughput on this machine", "benchmarks.deployment.cost:EVALUATION"),

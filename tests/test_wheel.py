@@ -120,13 +120,13 @@ def test_recipes_of_the_frameworks_are_found_with_their_bases(wheel, tmp_path):
     pytest.importorskip("mmdet")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = """
-from benchmarks.detection.in_mmdet import run
-from benchmarks.detection.settings import choose_recipe
+from benchmarks.detection.framework import FRAMEWORKS, recipe_name, shipped_recipe
 from sslight.core.config import read_settings
 for framework in ("mmdet", "detectron2"):
-    print(choose_recipe(framework, "det", "resnet18", None, "1x"))
-print(run.recipe_of(run.load_config("configs/mmdet/mask_rcnn_r18_fpn_2x.py"))["max_iter"])
-print(read_settings("configs/detectron2/mask_rcnn_r18_fpn_2x.yaml")["INPUT.FORMAT"])
+    print(shipped_recipe(framework, recipe_name(framework, "det", "resnet18", None, "2x"))[0])
+run = FRAMEWORKS["mmdet"]
+print(run.recipe_of(run.load_config("configs/mmdet/mask_rcnn_r18_fpn_1x.py"))["max_iter"])
+print(read_settings("configs/detectron2/mask_rcnn_r18_fpn_1x.yaml")["INPUT.FORMAT"])
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -138,7 +138,7 @@ print(read_settings("configs/detectron2/mask_rcnn_r18_fpn_2x.yaml")["INPUT.FORMA
     )
     shipped = tmp_path / "site" / "configs"
     recipes = [shipped / "mmdet" / "faster_rcnn_r18_fpn_1x.py", shipped / "detectron2" / "faster_rcnn_r18_fpn_1x.yaml"]
-    assert done.stdout.splitlines() == [*map(str, recipes), "180000", "RGB"], done
+    assert done.stdout.splitlines() == [*map(str, recipes), "90000", "RGB"], done
 
 
 def test_a_users_own_file_comes_before_the_shipped_one(tmp_path, monkeypatch):

@@ -29,18 +29,18 @@ def main(argv: list[str] | None = None) -> int:
         data as coco_data,
         launch as coco_launch,
         preflight as coco_preflight,
-        settings as coco_recipes,
         weights as coco_weights,
     )
+    from benchmarks.detection.command import DEFAULTS
     from benchmarks.detection.evaluation import evaluate
+    from benchmarks.detection.framework import FRAMEWORKS
     from benchmarks.detection.result import read_detections
-    from benchmarks.detection.settings import DEFAULTS
     from sslight.core import devices, distributed
     from sslight.core.config import load_config
     from sslight.core.rundir import StopSignal
 
     devices.prepare()
-    coco_mmdet = coco_recipes.framework_module("mmdet")
+    coco_mmdet = FRAMEWORKS["mmdet"]
     from mmengine.config import DictAction
 
     processes = coco_launch.join(LAUNCHERS[args.launcher])
@@ -56,18 +56,18 @@ def main(argv: list[str] | None = None) -> int:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
     if args.data:
         data = coco_data.find(load_config(DEFAULTS, None, ["DATA.PATH_TO_DATA_DIR", args.data]))
-        with coco_launch.main_first():
+        with distributed.main_first():
             data = coco_data.written(data, work_dir)
         coco_mmdet.set_data(cfg, data, work_dir)
     if args.weights:
         recipe = coco_mmdet.recipe_of(cfg)
-        with coco_launch.main_first():
-            source, family = coco_weights.find_source(args.weights, recipe["arch"], args.seed, work_dir)
+        with distributed.main_first():
+            source = coco_weights.find_source(args.weights, recipe["arch"], args.seed, work_dir)
             if args.data:
                 coco_preflight.check(
                     data, recipe, recipe, source.preprocess, work_dir, processes, quiet=not distributed.is_main()
                 )
-            weights = coco_weights.prepare(args.weights, source, family, "mmdet", None, work_dir)
+            weights = coco_weights.prepare(args.weights, source, "mmdet", None, work_dir)
         coco_mmdet.set_backbone(cfg, weights)
     elif not args.resume and not cfg.load_from and not cfg.model.backbone.get("init_cfg"):
         raise InputError("no weights for the backbone: add --weights CKPT, or --weights random if that is meant")

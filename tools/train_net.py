@@ -5,7 +5,8 @@
 
 MODEL.WEIGHTS takes what `sslight convert` reads, or `random`; a detectron2 checkpoint is used as it is. The conversion
 is kept in OUTPUT_DIR, named by the file's hash. Without DATA.PATH_TO_DATA_DIR, detectron2's own data sets serve
-(DETECTRON2_DATASETS). Detections are evaluated by this project's COCO evaluation.
+(DETECTRON2_DATASETS). Detections are evaluated by this project's COCO evaluation. The schedule 2x is
+SOLVER.MAX_ITER 180000 SOLVER.STEPS "(120000, 160000)".
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.detection.framework import FRAMEWORKS  # noqa: E402
 from benchmarks.detection.launch import one_group  # noqa: E402
-from benchmarks.detection.settings import framework_module  # noqa: E402
 from convert.safe_files import flatten, read_file  # noqa: E402
 from sslight.core import compat  # noqa: E402
 from sslight.core.errors import InputError  # noqa: E402
@@ -27,14 +28,16 @@ DATA_KEY = "DATA.PATH_TO_DATA_DIR"
 
 
 def main(argv: list[str] | None = None) -> int:
-    framework_module("detectron2")
+    FRAMEWORKS["detectron2"]  # says how to install what is missing
     from detectron2.engine import default_argument_parser, launch
 
     parser = default_argument_parser(epilog=__doc__)
     args = parser.parse_args(argv)
     if not args.config_file:
         raise InputError("no recipe: add --config-file configs/detectron2/NAME.yaml")
-    cfg = prepare(args)  # also before several processes start, so that a fault is said once and a conversion made once
+    cfg = prepare(
+        args
+    )  # also before several processes start, so that a fault is reported once and a conversion runs once
     if args.num_machines * args.num_gpus > 1:
         with one_group(args.num_gpus):
             launch(
@@ -59,8 +62,8 @@ def prepare(args, quiet: bool = False):
     from detectron2.data import MetadataCatalog
 
     from benchmarks.detection import data as coco_data, preflight, weights as coco_weights
+    from benchmarks.detection.command import DEFAULTS
     from benchmarks.detection.in_detectron2 import run as coco_detectron2
-    from benchmarks.detection.settings import DEFAULTS
     from pretrain.backbones import write_options
     from sslight.core import devices
     from sslight.core.config import load_config
@@ -71,7 +74,8 @@ def prepare(args, quiet: bool = False):
         at = 2 * options[::2].index(DATA_KEY)
         folder = options[at + 1]
         del options[at : at + 2]
-    cfg = coco_detectron2.load_config(args.config_file, options)
+    cfg = coco_detectron2.load_config(args.config_file)
+    coco_detectron2.override(cfg, options)
     devices.prepare("cpu" if cfg.MODEL.DEVICE == "cpu" else "auto", args.num_gpus)
     if folder:
         data = coco_data.find(load_config(DEFAULTS, None, [DATA_KEY, folder]))
@@ -96,11 +100,11 @@ def prepare(args, quiet: bool = False):
     elif weights and "://" not in weights:
         if args.eval_only:
             raise InputError(f"--eval-only needs a trained detector, and {weights} is a backbone")
-        source, family = coco_weights.find_source(weights, recipe["arch"], max(cfg.SEED, 0), out_dir)
+        source = coco_weights.find_source(weights, recipe["arch"], max(cfg.SEED, 0), out_dir)
     if folder and not args.eval_only:
         preflight.check(data, recipe, recipe, source.preprocess if source else None, out_dir, processes, quiet=quiet)
     if source:
-        ready = coco_weights.prepare(weights, source, family, "detectron2", recipe["model"], out_dir)
+        ready = coco_weights.prepare(weights, source, "detectron2", recipe["model"], out_dir)
         cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.OPTIONS = str(ready.file), write_options(ready.options)
     cfg.freeze()
     return cfg
@@ -109,6 +113,8 @@ def prepare(args, quiet: bool = False):
 def sets_present(cfg, evaluated_only: bool) -> None:
     """detectron2's own data sets lie below DETECTRON2_DATASETS. Raises InputError for one that does not."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from benchmarks.detection.data import read_annotations
 
     for name in (*(() if evaluated_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
         if name not in DatasetCatalog.list():
@@ -120,6 +126,8 @@ def sets_present(cfg, evaluated_only: bool) -> None:
                 f"data set '{name}' not found: {place} is missing; set DETECTRON2_DATASETS to the folder "
                 f"that holds it, or add {DATA_KEY} PATH (annotations/, train2017/, val2017/)"
             )
+        if name in cfg.DATASETS.TEST and known.get("json_file"):
+            read_annotations(place)  # which our evaluation will do, too: faults are found before the training
 
 
 def is_detectron2(weights: str) -> bool:

@@ -1,4 +1,7 @@
-"""What makes a JSON document no COCO annotation file, in words; the frameworks and the evaluation's C code trust it."""
+"""COCO data sets: which documents are annotation files, their content as the frameworks can read it, parts of a set.
+
+The frameworks and the evaluation's C code trust an annotation file, so every fault is found here.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +26,7 @@ WANTED = {
     "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
 }
 DISTINCT = ("images", "categories")  # annotations are numbered again where their ids are not
-DUE = {int: "an integer", str: "a text", list: "a list"}
+KINDS = {int: "an integer", str: "a text", list: "a list"}
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 CROWD, OUTSIDE, TINY, FEW_POINTS, SMALL_IMAGE = (  # why a framework leaves objects out of the training
     "crowds or to be ignored",
@@ -82,7 +86,7 @@ def _entries(part: str, entries: object, fields: dict[str, type]) -> Iterator[st
             if not isinstance(entry, dict) or key not in entry:
                 yield f"has no '{key}' in {part}[{number}]"
             if type(entry[key]) is not kind or (kind is str and not entry[key].isascii() and not _text(entry[key])):
-                yield f"has {entry[key]!r:.60} as '{key}' in {part}[{number}]: {DUE[kind]} is due"
+                yield f"has {entry[key]!r:.60} as '{key}' in {part}[{number}], not {KINDS[kind]}"
     if part in DISTINCT and len({entry["id"] for entry in entries}) < len(entries):
         yield f"repeats an id in '{part}'"
 
@@ -98,7 +102,7 @@ def _text(text: str) -> bool:
 def _box(annotation: dict) -> str:
     box = annotation["bbox"]
     if len(box) != 4 or not _finite(box):
-        return f"with the box {box!r:.80}: four finite numbers are due"
+        return f"with the box {box!r:.80}: it takes four finite numbers"
     if box[2] < 0 or box[3] < 0:
         return f"with a box of negative size: {box}"
     if annotation.get("iscrowd", 0) not in (0, 1):
@@ -111,11 +115,11 @@ def _segmentation(value: object, width: int, height: int) -> str:
     if isinstance(value, dict):
         return _run_lengths(value, width, height)
     if not isinstance(value, list | None):
-        return f"with the segmentation {value!r:.60}: polygons or run lengths are due"
+        return f"with the segmentation {value!r:.60}: it takes polygons or run lengths"
     far_x, far_y = FAR * width, FAR * height
     for polygon in value or ():
         if not isinstance(polygon, list) or not _finite(polygon):
-            return f"with the polygon {polygon!r:.60}: a list of finite numbers is due"
+            return f"with the polygon {polygon!r:.60}: it takes a list of finite numbers"
         if polygon and not (
             -far_x <= min(polygon[::2])
             and max(polygon[::2]) <= far_x
@@ -182,7 +186,7 @@ KEPT = {
 class Split:
     """One annotation file, the folder of its images and its content.
 
-    ready: a file of that content which the frameworks can read; None until `written` has made one.
+    ready: a file of that content which the frameworks can read; None until `written` has written one.
     """
 
     json: Path
@@ -234,8 +238,8 @@ def find(cfg) -> CocoData:
             annotation["iscrowd"] = 1
     categories = [[(c["id"], c["name"]) for c in splits[name].content["categories"]] for name in SPLITS]
     if categories[0] != categories[1]:
-        odd = next(iter(set(categories[0]) ^ set(categories[1])), None)
-        what = f"category {odd[0]} '{odd[1]}' is in one of them only" if odd else "their order differs"
+        extra = next(iter(set(categories[0]) ^ set(categories[1])), None)
+        what = f"category {extra[0]} '{extra[1]}' is in one of them only" if extra else "their order differs"
         raise InputError(
             f"{splits['train'].json} and {splits['val'].json} list different categories ({what}): "
             "write the same list into both"
@@ -356,9 +360,56 @@ def written(data: CocoData, out_dir: Path) -> CocoData:
     return replace(data, **splits)
 
 
+def part_of(data: CocoData, fraction: float) -> CocoData:
+    """A fixed part of the training images, the same for every backbone.
+
+    It is stratified by category: images are taken, in a seeded order, where they bring the class that is farthest below
+    its share.
+    """
+    content = data.train.content
+    chosen = stratified(content, max(1, round(fraction * len(content["images"]))))
+    part = {
+        **content,
+        "images": [image for image in content["images"] if image["id"] in chosen],
+        "annotations": [a for a in content["annotations"] if a["image_id"] in chosen],
+    }
+    return replace(data, train=replace(data.train, content=part, ready=None))
+
+
+def stratified(content: dict, count: int, seed: int = 0) -> set[int]:
+    """Ids of `count` images whose objects are spread over the categories as the whole file's are."""
+    classes: dict[int, set[int]] = {image["id"]: set() for image in content["images"]}
+    for annotation in content["annotations"]:
+        classes[annotation["image_id"]].add(annotation["category_id"])
+    order = sorted(classes)
+    random.Random(seed).shuffle(order)
+    total: dict[int, int] = {}
+    for present in classes.values():
+        for category in present:
+            total[category] = total.get(category, 0) + 1
+    queues = {category: [image for image in order if category in classes[image]] for category in total}
+    heads = dict.fromkeys(queues, 0)
+    chosen: set[int] = set()
+    have = dict.fromkeys(total, 0)
+    while len(chosen) < count and queues:
+        category = min(queues, key=lambda c: (have[c] / total[c], total[c], c))
+        queue, head = queues[category], heads[category]
+        while head < len(queue) and queue[head] in chosen:
+            head += 1
+        heads[category] = head
+        if head == len(queue):
+            del queues[category]
+            continue
+        chosen.add(queue[head])
+        for other in classes[queue[head]]:
+            have[other] += 1
+    chosen.update([image for image in order if image not in chosen][: count - len(chosen)])  # images without objects
+    return chosen
+
+
 def _files_below(folder: Path) -> set[str]:
-    found = set()
+    names = set()
     for path, _, files in os.walk(folder):
         inside = os.path.relpath(path, folder)
-        found.update(name if inside == "." else os.path.join(inside, name) for name in files)
-    return found
+        names.update(name if inside == "." else os.path.join(inside, name) for name in files)
+    return names

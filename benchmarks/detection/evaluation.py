@@ -44,7 +44,7 @@ class Matches:
 def match_images(evaluator) -> list[Matches]:
     """The matches of every class of an evaluated COCOeval (either library's), from its overlaps."""
     objects = _grouped(evaluator.cocoGt.anns.values())
-    found = _grouped(evaluator.cocoDt.anns.values())
+    detections = _grouped(evaluator.cocoDt.anns.values())
     images = list(evaluator.params.imgIds)
     classes = []
     for category in evaluator.params.catIds:
@@ -54,7 +54,7 @@ def match_images(evaluator) -> list[Matches]:
             there = objects.get((image, category), [])
             ignored = np.array([bool(o.get("iscrowd", 0) or o.get("ignore", 0)) for o in there], dtype=bool)
             numbers[place] = (~ignored).sum()
-            ranked = sorted(found.get((image, category), []), key=lambda entry: -entry["score"])[:MAX_DETECTIONS]
+            ranked = sorted(detections.get((image, category), []), key=lambda entry: -entry["score"])[:MAX_DETECTIONS]
             if not ranked:
                 continue
             overlaps = np.asarray(evaluator.ious[image, category], dtype=np.float64)
@@ -111,16 +111,16 @@ def _match(overlaps: np.ndarray, ignored: np.ndarray) -> tuple[np.ndarray, np.nd
 def average_precision(classes: Sequence[Matches], weights: np.ndarray) -> np.ndarray:
     """AP [T] at every threshold, the mean over classes with objects, with image i counted `weights[i]` times."""
     values = []
-    for found in classes:
-        objects = found.objects @ weights
+    for matches in classes:
+        objects = matches.objects @ weights
         if objects:
-            values.append(_class_precision(found, weights[found.image], objects))
+            values.append(_class_precision(matches, weights[matches.image], objects))
     return np.mean(values, axis=0) if values else np.full(len(IOU_THRESHOLDS), np.nan)
 
 
-def _class_precision(found: Matches, weight: np.ndarray, objects: float) -> np.ndarray:
-    hits = np.cumsum(found.true * weight, axis=1)
-    misses = np.cumsum((found.counted & ~found.true) * weight, axis=1)
+def _class_precision(matches: Matches, weight: np.ndarray, objects: float) -> np.ndarray:
+    hits = np.cumsum(matches.true * weight, axis=1)
+    misses = np.cumsum((matches.counted & ~matches.true) * weight, axis=1)
     precision = hits / np.maximum(hits + misses, np.finfo(np.float64).tiny)
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recall = hits / objects
@@ -137,7 +137,6 @@ BACKENDS = ("faster", "pycocotools")
 THRESHOLDS = {"": None, "50": 0.5, "75": 0.75}
 AREAS = {"": "all", "s": "small", "m": "medium", "l": "large"}
 PAIRS = 500_000  # of an image and a category; the libraries hold some 500 bytes of each
-CLIP = 10  # a vertex farther away than this many image sides is a fault of the file, and crashes the C code
 
 
 @dataclass
@@ -158,15 +157,16 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate detections (COCO result entries) of `kind` "box" or "mask" against a COCO ground truth.
 
+    truth: as `benchmarks.detection.data.read_annotations` returns it, which refuses what would crash the libraries.
     Raises InputError for detections of unknown images or categories.
     """
     if backend not in BACKENDS:
         raise InputError(f"EVAL.BACKEND '{backend}' is none of {', '.join(BACKENDS)}")
     _check(truth, detections)
-    truth, detections = _renumbered(with_sane_polygons(truth), detections)
+    truth, detections = _renumbered(completed(truth), detections)
     entries = [_as_result(entry, kind) for entry in detections]
-    if not entries:  # neither library reads an empty list; nothing found is precision 0 wherever there is something
-        return _nothing_found(truth, kind, keep_matches)
+    if not entries:  # neither library reads an empty list; precision is 0 wherever there is an object
+        return _without_detections(truth, kind, keep_matches)
     parts, matches = [], []
     for evaluator in _evaluated(truth, entries, KINDS[kind], backend):
         parts.append((evaluator.eval["precision"], evaluator.eval["recall"]))
@@ -190,7 +190,7 @@ def bootstrap(runs: Sequence[Evaluation], draws: int, seed: int = 0) -> dict[str
     if draws <= 0:
         return {}
     rng = np.random.default_rng(seed)
-    images = max((found.images for run in runs for found in run.matches), default=0)
+    images = max((matches.images for run in runs for matches in run.matches), default=0)
     values = np.empty((draws, len(runs), 2))
     for i in range(draws):
         weights = np.bincount(rng.integers(images, size=images), minlength=images).astype(np.float64)
@@ -199,25 +199,22 @@ def bootstrap(runs: Sequence[Evaluation], draws: int, seed: int = 0) -> dict[str
             values[i, j] = 100 * np.nanmean(by_threshold), 100 * by_threshold[0]
         values[i] = values[i, rng.integers(len(runs), size=len(runs))]
     low, high = np.nanpercentile(values.mean(1), (2.5, 97.5), axis=0)
-    found = {}
+    intervals = {}
     for k, name in enumerate(("AP", "AP50")):
         value = float(np.mean([run.numbers[name] for run in runs]))
-        found[name] = (min(float(low[k]), value), max(float(high[k]), value))
-    return found
+        intervals[name] = (min(float(low[k]), value), max(float(high[k]), value))
+    return intervals
 
 
-def with_sane_polygons(truth: dict) -> dict:
-    """The ground truth with vertices far outside their image pulled to its border, and every object's area known."""
-    sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
+def completed(truth: dict) -> dict:
+    """The ground truth with the area of every object, and an outline for each that polygons describe."""
     annotations = []
     for annotation in truth["annotations"]:
         annotation = {"iscrowd": 0, **annotation, "area": object_area(annotation)}
         polygons = annotation.get("segmentation")
         if isinstance(polygons, list):
-            width, height = sizes[annotation["image_id"]]
-            # of fewer than 3 points the libraries make something else or fail; the box stands for what has no outline
-            polygons = outlines(polygons) or [corners(annotation["bbox"])]
-            annotation["segmentation"] = [_pulled_in(polygon, width, height) for polygon in polygons]
+            # of fewer than 3 points the libraries make something else or fail
+            annotation["segmentation"] = outlines(polygons) or [corners(annotation["bbox"])]
         annotations.append(annotation)
     return {**truth, "annotations": annotations}
 
@@ -241,14 +238,6 @@ def _renumbered(truth: dict, detections: Sequence[dict]) -> tuple[dict, list[dic
         "categories": [{**category, "id": categories[category["id"]]} for category in truth["categories"]],
         "annotations": [{**of(entry), "id": number} for number, entry in enumerate(truth["annotations"], 1)],
     }, [of(entry) for entry in detections]
-
-
-def _pulled_in(polygon: list[float], width: int, height: int) -> list[float]:
-    points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-    size = np.array([width, height])
-    if np.all(np.abs(points) <= CLIP * size):
-        return polygon
-    return np.clip(np.nan_to_num(points), 0, size).ravel().tolist()
 
 
 def _check(truth: dict, detections: Sequence[dict]) -> None:
@@ -289,11 +278,11 @@ def _evaluated(truth: dict, entries: list[dict], iou_type: str, backend: str) ->
             from pycocotools.coco import COCO
             from pycocotools.cocoeval import COCOeval as Evaluator
         ground = COCO()
-        ground.dataset = truth  # whose annotations `with_sane_polygons` made anew: the library writes into them
+        ground.dataset = truth  # whose annotations are copies of `completed`: the library writes into them
         ground.createIndex()
-        found = ground.loadRes(entries)
+        detections = ground.loadRes(entries)
     for first in range(0, len(categories), together):
-        evaluator = Evaluator(ground, found, iou_type)
+        evaluator = Evaluator(ground, detections, iou_type)
         evaluator.params.maxDets, evaluator.params.catIds = [1, 10, 100], categories[first : first + together]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluator.evaluate()
@@ -324,7 +313,7 @@ def _mean(values: np.ndarray) -> float:
     return float(100 * values.mean()) if values.size else float("nan")
 
 
-def _nothing_found(truth: dict, kind: str, keep_matches: bool) -> Evaluation:
+def _without_detections(truth: dict, kind: str, keep_matches: bool) -> Evaluation:
     """An evaluation of one detection that matches nothing: a far-off box with the lowest score."""
     image, category = truth["images"][0], truth["categories"][0]
     box = [float(image["width"]), float(image["height"]), 1.0, 1.0]

@@ -36,25 +36,11 @@ START = {"torchrun": "torchrun --nproc_per_node GPUS", "slurm": "srun --ntasks-p
 FIRST_PORT, PORTS = 20000, 20000  # a job's port is drawn from these by its number
 
 
-def processes(launcher: str, num_gpus: int, here: bool = True) -> int:
-    """How many processes train. With a launcher this one joins their group; --num-gpus must not contradict it.
+def join(launcher: str, num_gpus: int = 1) -> int:
+    """Join the process group that the launcher's environment describes; returns its size (1 for "none").
 
-    here: without a launcher it is this machine's GPUs that must suffice.
+    num_gpus: the option of that name, which must not contradict the launcher.
     """
-    if num_gpus < 1:
-        raise InputError(f"--num-gpus {num_gpus}: at least one process trains")
-    if launcher == "none":
-        if here:
-            devices.check(processes=num_gpus)
-        return num_gpus
-    size = join(launcher)
-    if num_gpus not in (1, size):
-        raise InputError(f"--num-gpus {num_gpus}, but {launcher} started {size} processes: leave --num-gpus out")
-    return size
-
-
-def join(launcher: str) -> int:
-    """Join the process group that the launcher's environment describes; returns its size (1 for "none")."""
     if launcher == "none":
         return 1
     distributed.end_with_launcher()
@@ -68,7 +54,10 @@ def join(launcher: str) -> int:
         os.environ.update(from_slurm(os.environ))
     if not dist.is_initialized():
         distributed.join_group("nccl" if devices.own_device().type == "cuda" else "gloo")
-    return dist.get_world_size()
+    size = dist.get_world_size()
+    if num_gpus not in (1, size):
+        raise InputError(f"--num-gpus {num_gpus}, but {launcher} started {size} processes: leave --num-gpus out")
+    return size
 
 
 def from_slurm(env) -> dict[str, str]:
@@ -77,15 +66,15 @@ def from_slurm(env) -> dict[str, str]:
     Raises InputError where the machines run different numbers of tasks.
     """
     shares = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE") or env["SLURM_NTASKS"]
-    found = re.fullmatch(r"(\d+)(\(x\d+\))?", shares)  # "8(x2)": 8 on each of 2 machines
-    if not found:
+    share = re.fullmatch(r"(\d+)(\(x\d+\))?", shares)  # "8(x2)": 8 on each of 2 machines
+    if not share:
         raise InputError(f"srun started unequal numbers of tasks ({shares}): use --ntasks-per-node with --nodes")
     port = FIRST_PORT + int(env.get("SLURM_JOB_ID", 0)) % PORTS
     return {
         "RANK": env["SLURM_PROCID"],
         "WORLD_SIZE": env["SLURM_NTASKS"],
         "LOCAL_RANK": env["SLURM_LOCALID"],
-        "LOCAL_WORLD_SIZE": found.group(1),
+        "LOCAL_WORLD_SIZE": share.group(1),
         "MASTER_PORT": env.get("MASTER_PORT", str(port)),
         "MASTER_ADDR": env.get("MASTER_ADDR") or _first_host(env["SLURM_JOB_NODELIST"]),
     }
@@ -99,30 +88,6 @@ def _first_host(nodes: str) -> str:
         raise InputError(
             f"scontrol does not resolve SLURM's node list '{nodes}': set MASTER_ADDR to the first machine's name"
         ) from None
-
-
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank."""
-    if distributed.world_size() == 1:
-        return flag
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    return bool(distributed.all_reduce_sum(torch.tensor(int(flag), device=device)).item())
-
-
-@contextlib.contextmanager
-def main_first() -> Iterator[None]:
-    """The main process does something that leaves files, then the others find them; where it fails, they leave."""
-    if distributed.is_main():
-        failed = True
-        try:
-            yield
-            failed = False
-        finally:
-            any_rank(failed)
-    else:
-        if any_rank(False):
-            sys.exit(EXIT_BAD_INPUT)  # the main process says why
-        yield
 
 
 def spread(command: Callable[[Sequence[str]], int], argv: Sequence[str], processes: int) -> None:
@@ -141,7 +106,7 @@ def one_group(processes: int) -> Iterator[None]:
     """Around torch.multiprocessing's start and wait: a signal to stop is passed on to the processes that were started.
 
     Raises Stopped when they saved and stopped, and leaves with exit code 2 when one of them refused its input (it has
-    said why).
+    printed why).
     """
 
     def pass_on(number: int, frame: object) -> None:

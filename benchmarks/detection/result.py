@@ -1,4 +1,4 @@
-"""Pictures of predictions beside the ground truth, for eyes."""
+"""The result of a run: numbers with their intervals, and pictures of predictions beside the ground truth."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pycocotools import mask as rle
 
 from benchmarks.detection.data import CocoData, Split
 from benchmarks.detection.evaluation import Evaluation, bootstrap, evaluate
-from benchmarks.detection.images import unreadable
-from benchmarks.detection.weights import Weights
+from benchmarks.detection.framework import Weights
+from benchmarks.detection.preflight import unreadable
 from pretrain.data.decode import CorruptImage, decode_reference
 from sslight.core.config import to_dict
 from sslight.core.result import write_result
@@ -41,9 +41,9 @@ def write_pictures(folder: Path, split: Split, detections: list[dict], count: in
     for image in chosen:
         picture = _read(split.images / image["file_name"])
         truth = [a for a in split.content["annotations"] if a["image_id"] == image["id"]]
-        found = [d for d in detections if d["image_id"] == image["id"] and d["score"] >= LEAST_SCORE]
-        found = sorted(found, key=lambda entry: -entry["score"])[:MOST]
-        halves = [_drawn(picture, truth[:MOST], names), _drawn(picture, found, names)]
+        predicted = [d for d in detections if d["image_id"] == image["id"] and d["score"] >= LEAST_SCORE]
+        predicted = sorted(predicted, key=lambda entry: -entry["score"])[:MOST]
+        halves = [_drawn(picture, truth[:MOST], names), _drawn(picture, predicted, names)]
         gap = np.full((halves[0].shape[0], GAP, 3), 255, np.uint8)
         path = folder / f"{Path(image['file_name']).stem}.jpg"
         path.write_bytes(cv2.imencode(".jpg", np.concatenate([halves[0], gap, halves[1]], 1))[1].tobytes())
@@ -119,7 +119,7 @@ def write(
 ) -> Path:
     """Evaluate every run, write `result.json` and the pictures asked for, print the headline; returns the path."""
     kinds = ("mask", "box") if args.task == "seg" else ("box",)
-    found = {
+    evaluations = {
         kind: [
             evaluate(
                 data.val.content,
@@ -134,9 +134,9 @@ def write(
     }
     metrics, undefined = {}, []
     for kind in kinds:
-        intervals = bootstrap(found[kind], settings.EVAL.BOOTSTRAP, settings.SEED)
-        for name in found[kind][0].numbers:
-            values = [evaluation.numbers[name] for evaluation in found[kind]]
+        intervals = bootstrap(evaluations[kind], settings.EVAL.BOOTSTRAP, settings.SEED)
+        for name in evaluations[kind][0].numbers:
+            values = [evaluation.numbers[name] for evaluation in evaluations[kind]]
             if math.isnan(values[0]):
                 undefined.append(f"{kind}_{name}")
                 continue
@@ -151,7 +151,7 @@ def write(
             **{
                 f"{kind}_{name}": value
                 for kind in kinds
-                for name, value in found[kind][i].numbers.items()
+                for name, value in evaluations[kind][i].numbers.items()
                 if not math.isnan(value)
             },
         }
@@ -189,7 +189,7 @@ def write(
         iterations=runs[0].iterations,
         proxy=args.proxy or None,
         schedule=schedule,
-        per_category={kind: _mean_per_category(found[kind]) for kind in kinds},
+        per_category={kind: _mean_per_category(evaluations[kind]) for kind in kinds},
         detections=[{kind: str(file.relative_to(out_dir)) for kind, file in run.files.items()} for run in runs],
         pictures=[str(picture.relative_to(out_dir)) for picture in pictures],
     )

@@ -6,7 +6,6 @@ Conversions are kept under `OUTPUT_DIR/weights`, named by the source's hash, and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -14,6 +13,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from benchmarks.detection.framework import FRAMEWORKS, Weights
 from convert.families import IMAGENET, Checkpoint
 from convert.reader import read_checkpoint
 from convert.targets import rename
@@ -25,25 +25,10 @@ from sslight.core.files import write_atomically
 RANDOM, SUPERVISED = "random", "SUPERVISED"
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A backbone ready for a framework: `file` holds `tensors`; `checkpoint` is what a result says about its source.
+def find_source(weights: str, arch: str | None, seed: int, out_dir: Path, options: str = "") -> Checkpoint:
+    """The backbone that `weights` names, in timm's names.
 
-    `options` are timm's build options that the tensors need beside `arch`.
-    """
-
-    file: Path
-    tensors: dict[str, Tensor]
-    arch: str
-    preprocess: dict
-    checkpoint: dict
-    options: dict
-
-
-def find_source(weights: str, arch: str | None, seed: int, out_dir: Path, options: str = "") -> tuple[Checkpoint, str]:
-    """The backbone that `weights` names, in timm's names, and its family ("random" for a random network).
-
-    weights: a checkpoint file, "random", or "SUPERVISED": torchvision's first ImageNet weights, from which both
+    weights: a checkpoint file, "random", or "SUPERVISED": torchvision's first ImageNet weights, from which the
         frameworks' own recipes start; timm's for a network that torchvision lacks. Downloaded if not cached.
     arch: required for the last two; otherwise the checkpoint's own, and an error if it differs.
     options: build options that the checkpoint does not tell, as `num_heads=12`.
@@ -67,34 +52,34 @@ def find_source(weights: str, arch: str | None, seed: int, out_dir: Path, option
             converted=f"made by --weights {weights}",
             options=given,
         )
-        return read_checkpoint(file), weights.lower()
+        return read_checkpoint(file)
     source = read_checkpoint(weights, options=given)
     if arch and canonical_arch(arch) != source.arch:
         raise InputError(
             f"{weights} holds a {source.arch}, but --arch or the recipe asks for {canonical_arch(arch)}: "
             "choose the checkpoint or the recipe of the same architecture"
         )
-    return source, source.family
+    return source
 
 
-def prepare(weights: str, source: Checkpoint, family: str, framework: str, model: str | None, out_dir: Path) -> Weights:
+def prepare(weights: str, source: Checkpoint, framework: str, model: str | None, out_dir: Path) -> Weights:
     """Write `source` in the framework's names, unless that was done before, and return what was written.
 
-    model: detectron2's "fpn", "c4" or "vitdet"; None for mmdet.
+    weights: what named the source. model: `Recipe`'s, None where it has none.
     """
     tensors = rename(source, framework, model=model).tensors
     parts = [source.arch, source.sha256[:16], source.network, framework, model]
     file = out_dir / "weights" / f"{'_'.join(part for part in parts if part)}.pth"
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.is_file():
-        wrapped = {"state_dict": tensors} if framework == "mmdet" else {"model": tensors}
-        write_atomically(file, lambda temporary: torch.save(wrapped, temporary))
+        content = {FRAMEWORKS[framework].STATE_KEY: tensors}
+        write_atomically(file, lambda temporary: torch.save(content, temporary))
     described = {
         "path": str(weights),
         "sha256": source.sha256,
         "arch": source.arch,
         "method": source.method,
-        "family": family,
+        "family": str(weights).lower() if weights in (RANDOM, SUPERVISED) else source.family,
         "network": source.network,
         "options": source.options,
         "assumed": list(source.assumed.values()),

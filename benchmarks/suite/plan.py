@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.detection.settings import NoRecipe, framework_module
+from benchmarks.detection.framework import FRAMEWORKS, NoRecipe
 from benchmarks.evaluation import EVALUATIONS, Context, Work
 from benchmarks.suite.parts import Part
 from sslight.core.errors import InputError
@@ -31,7 +31,7 @@ def make_plan(parts: Sequence[Part], processes: int, here: bool) -> list[Step]:
     Raises InputError for the first part that cannot run, before any does.
     """
     for framework in {part.entry.framework for part in parts} - {""}:
-        framework_module(framework)  # absent ones first: the rest takes longer
+        FRAMEWORKS[framework]  # absent ones first: the rest takes longer
     data: dict = {}
     return [_look(part, Context(part.folder, processes, here, data)) for part in parts]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import time
 import uuid
+from collections.abc import Iterator
 from datetime import timedelta
 
 import numpy as np
@@ -13,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sslight.core import devices
+from sslight.core.errors import EXIT_BAD_INPUT
 from sslight.core.processes import end_with_parent
 
 
@@ -128,10 +132,27 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank (through host memory: no device synchronisation)."""
+    """Whether the flag is set on any rank (through host memory, without device synchronisation, but for NCCL alone)."""
     if world_size() == 1:
         return flag
-    return bool(all_reduce_sum(torch.tensor(int(flag))).item())
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return bool(all_reduce_sum(torch.tensor(int(flag), device=device)).item())
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """The main process runs the body, which leaves files, before the others do; where it fails, they leave."""
+    if is_main():
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            any_rank(failed)
+    else:
+        if any_rank(False):
+            sys.exit(EXIT_BAD_INPUT)  # the main process says why
+        yield
 
 
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:

@@ -12,15 +12,16 @@ P = TypeVar("P")
 
 
 def load(where: str):
-    """The object that `module:attribute` names."""
-    module, _, attribute = where.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    """The object that `module:attribute` names, or the module alone."""
+    name, _, attribute = where.partition(":")
+    module = importlib.import_module(name)
+    return getattr(module, attribute) if attribute else module
 
 
 class Registry(Mapping[str, P]):
     """The parts of one kind: `registry[name]` imports and returns a part; names and texts need no import.
 
-    entries: name -> (one line for help and documentation, `module:attribute`). Raises InputError for an unknown name,
+    entries: name -> (one line for help and documentation, where as in `load`). Raises InputError for an unknown name,
     naming the nearest.
     """
 

@@ -15,10 +15,9 @@ import numpy as np
 from benchmarks.detection import (
     data as coco_data,
     evaluation as coco_eval,
-    images as coco_images,
     preflight,
 )
-from benchmarks.detection.settings import DEFAULTS
+from benchmarks.detection.command import DEFAULTS
 from convert.targets.mmcv_ops import install
 from sslight.core.config import load_config
 from sslight.core.errors import InputError
@@ -122,13 +121,13 @@ def use(settings, number: int) -> str:
     """Check a data set and evaluate on it; returns how it ended. AssertionError where a number is out of its range."""
     try:
         data = coco_data.find(settings)
-        coco_images.check([data.train], None)
+        preflight.check_images([data.train], None)
         preflight.masks_present(data.train)
         list(preflight.shapes(data.train))
     except InputError as error:
         assert "\n" not in str(error) and len(str(error)) < 6000, f"said too much: {error}"
         return "refused"
-    preflight.proxy(data, {"max_iter": 9, "steps": [5], "warmup": 1}, 0.5, settings)
+    coco_data.part_of(data, 0.5)
     truth = data.train.content
     boxes = near_detections(truth)
     width, height = truth["images"][0]["width"], truth["images"][0]["height"]

@@ -21,10 +21,9 @@ from benchmarks.classification.labelled import balanced, holdout
 from benchmarks.detection import (
     data as coco_data,
     evaluation as coco_eval,
-    images as coco_images,
     preflight,
 )
-from benchmarks.detection.settings import DEFAULTS
+from benchmarks.detection.command import DEFAULTS
 from pretrain.data.loading import epoch_order
 from pretrain.data.sources import open_source
 from sslight.core.config import load_config
@@ -152,7 +151,7 @@ def many_annotations(count: int, place: Path) -> Row:
     def work() -> str:
         started = time.process_time()
         found = coco_data.find(settings)
-        coco_images.check([found.train], None)
+        preflight.check_images([found.train], None)
         preflight.masks_present(found.train)
         assert not list(preflight.shapes(found.train))
         checked = time.process_time() - started

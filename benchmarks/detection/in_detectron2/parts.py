@@ -31,10 +31,9 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from benchmarks.detection.data import CROWD, FEW_POINTS, OUTSIDE, Split, outlines, visible
+from benchmarks.detection.data import CROWD, FEW_POINTS, OUTSIDE, Split, outlines, read_annotations, visible
 from benchmarks.detection.evaluation import evaluate
-from benchmarks.detection.images import other_size, unreadable
-from benchmarks.detection.launch import any_rank
+from benchmarks.detection.preflight import other_size, unreadable
 from sslight.core import compat, devices
 from sslight.core.errors import Stopped
 from sslight.core.files import write_atomically
@@ -79,7 +78,7 @@ def left_out(annotation: dict, image: dict) -> str:
 
 
 class Mapper(DatasetMapper):
-    """detectron2's reading of one image; what cannot be read is said with its name."""
+    """detectron2's reading of one image; the error for an unreadable one names it."""
 
     def __call__(self, entry: dict) -> dict:
         try:
@@ -127,7 +126,7 @@ class StopHook(HookBase):
         done, total = self.trainer.iter + 1, self.trainer.max_iter
         if done == total:
             self._set(immediate=True)
-        elif self.signal and any_rank(bool(self.signal.received)):
+        elif self.signal and self.signal.requested():
             self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
             raise Stopped(f"saved at iteration {done} of {total} in {self.trainer.cfg.OUTPUT_DIR}")
 
@@ -160,14 +159,14 @@ class DetectionWriter(COCOEvaluator):
         compat.only_write(self)  # detectron2's own numbers would differ from mmdet's
 
     def evaluate(self, img_ids=None) -> OrderedDict:
-        found = super().evaluate(img_ids) or OrderedDict()
+        numbers = super().evaluate(img_ids) or OrderedDict()
         if self.numbers and comm.is_main_process():
             entries = json.loads((self.folder / "coco_instances_results.json").read_text())
-            truth = json.loads(Path(MetadataCatalog.get(self.dataset_name).json_file).read_bytes())
+            truth, _ = read_annotations(Path(MetadataCatalog.get(self.dataset_name).json_file))
             kinds = {"bbox": "box", **({"segm": "mask"} if entries and "segmentation" in entries[0] else {})}
             for task, kind in kinds.items():
-                found[task] = evaluate(truth, entries, kind, keep_matches=False).numbers
-        return found
+                numbers[task] = evaluate(truth, entries, kind, keep_matches=False).numbers
+        return numbers
 
 
 class Trainer(DefaultTrainer):

@@ -1,9 +1,8 @@
-"""Train and test a detector in detectron2: our settings laid over a YAML recipe, and one run of it."""
+"""detectron2 as a `benchmarks.detection.framework.DetectionFramework`."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import logging
 import os
@@ -18,8 +17,9 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from benchmarks.detection.data import CocoData
+from benchmarks.detection.framework import Recipe, Weights
 from benchmarks.detection.in_detectron2.parts import Trainer, left_out, register
-from benchmarks.detection.weights import Weights, prove
+from benchmarks.detection.weights import prove
 from convert.safe_files import read_file
 from convert.targets.detectron2_backbones import add_config
 from pretrain.backbones import canonical_arch, write_options
@@ -37,32 +37,45 @@ MODELS = {
     "build_resnet_backbone": "c4",
     "build_vitdet_backbone": "vitdet",
 }
+STATE_KEY = "model"
 DETECTORS = ("GeneralizedRCNN", "RetinaNet")  # those whose number of classes is set here
 BACKBONES = {"fpn": ("backbone.bottom_up.",), "c4": ("backbone.", "roi_heads.res5."), "vitdet": ("backbone.net.",)}
 PREPROCESS = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT")
 ADDED = ("roi_heads.res5.norm.", ".rel_pos_")  # what a detector adds to the pre-trained network
 
 
-def load_config(file: Path | str, options: Sequence[str] = ()) -> CfgNode:
-    """A YAML recipe with `KEY VALUE` overrides of detectron2's keys. Raises InputError for unknown ones."""
+def load_config(file: Path | str) -> CfgNode:
+    """A YAML recipe over detectron2's defaults and our keys. Raises InputError for a file that is none."""
     cfg = get_cfg()
     add_config(cfg)
-    known = dict(flatten(cfg))
-    for key in options[::2]:
-        if key not in known:
-            raise InputError(f"unknown key '{key}' of {file}{nearest_key(key, known)}")
     file = find_config(file)
     read_settings(file)  # refuses what detectron2 would unfold, fetch or wait for without end
-    try:
+    with _one_line(f"cannot read detectron2 config {file}"):
         cfg.merge_from_file(str(file), allow_unsafe=False)  # its default runs what the file's tags say
-        cfg.merge_from_list(list(options))
-    except (KeyError, ValueError, TypeError, AttributeError, AssertionError, OSError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read detectron2 config {file}: {' '.join(str(error).split())[:300]}") from None
     return cfg
 
 
-def recipe_of(cfg: CfgNode) -> dict:
-    """What preflight and results need to know of a config, under framework-independent names."""
+def override(cfg: CfgNode, options: Sequence[str]) -> None:
+    """Set `KEY VALUE` pairs by detectron2's own keys. Raises InputError for unknown ones."""
+    known = dict(flatten(cfg))
+    for key in options[::2]:
+        if key not in known:
+            raise InputError(f"unknown key '{key}' of detectron2's config{nearest_key(key, known)}")
+    with _one_line("cannot set keys of detectron2's config"):
+        cfg.merge_from_list(list(options))
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """detectron2's error about a config as an InputError."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, AttributeError, AssertionError, OSError, yaml.YAMLError) as error:
+        raise InputError(f"{what}: {' '.join(str(error).split())[:300]}") from None
+
+
+def recipe_of(cfg: CfgNode) -> Recipe:
+    """Raises InputError for another backbone or detector than those of configs/detectron2."""
     name, solver = cfg.MODEL.BACKBONE.NAME, cfg.SOLVER
     if name not in MODELS:
         raise InputError(f"MODEL.BACKBONE.NAME '{name}' is none of {', '.join(MODELS)}")
@@ -83,7 +96,6 @@ def recipe_of(cfg: CfgNode) -> dict:
         "std": list(cfg.MODEL.PIXEL_STD),
         "color_order": cfg.INPUT.FORMAT,
         "side": cfg.INPUT.MIN_SIZE_TEST,
-        "checkpoint_period": solver.CHECKPOINT_PERIOD,
         "left_out": left_out,
     }
 
@@ -222,10 +234,6 @@ def detections(work_dir: Path, mask: bool) -> dict[str, Path]:
     """The COCO-format result files that a test wrote, by kind."""
     file = work_dir / "inference" / "coco_instances_results.json"
     return {"box": file, **({"mask": file} if mask else {})}
-
-
-def copy_config(cfg: CfgNode) -> CfgNode:
-    return copy.deepcopy(cfg)
 
 
 def to_dict(cfg: CfgNode) -> dict:

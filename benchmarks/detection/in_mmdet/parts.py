@@ -33,11 +33,10 @@ from benchmarks.detection.data import (  # noqa: E402
     OUTSIDE,
     SMALL_IMAGE,
     TINY,
-    outlines,  # noqa: E402
+    outlines,
     visible,
 )
-from benchmarks.detection.images import other_size, unreadable, whole  # noqa: E402
-from benchmarks.detection.launch import any_rank  # noqa: E402
+from benchmarks.detection.preflight import other_size, unreadable, whole  # noqa: E402
 from benchmarks.detection.weights import prove  # noqa: E402
 from pretrain.data.decode import decode_reference  # noqa: E402
 from sslight.core import compat  # noqa: E402
@@ -59,15 +58,15 @@ register_backend("local", WholeFiles, force=True, prefixes="")
 
 def newest_checkpoint(work_dir: str | Path) -> str | None:
     """The checkpoint of most iterations. mmengine's own note of it, `last_checkpoint`, may be cut off in a crash."""
-    found = sorted(Path(work_dir).glob("iter_*.pth"), key=lambda path: int(path.stem.removeprefix("iter_")))
-    if found:
-        check_archive(found[-1])
-    return str(found[-1]) if found else None
+    files = sorted(Path(work_dir).glob("iter_*.pth"), key=lambda path: int(path.stem.removeprefix("iter_")))
+    if files:
+        check_archive(files[-1])
+    return str(files[-1]) if files else None
 
 
 @TRANSFORMS.register_module(name="LoadImageFromFile")
 class NamedImage(LoadImageFromFile):
-    """mmcv's reading of an image under its name, so in every recipe; what cannot be read is said with its name.
+    """mmcv's reading of an image under its name, so in every recipe; the error for an unreadable one names it.
 
     OpenCV fills up with grey what a file lacks: one that does not end as its format does is decoded by PIL as well.
     """
@@ -109,7 +108,7 @@ class ResumableBatchSampler(AspectRatioBatchSampler):
     skip = 0
 
     def restart(self, batches: int) -> None:
-        """Begin the sequence anew and leave out its first `batches` batches of indices."""
+        """Begin the sequence again, without its first `batches` batches of indices."""
         self.skip = batches
         compat.restart_batches(self)
 
@@ -225,7 +224,7 @@ class StopHook(Hook):
         self.signal.immediate = True
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        if any_rank(bool(self.signal.received)) and runner.iter + 1 < runner.max_iters:
+        if self.signal.requested() and runner.iter + 1 < runner.max_iters:
             for hook in runner.hooks:
                 if type(hook).__name__ == "CheckpointHook":
                     compat.save_now(hook, runner)

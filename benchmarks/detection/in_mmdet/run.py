@@ -1,4 +1,4 @@
-"""Train and test a detector in mmdet: our settings laid over an mmdet config, and one run of it."""
+"""mmdet as a `benchmarks.detection.framework.DetectionFramework`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
+from benchmarks.detection.command import DEFAULTS
 from benchmarks.detection.data import CocoData
+from benchmarks.detection.framework import Recipe, Weights
 from benchmarks.detection.in_mmdet.parts import StopHook, left_out, newest_checkpoint, readable_checkpoints
-from benchmarks.detection.weights import Weights
 from pretrain.data.loading import check_shared_memory
 from sslight.core import compat, devices, distributed
-from sslight.core.config import find_config
-from sslight.core.errors import InputError, nearest, nearest_file
+from sslight.core.config import find_config, flatten
+from sslight.core.errors import InputError, nearest, nearest_file, nearest_key
 from sslight.core.rundir import StopSignal
 
 LARGEST = 1333 * 800  # pixels of a training image, where a config does not say it
@@ -28,31 +29,35 @@ ARCHITECTURES = {
     "TimmBackbone": lambda backbone: backbone.arch,
     "ResNet": lambda backbone: f"resnet{backbone.depth}",
 }
-
-
+STATE_KEY = "state_dict"
 PREPROCESS = ("model.data_preprocessor",)
 
 
-def load_config(file: Path | str, options: Sequence[str] = ()) -> Config:
-    """An mmdet config with `key value` overrides of its own dotted keys. Raises InputError for unknown ones."""
+def load_config(file: Path | str) -> Config:
+    """An mmdet config. Raises InputError for a file that is none."""
     file = find_config(file)
     if file.suffix != ".py":  # mmengine would run the tags of a YAML file, which nobody expects to be a program
         raise InputError(f"{file} is not an mmdet config: they are Python files, NAME.py")
     if not file.is_file():
         raise InputError(f"mmdet config not found: {file}{nearest_file(file)}")
     try:
-        cfg = Config.fromfile(str(file))
+        return Config.fromfile(str(file))
     except (FileNotFoundError, SyntaxError, KeyError, OSError, TypeError) as error:
         raise InputError(f"cannot read mmdet config {file}: {error}") from None
+
+
+def override(cfg: Config, options: Sequence[str]) -> None:
+    """Set `key value` pairs by mmdet's own dotted keys. Raises InputError for unknown ones."""
     changes = {}
     for key, value in zip(options[::2], options[1::2], strict=True):
-        _check_known(cfg, key, str(file))
+        if key.isupper():  # as ours are written, and none of mmdet's
+            raise InputError(f"unknown config key '{key}'{nearest_key(key, dict(flatten(DEFAULTS)))}")
+        _check_known(cfg, key)
         changes[key] = compat.parse_value(value)
     cfg.merge_from_dict(changes)
-    return cfg
 
 
-def _check_known(cfg: Config, key: str, file: str) -> None:
+def _check_known(cfg: Config, key: str) -> None:
     node, path = compat.config_tree(cfg), []
     for part in key.split("."):
         known = (
@@ -64,18 +69,15 @@ def _check_known(cfg: Config, key: str, file: str) -> None:
         )
         if part not in known:
             raise InputError(
-                f"unknown key '{key}' of {file}{nearest(part, known)}: "
+                f"unknown key '{key}' of {cfg.filename}{nearest(part, known)}: "
                 f"{'.'.join(path) or 'the config'} has {', '.join(known[:12])}"
             )
         node = node[part] if isinstance(node, dict) else node[int(part)]
         path.append(part)
 
 
-def recipe_of(cfg: Config) -> dict:
-    """What preflight and results need to know of a config, under framework-independent names.
-
-    Raises InputError for a config that is not built like those of configs/mmdet.
-    """
+def recipe_of(cfg: Config) -> Recipe:
+    """Raises InputError for a config that is not built like those of configs/mmdet."""
     try:
         return _recipe_of(cfg)
     except (AttributeError, KeyError, TypeError, StopIteration) as error:
@@ -86,7 +88,7 @@ def recipe_of(cfg: Config) -> dict:
         ) from None
 
 
-def _recipe_of(cfg: Config) -> dict:
+def _recipe_of(cfg: Config) -> Recipe:
     if "max_iters" not in cfg.train_cfg:
         raise TypeError("train_cfg has no max_iters")
     other = {s.type for s in cfg.param_scheduler} - {"LinearLR", "MultiStepLR"}
@@ -112,7 +114,6 @@ def _recipe_of(cfg: Config) -> dict:
         "std": list(preprocessor.std),
         "color_order": "RGB" if preprocessor.bgr_to_rgb else "BGR",
         "side": min(next(step.scale for step in cfg.test_dataloader.dataset.pipeline if step.type == "Resize")),
-        "checkpoint_period": cfg.default_hooks.checkpoint.interval,
         "left_out": partial(
             left_out,
             masks=has_masks(cfg),
@@ -128,7 +129,7 @@ def has_masks(cfg: Config) -> bool:
 
 
 def class_counts(part: object) -> Iterator[dict]:
-    """The parts of a model, its heads and their losses, that are told the number of classes."""
+    """The heads of a model and their losses: whatever has `num_classes`."""
     if isinstance(part, list | tuple):
         for item in part:
             yield from class_counts(item)
@@ -285,10 +286,6 @@ def detections(work_dir: Path, mask: bool) -> dict[str, Path]:
     if mask:
         files["mask"] = work_dir / "detections.segm.json"
     return files
-
-
-def copy_config(cfg: Config) -> Config:
-    return copy.deepcopy(cfg)
 
 
 def to_dict(cfg: Config) -> dict:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.detection import coco as evaluation, images as coco_images
+from benchmarks.detection import coco as evaluation, preflight as preflight
 from benchmarks.detection.command import EVALUATION
-from benchmarks.detection.settings import framework_module
+from benchmarks.detection.framework import FRAMEWORKS
 from benchmarks.evaluation import main as run_evaluation
 from pretrain.backbones import build_backbone
 from sslight.core.checkpoint import save_backbone
@@ -293,7 +293,7 @@ def test_a_stop_signal_saves_and_the_next_start_goes_on(coco, tmp_path, framewor
     assert (out / saved).is_file() and done < 400
 
 
-def test_trials_and_proxy_are_said_in_the_result(coco, tmp_path, capsys):
+def test_trials_and_proxy_are_recorded_in_the_result(coco, tmp_path, capsys):
     out = tmp_path / "out"
     assert (
         main(
@@ -374,7 +374,7 @@ def test_departures_from_a_recipe_are_recorded(coco, tmp_path, words, departures
             *(str(tmp_path / name) if word == "copy" else word for word in words),
         ]
     )
-    assert setup.departures == departures and setup.file.stem == "faster_rcnn_r18_fpn_1x"
+    assert setup.departures == departures and setup.identity.RUN.RECIPE == "faster_rcnn_r18_fpn_1x"
 
 
 @DETECTRON2
@@ -599,7 +599,7 @@ def test_an_image_that_breaks_within_a_run_is_named(framework, tiny, part, tmp_p
     data = write_set(tmp_path / "set", counts=(6, 3))
     file = data / part / "000000000002.jpg"
     file.write_bytes(file.read_bytes()[:-300])
-    monkeypatch.setattr(coco_images, "check", lambda splits, out_dir: None)  # it was whole when the run began
+    monkeypatch.setattr(preflight, "check_images", lambda splits, out_dir: None)  # it was whole when the run began
     config = tiny("faster_rcnn_r18_fpn_1x", tmp_path, iterations=4)
     with pytest.raises(InputError) as error:
         main(
@@ -639,8 +639,11 @@ def test_faults_of_the_weights_stop_the_run_in_one_line(coco, tmp_path):
 
 
 def test_a_missing_framework_is_named_with_the_line_that_installs_it(coco, tmp_path, monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "detectron2" else found(name))
+    def without_detectron2(name):
+        raise ModuleNotFoundError("No module named 'detectron2'", name="detectron2")
+
+    monkeypatch.setattr(importlib, "import_module", without_detectron2)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="detectron2 is not installed: pip install --no-build-isolation"):
         main(
             [
@@ -666,7 +669,7 @@ def test_a_framework_without_what_it_imports_is_named(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", without_omegaconf)
     with pytest.raises(InputError, match="mmdet is installed without 'omegaconf', which it imports: pip install"):
-        framework_module("mmdet")
+        FRAMEWORKS["mmdet"]
 
 
 def test_the_command_exits_with_2_and_one_line(run, tmp_path):

@@ -10,8 +10,9 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from benchmarks.detection import data as coco_data
+from benchmarks.detection.command import DEFAULTS
 from benchmarks.detection.data import CROWD, FEW_POINTS, OUTSIDE, TINY, CocoData, object_area, read_annotations
-from benchmarks.detection.settings import DEFAULTS, framework_module
+from benchmarks.detection.framework import FRAMEWORKS
 from sslight.core.config import load_config
 from sslight.core.errors import InputError
 from tests.benchmarks.detection.coco_sets import outline, write_set
@@ -117,7 +118,7 @@ def test_mmdet_trains_on_what_is_counted(name, expected, tmp_path):
     data = write_set(tmp_path / "set", counts=(8, 2))
     with_every_reason(data)
     found = coco_data.written(find(data), tmp_path / "out")
-    framework = framework_module("mmdet")
+    framework = FRAMEWORKS["mmdet"]
     cfg = framework.load_config(tiny_mmdet(name, tmp_path))
     framework.set_data(cfg, found, tmp_path)
     reasons, kept = reasons_of(found, framework.recipe_of(cfg)["left_out"])
@@ -143,7 +144,7 @@ def test_detectron2_trains_on_what_is_counted(name, tmp_path):
     data = write_set(tmp_path / "set", counts=(8, 2))
     with_every_reason(data)
     found = coco_data.written(find(data), tmp_path / "out")
-    framework = framework_module("detectron2")
+    framework = FRAMEWORKS["detectron2"]
     cfg = framework.load_config(tiny_detectron2(name, tmp_path))
     framework.set_data(cfg, found)
     reasons, kept = reasons_of(found, framework.recipe_of(cfg)["left_out"])

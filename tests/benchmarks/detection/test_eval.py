@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.detection import evaluation as coco_eval
+from benchmarks.detection.data import FAR, fault
 from benchmarks.detection.evaluation import bootstrap, evaluate
 from sslight.core.errors import InputError
 from tests.benchmarks.detection.coco_sets import near_detections, some_truth, with_masks
@@ -220,10 +221,18 @@ def test_the_interval_contains_the_value_and_narrows_with_images():
     assert bootstrap([run], 0) == {}
 
 
-def test_absurd_polygons_do_not_crash():
+def test_far_polygons_are_refused_by_the_reader_and_nearer_ones_do_not_crash():
     truth = some_truth(seed=1)
     plain = next(a for a in truth["annotations"] if not a["iscrowd"])
-    plain["segmentation"] = [[1e9, -1e9, 1e9, 1e9, -1e9, 1e9]]
+    image = next(image for image in truth["images"] if image["id"] == plain["image_id"])
+    x, y = FAR * image["width"], FAR * image["height"]
+    plain["segmentation"] = [[x, -y, x + 1, y, -x, y]]
+    assert (
+        fault(truth)
+        == f"has annotation {plain['id']} with a polygon that reaches more than 10 image sides out of its image"
+    )
+    plain["segmentation"] = [[x, -y, x, y, -x, y]]
+    assert fault(truth) == ""
     found = with_masks(near_detections(truth))
     for backend in ("faster", "pycocotools"):
         assert 0 < evaluate(truth, found, "mask", backend).numbers["AP"] < 100

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.detection import images as coco_images
+from benchmarks.detection import preflight
 from benchmarks.detection.data import Split
 from pretrain.data.decode import decode_reference
 from sslight.core.errors import InputError
@@ -28,7 +28,7 @@ def folder_of(tmp_path, count=60) -> Split:
 
 def outside_the_sample(split: Split) -> Path:
     images = split.content["images"]
-    sample = {image["id"] for image in random.Random(0).sample(images, coco_images.SAMPLE)}
+    sample = {image["id"] for image in random.Random(0).sample(images, preflight.SAMPLE)}
     return split.images / next(image["file_name"] for image in images if image["id"] not in sample)
 
 
@@ -43,23 +43,23 @@ def test_headers_say_the_size_that_decoding_gives(suffix, tmp_path):
     for orientation in range(1, 9):
         turned(tmp_path / f"x.{suffix}", orientation)
         with open(tmp_path / f"x.{suffix}", "rb") as file:
-            stored, upright = coco_images.header_sizes(file)
+            stored, upright = preflight.header_sizes(file)
         assert stored == SIZE
         assert upright == decode_reference((tmp_path / f"x.{suffix}").read_bytes()).size
 
 
 def test_a_wrong_size_of_any_image_is_found(tmp_path):
     split = folder_of(tmp_path)
-    coco_images.check([split], None)
+    preflight.check_images([split], None)
     file = outside_the_sample(split)
     Image.new("RGB", (31, 20)).save(file)
     with pytest.raises(InputError, match=f"{file.name} is 31x20 pixels, but x.json says 30x20: images and") as error:
-        coco_images.check([split], None)
+        preflight.check_images([split], None)
     assert "EXIF" not in str(error.value) and "more of the" not in str(error.value)
     for k in range(3):
         Image.new("RGB", (20, 20)).save(tmp_path / f"{k}.jpg")
     with pytest.raises(InputError, match=r"0.jpg is 20x20 .*\([23] more of the 60 images are at fault\)"):
-        coco_images.check([split], None)
+        preflight.check_images([split], None)
 
 
 def test_a_size_before_its_exif_rotation_is_named_so(tmp_path):
@@ -70,9 +70,9 @@ def test_a_size_before_its_exif_rotation_is_named_so(tmp_path):
         InputError,
         match=f"{file.name} is 20x30 pixels, but x.json says 30x20, its size before its EXIF orientation turns it",
     ):
-        coco_images.check([split], None)
+        preflight.check_images([split], None)
     turned(file, 6, SIZE[::-1])
-    coco_images.check([split], None)
+    preflight.check_images([split], None)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 10, 60, -20, -2])
@@ -83,10 +83,10 @@ def test_a_cut_file_is_found_wherever_it_is_cut(suffix, keep, tmp_path):
     Image.open(file).save(tmp_path / f"x.{suffix}")
     file.write_bytes((tmp_path / f"x.{suffix}").read_bytes()[:keep])
     if suffix == "png" and keep == -2:  # of the last, empty part: every pixel is there
-        coco_images.check([split], None)
+        preflight.check_images([split], None)
         return
     with pytest.raises(InputError, match=f"image cannot be read: .*{file.name}.*replace it or remove it") as error:
-        coco_images.check([split], None)
+        preflight.check_images([split], None)
     assert "\n" not in str(error.value)
 
 
@@ -94,27 +94,27 @@ def test_bytes_behind_the_end_are_no_fault(tmp_path):
     split = folder_of(tmp_path, 3)
     with open(tmp_path / "1.jpg", "ab") as file:
         file.write(b"made by a camera")
-    coco_images.check([split], None)
+    preflight.check_images([split], None)
 
 
 def test_a_run_that_goes_on_reads_only_what_has_changed(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     split = folder_of(tmp_path, 5)
-    coco_images.check([split], tmp_path / "out")
-    monkeypatch.setattr(coco_images, "in_order", set())  # as in another process
+    preflight.check_images([split], tmp_path / "out")
+    monkeypatch.setattr(preflight, "in_order", set())  # as in another process
 
     def unexpected(file):
         raise AssertionError("read again")
 
-    read = coco_images.header_sizes
-    monkeypatch.setattr(coco_images, "header_sizes", unexpected)
-    coco_images.check([split], tmp_path / "out")
+    read = preflight.header_sizes
+    monkeypatch.setattr(preflight, "header_sizes", unexpected)
+    preflight.check_images([split], tmp_path / "out")
     Image.new("RGB", (9, 9)).save(tmp_path / "2.jpg")
-    monkeypatch.setattr(coco_images, "header_sizes", read)
+    monkeypatch.setattr(preflight, "header_sizes", read)
     with pytest.raises(InputError, match="2.jpg is 9x9"):
-        coco_images.check([split], tmp_path / "out")
+        preflight.check_images([split], tmp_path / "out")
     with pytest.raises(InputError, match="2.jpg is 9x9"):  # a fault is never noted as in order
-        coco_images.check([split], tmp_path / "out")
+        preflight.check_images([split], tmp_path / "out")
 
 
 class Broken(torch.utils.data.Dataset):
@@ -122,7 +122,7 @@ class Broken(torch.utils.data.Dataset):
         return 1
 
     def __getitem__(self, index):
-        raise coco_images.unreadable("some/image.jpg", "it is\nbroken")
+        raise preflight.unreadable("some/image.jpg", "it is\nbroken")
 
 
 def test_an_error_of_a_loader_worker_stays_one_line():
@@ -153,15 +153,15 @@ def test_both_frameworks_name_an_image_that_they_cannot_use(how, words, tmp_path
     file = tmp_path / "x.jpg"
     damaged(file, how)
     pytest.importorskip("mmdet", reason="comes with the mmdet extra")
-    from benchmarks.detection.settings import framework_module
+    from benchmarks.detection.framework import FRAMEWORKS
 
-    framework_module("mmdet")
+    FRAMEWORKS["mmdet"]
     from mmdet.registry import TRANSFORMS
 
     with pytest.raises(InputError, match=words):
         TRANSFORMS.build({"type": "LoadImageFromFile"})({"img_path": str(file), "width": 90, "height": 61})
     pytest.importorskip("detectron2", reason="not on the package index")
-    cfg = framework_module("detectron2").load_config(ROOT / "configs" / "detectron2" / "faster_rcnn_r18_fpn_1x.yaml")
+    cfg = FRAMEWORKS["detectron2"].load_config(ROOT / "configs" / "detectron2" / "faster_rcnn_r18_fpn_1x.yaml")
     from benchmarks.detection.in_detectron2.parts import Mapper
 
     with pytest.raises(InputError, match=words):

@@ -32,7 +32,7 @@ DETECTRON2 = pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, 
 
 @pytest.fixture
 def scontrol(tmp_path, monkeypatch):
-    """SLURM's own command for expanding node lists, as far as it is asked for here."""
+    """SLURM's own command for expanding node lists, for the one list that is asked for here."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\n[ \"$3\" = 'gpu[07-08]' ] && printf 'gpu07\\ngpu08\\n'\n")
     (tmp_path / "bin" / "scontrol").chmod(0o755)
@@ -56,15 +56,13 @@ def test_sruns_environment_becomes_torchruns(scontrol):
         launch.from_slurm({**SRUN, "SLURM_JOB_NODELIST": "elsewhere"})
 
 
-def test_a_wrong_start_is_said(monkeypatch):
+def test_a_wrong_start_is_refused(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", *SRUN):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match="start the command with `torchrun --nproc_per_node"):
-        launch.processes("torchrun", 1)
+        launch.join("torchrun")
     with pytest.raises(InputError, match="SLURM_PROCID is not set: start the command with `srun"):
-        launch.processes("slurm", 1)
-    with pytest.raises(InputError, match="--num-gpus 0"):
-        launch.processes("none", 0)
+        launch.join("slurm")
 
 
 @pytest.fixture
@@ -96,14 +94,15 @@ def one_gpu_each(monkeypatch):
 def test_a_process_joins_with_the_one_gpu_that_it_sees(one_gpu_each, monkeypatch):
     monkeypatch.setattr(launch.distributed, "join_group", one_gpu_each.append)
     monkeypatch.setattr(launch.dist, "get_world_size", lambda: 4)
-    assert launch.processes("torchrun", 1) == 4
-    assert one_gpu_each == [torch.device("cuda", 0), "nccl"]
+    assert launch.join("torchrun") == launch.join("torchrun", 4) == 4
+    with pytest.raises(InputError, match="--num-gpus 3, but torchrun started 4 processes"):
+        launch.join("torchrun", 3)
+    assert one_gpu_each == [torch.device("cuda", 0), "nccl"] * 3
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="process 3 .* sees 2: start one process per GPU"):
-        launch.processes("torchrun", 1)
+        launch.join("torchrun")
     with pytest.raises(InputError, match="4 processes for 2 GPU"):
-        launch.processes("none", 4)
-    assert launch.processes("none", 4, here=False) == 4
+        launch.devices.check(processes=4)
 
 
 def test_mmengine_takes_the_gpu_that_the_process_sees(one_gpu_each):

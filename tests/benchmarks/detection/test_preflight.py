@@ -1,4 +1,4 @@
-"""Preflight's doubts and faults, the proxy subset, the schedule, and the proof of the backbone."""
+"""Preflight's warnings and faults, the proxy subset, the schedule, and the proof of the backbone."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks.detection import preflight
-from benchmarks.detection.settings import choose_recipe, resolve_schedule
+from benchmarks.detection.data import stratified
+from benchmarks.detection.framework import recipe_name, resolve_schedule
 from benchmarks.detection.weights import prove
 from sslight.core.errors import InputError
 
@@ -42,7 +43,7 @@ def test_the_schedule_is_the_recipes_unless_settings_change_it():
     assert short["steps"] == [6000, 8000] and short["warmup"] == 100
 
 
-def test_doubts_say_what_to_change(monkeypatch):
+def test_warnings_say_what_to_change(monkeypatch):
     schedule = resolve_schedule(RECIPE, settings(), False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "each of 8 CPU processes is plain BN over its 2 images" in next(preflight.solver(RECIPE, schedule, 8))
@@ -100,8 +101,8 @@ def crowds(annotation, image):
 def test_what_remains_to_train_on_is_counted():
     crowd = {"iscrowd": 1}
     assert preflight.trainable(split_of({}, {}, {}, crowd), crowds, 2) == ("3 of 4 objects (1 crowds)", [])
-    words, doubts = preflight.trainable(split_of({}, {}, crowd, crowd, crowd), crowds, 2)
-    assert words == "2 of 5 objects (3 crowds)" and "only 2 of 5 objects (3 crowds) of x.json" in doubts[0]
+    words, lines = preflight.trainable(split_of({}, {}, crowd, crowd, crowd), crowds, 2)
+    assert words == "2 of 5 objects (3 crowds)" and "only 2 of 5 objects (3 crowds) of x.json" in lines[0]
     assert "in 2 images for batches of 4" in preflight.trainable(split_of({}, {}), crowds, 4)[1][0]
     with pytest.raises(InputError, match="no object of x.json would be trained on: of 2, 2 crowds"):
         preflight.trainable(split_of(crowd, crowd), crowds, 2)
@@ -129,15 +130,15 @@ def test_a_proxy_part_keeps_every_categorys_share():
     for image in content["images"]:
         for category in set(rng.choice(5, size=rng.integers(0, 4), p=shares).tolist()):
             content["annotations"].append({"image_id": image["id"], "category_id": category})
-    chosen = preflight.stratified(content, 100)
-    assert len(chosen) == 100 and chosen == preflight.stratified(content, 100)
+    chosen = stratified(content, 100)
+    assert len(chosen) == 100 and chosen == stratified(content, 100)
     whole = Counter(a["category_id"] for a in content["annotations"])
     part = Counter(a["category_id"] for a in content["annotations"] if a["image_id"] in chosen)
     wanted = {category: whole[category] / sum(whole.values()) for category in whole}
     for category in whole:  # a plain random tenth leaves the rarest class out in one of five draws
         assert part[category] / sum(part.values()) == pytest.approx(wanted[category], rel=0.5, abs=0.01)
         assert part[category] > 0
-    assert len(preflight.stratified(content, 990)) == 990
+    assert len(stratified(content, 990)) == 990
 
 
 def test_the_proof_lists_what_differs():
@@ -158,10 +159,10 @@ def test_the_proof_lists_what_differs():
 
 
 def test_the_published_forms_are_the_default_recipes():
-    assert choose_recipe("mmdet", "det", "mobilenetv2_100", None, "1x").stem == "faster_rcnn_mobilenetv2_p4p6_1x"
-    assert choose_recipe("mmdet", "seg", "resnet34", None, "2x").stem == "mask_rcnn_r34_fpn_2x"
-    assert choose_recipe("detectron2", "seg", "vit_tiny_patch16_224", None, "1x").stem == "mask_rcnn_vit_tiny_vitdet_1x"
+    assert recipe_name("mmdet", "det", "mobilenetv2_100", None, "1x") == "faster_rcnn_mobilenetv2_p4p6_1x"
+    assert recipe_name("mmdet", "seg", "resnet34", None, "2x") == "mask_rcnn_r34_fpn_2x"
+    assert recipe_name("detectron2", "seg", "vit_tiny_patch16_224", None, "1x") == "mask_rcnn_vit_tiny_vitdet_1x"
     with pytest.raises(InputError, match="for resnet18 there is: mask_rcnn_r18_fpn_1x, mask_rcnn_r18_fpn_2x"):
-        choose_recipe("mmdet", "seg", "resnet18", "c4", "1x")
+        recipe_name("mmdet", "seg", "resnet18", "c4", "1x")
     with pytest.raises(InputError, match="--config"):
-        choose_recipe("mmdet", "seg", "efficientnet_b0", None, "1x")
+        recipe_name("mmdet", "seg", "efficientnet_b0", None, "1x")

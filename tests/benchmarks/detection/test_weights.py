@@ -18,7 +18,7 @@ from tests.benchmarks.detection.coco_sets import write_set
 
 def test_random_is_explicit_and_seeded(tmp_path):
     first, again, other = (
-        find_source("random", "resnet18", seed, tmp_path / str(i))[0].state["conv1.weight"]
+        find_source("random", "resnet18", seed, tmp_path / str(i)).state["conv1.weight"]
         for i, seed in enumerate((0, 0, 1))
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -35,8 +35,8 @@ def test_supervised_weights_are_torchvisions(arch, name, tmp_path, monkeypatch):
     url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(network.state_dict(), tmp_path / "hub" / "checkpoints" / url.rsplit("/", 1)[1])
-    source, family = find_source("SUPERVISED", arch, 0, tmp_path / "out")
-    assert family == "supervised" and source.method == "supervised"
+    source = find_source("SUPERVISED", arch, 0, tmp_path / "out")
+    assert source.method == "supervised"
     assert source.preprocess["mean"] == [0.485, 0.456, 0.406]
     ours = build_backbone(arch)
     ours.load_state_dict(source.state)
@@ -51,7 +51,7 @@ def test_supervised_weights_are_torchvisions(arch, name, tmp_path, monkeypatch):
 def test_supervised_weights_bring_timms_own_preprocessing(tmp_path, monkeypatch):
     build = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda arch, pretrained, **options: build(arch, **options))  # no download
-    source, _ = find_source("SUPERVISED", "vit_tiny", 0, tmp_path)
+    source = find_source("SUPERVISED", "vit_tiny", 0, tmp_path)
     assert source.preprocess["mean"] == source.preprocess["std"] == [0.5, 0.5, 0.5]  # as the ViT's were trained
 
 
@@ -106,12 +106,12 @@ def test_images_are_fed_as_the_backbone_was_trained(framework, tmp_path):
         assert recipe["color_order"] == order
         expected = [103.53, 116.28, 123.675] if order == "BGR" else [123.675, 116.28, 103.53]
         assert recipe["mean"] == pytest.approx(expected)
-        assert setup.framework.recipe_of(setup.recipe_cfg)["std"] == pytest.approx(
+        assert setup.framework.recipe_of(setup.cfg)["std"] == pytest.approx(
             [1.0] * 3 if order == "BGR" else [58.395, 57.12, 57.375]
         )
 
 
-def test_told_heads_reach_detectron2(tmp_path):
+def test_given_heads_reach_detectron2(tmp_path):
     pytest.importorskip("detectron2", reason="detectron2 is not on the package index")
     from detectron2.layers import ShapeSpec
 
@@ -137,15 +137,15 @@ def test_told_heads_reach_detectron2(tmp_path):
             ]
         )
     )
-    weights = coco_weights.prepare("vit.pth", setup.source, "timm", "detectron2", "vitdet", tmp_path)
-    setup.framework.adapt(setup.recipe_cfg, setup.settings, setup.data, weights, 1, 0, tmp_path)
-    net = build_vitdet_backbone(setup.recipe_cfg, ShapeSpec(channels=3)).net
+    weights = coco_weights.prepare("vit.pth", setup.source, "detectron2", "vitdet", tmp_path)
+    setup.framework.adapt(setup.cfg, setup.settings, setup.data, weights, 1, 0, tmp_path)
+    net = build_vitdet_backbone(setup.cfg, ShapeSpec(channels=3)).net
     assert net.blocks[0].attn.num_heads == 12 and weights.checkpoint["options"] == {"num_heads": 12}
     assert "num_heads" not in setup.source.assumed
 
 
 def test_options_make_another_random_network(tmp_path):
-    source, _ = find_source("random", "vit_tiny", 0, tmp_path, "num_heads=12")
-    plain, _ = find_source("random", "vit_tiny", 0, tmp_path)
+    source = find_source("random", "vit_tiny", 0, tmp_path, "num_heads=12")
+    plain = find_source("random", "vit_tiny", 0, tmp_path)
     assert source.options == {"num_heads": 12} and plain.options == {}
     assert torch.equal(source.state["pos_embed"], plain.state["pos_embed"])
