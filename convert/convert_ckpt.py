@@ -19,7 +19,7 @@ if __name__ == "__main__":  # as a script, the project's root takes the place of
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from convert.families import FAMILIES, recognise, spelled
-from convert.targets import TARGETS, matrix_text, options_of, rename
+from convert.targets import TARGETS, Target, chosen, matrix_text, rename
 from sslight.core.arguments import Parser
 from sslight.core.errors import InputError
 from sslight.core.files import write_json
@@ -66,13 +66,13 @@ def convert(
 
     started = time.monotonic()
     out, picture = Path(out), verify_with and Path(verify_with)
-    target = TARGETS[to]
-    asked = options_of(to, {"model": model, "prefix": prefix, "stages": stages})
+    asked = {"model": model, "prefix": prefix, "stages": stages}
+    target, _ = chosen(to, asked)
     build_options = read_options(options)
     if family:
         recognise((), family)
     reports = [Path(report)] if report else []
-    _check_output(out, to, reports, force)
+    _check_output(out, target, reports, force)
 
     checkpoint = read_checkpoint(
         src,
@@ -83,18 +83,18 @@ def convert(
         options=build_options,
         mapped=True,
     )
-    asked = {**target.defaults(checkpoint.arch), **asked}
     outgoing = rename(checkpoint, to, **asked)
-    snippet = out.with_suffix(target.snippet_suffix(checkpoint.arch))
-    _check_output(out, to, [snippet, *reports], force)
+    snippet, suffix = target.snippet(out, checkpoint, **outgoing.options)
+    beside = out.with_suffix(suffix)
+    _check_output(out, target, [beside, *reports], force)
 
     with _staged(out) as path:
-        verified = target.save(path, outgoing, checkpoint, picture, **asked)
+        verified = target.save(path, outgoing, checkpoint, picture)
         with ThreadPoolExecutor(1) as pool:
-            sealing = pool.submit(_seal, path)  # beside the verification: it takes as long
-            verified = verified or verify_written(target, path, outgoing, checkpoint, picture, verify, **asked)
+            sealing = pool.submit(_seal, path)  # beside the verification, which takes as long
+            verified = verified or verify_written(target, path, outgoing, checkpoint, picture, verify)
             digest = sealing.result()
-        path.with_name(snippet.name).write_text(target.snippet(out, checkpoint, **asked), encoding="utf-8")
+        path.with_name(beside.name).write_text(snippet, encoding="utf-8")
         done = {
             "source": {
                 "path": str(src),
@@ -111,10 +111,10 @@ def convert(
             "target": {
                 "framework": to,
                 "path": str(out),
-                "model": asked.get("model"),
+                "model": outgoing.options.get("model"),
                 "sha256": digest,
                 "bytes": path.stat().st_size,
-                "snippet": str(snippet),
+                "snippet": str(beside),
             },
             "rules": {"reading": checkpoint.counts, "writing": outgoing.counts},
             "dropped": {**checkpoint.dropped, **outgoing.dropped},
@@ -132,11 +132,10 @@ def convert(
     return done
 
 
-def _check_output(out: Path, to: str, beside: list[Path], force: bool) -> None:
+def _check_output(out: Path, target: Target, beside: list[Path], force: bool) -> None:
     """Raise InputError unless `out` and what lies beside it are new files, of the right kind, in writable folders."""
-    suffixes = TARGETS[to].suffixes
-    if out.suffix not in suffixes:
-        raise InputError(f"-o {out}: a file for {to} ends in {' or '.join(suffixes)}")
+    if out.suffix not in target.suffixes:
+        raise InputError(f"-o {out}: a file for {target.name} ends in {' or '.join(target.suffixes)}")
     paths = [out, *beside]
     for path in paths:
         if path.is_dir():

@@ -49,19 +49,21 @@ _MMPRETRAIN_HEADS = {
 class Checkpoint:
     """One network's backbone out of a checkpoint file, and all that is known of where it came from.
 
-    The record that passes through the steps of `convert.reader`, each of which fills its fields. `state` has timm's
-    names; `body` the same tensors in the file's own naming, called `layout`; `arch` is timm's name (until the network
-    is identified: the file's own word for it, or ""), `options` are `build_backbone` arguments beside it; `head` holds
-    DINO's projection head (`mlp.N.*`) or None; `dropped` maps a reason to the file's keys; `counts` says how many keys
-    each renaming rule took; `assumed` says by topic what neither the file nor the user states; `hashing` is the file's
-    SHA-256 being computed.
+    The record that passes through the steps of `convert.reader`, each of which fills its fields. `source` is the path,
+    for messages. `state` has timm's names; `body` the same tensors in the file's own naming, called `layout`; `arch` is
+    timm's name (until the network is identified: the file's own word for it, or ""), `kind` as of `names.kind_of`,
+    `options` are `build_backbone` arguments beside `arch`; `head` holds DINO's projection head (`mlp.N.*`) or None;
+    `dropped` maps a reason to the file's keys; `counts` says how many keys each renaming rule took; `assumed` says by
+    topic what neither the file nor the user states; `hashing` is the file's SHA-256 being computed.
     """
 
+    source: str
     family: str
     rule: str
-    network: str = ""
-    method: str = "unknown"
+    network: str
+    method: str
     arch: str = ""
+    kind: str | None = None
     options: dict = field(default_factory=dict)
     preprocess: dict | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -437,6 +439,7 @@ def choose(family: Family, flat: Flat, network: str | None, source: str) -> Chec
         if head_prefix and (match := compiled(head_prefix).match(key))
     }
     return Checkpoint(
+        source,
         family.name,
         family.rule,
         chosen,
@@ -491,6 +494,7 @@ def _choose_by_record(family: Family, flat: Flat, network: str | None, source: s
     if not body or not all(f"model.{prefix}{key}" in tensors for key in body):
         raise InputError(f"not a readable checkpoint: {source} has no tensors under '{prefix}'")
     return Checkpoint(
+        source,
         family.name,
         family.rule,
         chosen,
@@ -503,8 +507,30 @@ def _choose_by_record(family: Family, flat: Flat, network: str | None, source: s
     )
 
 
-def recorded_heads(family: Family, flat: Flat) -> int | None:
-    """Attention heads in the file's settings, else in its family's code: a number, AS_TIMM, or None if unknown."""
+@dataclass
+class Recorded:
+    """`heads`: number of a ViT's attention heads, AS_TIMM, or None if unknown; `preprocess`: mean and std (of images in
+    [0, 1], in the network's own order of channels) and color_order, or None; `assumed`: what is assumed instead, by
+    topic.
+    """
+
+    heads: int | None
+    preprocess: dict | None
+    assumed: dict[str, str]
+
+
+def recorded(family: Family, flat: Flat, layout: Layout, checkpoint: Checkpoint) -> Recorded:
+    """What the file's settings, or else its family's own code, say of the network that shapes do not show.
+
+    Raises InputError for a ResNet whose strides timm's has not.
+    """
+    resnet = layout.kind == "resnet"
+    strides = _strides(family, flat, layout, checkpoint) if resnet else {}
+    preprocess, assumed = _preprocess(family, flat)
+    return Recorded(None if resnet else _heads(family, flat), preprocess, strides | assumed)
+
+
+def _heads(family: Family, flat: Flat) -> int | None:
     name = flat.openmmlab_setting("model", "backbone", "arch")
     config = _MMPRETRAIN_HEADS.get(name.lower()) if isinstance(name, str) else None
     for number in (
@@ -527,8 +553,9 @@ def _lightning_heads(flat: Flat) -> Iterator[object]:
             yield 12 if method.lower() == "mocov3" else AS_TIMM
 
 
-def recorded_strides(family: Family, flat: Flat, layout: Layout, bottleneck: bool, source: str) -> dict[str, str]:
+def _strides(family: Family, flat: Flat, layout: Layout, checkpoint: Checkpoint) -> dict[str, str]:
     """What is assumed of a ResNet's strides, by topic. Raises InputError for recorded ones that no timm ResNet has."""
+    bottleneck = any(".conv3." in key for key in checkpoint.state)
     resnets = ("cfg", "MODEL", "RESNETS")
     wrong = []
     if bottleneck and flat.openmmlab_setting("model", "backbone", "style") == "caffe":
@@ -544,7 +571,7 @@ def recorded_strides(family: Family, flat: Flat, layout: Layout, bottleneck: boo
         wrong.append(f"RES5_DILATION {dilation}")
     if wrong:
         raise InputError(
-            f"{source}: its recorded settings say {' and '.join(wrong)}; timm's ResNet, through which "
+            f"{checkpoint.source}: its recorded settings say {' and '.join(wrong)}; timm's ResNet, through which "
             "every conversion goes, cannot have such strides, and its features would be others"
         )
     if layout.table is RESNET_DETECTRON2:
@@ -560,10 +587,8 @@ def recorded_strides(family: Family, flat: Flat, layout: Layout, bottleneck: boo
     }
 
 
-def recorded_preprocess(family: Family, flat: Flat) -> tuple[dict | None, dict[str, str]]:
-    """mean, std (of images in [0, 1], in the network's own order of channels) and color_order, or None where the file
-    does not record them; and what is assumed instead, by topic.
-    """
+def _preprocess(family: Family, flat: Flat) -> tuple[dict | None, dict[str, str]]:
+    """`Recorded.preprocess`, and what is assumed of it."""
     assumed = {}
     if family.framework == "detectron2":
         mean, std = (

@@ -254,7 +254,7 @@ VIT_TIMM = _vit(
     [*_VIT_OUTSIDE, ("reg_token", "reg_token")],
     [("blocks.{b}." + a, b) for a, b in (*_VIT_BLOCK, ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"))],
 )
-# DINOv2 calls the registers otherwise; its sharded training nests the blocks in chunks (see `unchunk`).
+# DINOv2 calls the registers otherwise; its sharded training nests the blocks in chunks (see `_unchunk`).
 VIT_DINOV2 = _vit([*_VIT_OUTSIDE, ("register_tokens", "reg_token")], [("blocks.{b}." + a, b) for a, b in _VIT_BLOCK])
 VIT_TORCHVISION = _vit(
     [
@@ -369,7 +369,17 @@ TIMM_LAYOUT = Layout("timm", "timm", r".+", IDENTITY)
 _CHUNKED = re.compile(r"blocks\.\d+\.(\d+)\.(norm1|norm2|attn|mlp|ls1|ls2)\.(.+)")
 
 
-def unchunk(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def recognised_layouts(body: dict[str, Tensor]) -> tuple[list[Layout], dict[str, Tensor]]:
+    """The namings whose signs are among the keys, and the tensors with DINOv2's chunks of blocks undone."""
+    body = _unchunk(body)
+    keys = list(body)
+    layouts = [layout for layout in LAYOUTS if layout.recognised(keys)]
+    if DINOV2_LAYOUT.recognised(keys) and layouts and layouts[0].kind == "vit":
+        layouts = [DINOV2_LAYOUT]
+    return layouts, body
+
+
+def _unchunk(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """DINOv2's sharded training nests blocks as `blocks.CHUNK.BLOCK.`; BLOCK already counts through all chunks."""
     return {_CHUNKED.sub(r"blocks.\1.\2.\3", key): value for key, value in state.items()}
 

@@ -4,7 +4,7 @@ One record, `Checkpoint`, passes through the steps of `read_content`, each a pur
 
     bytes -> safe content -> flat keys   read_file, flatten (`convert.safe_files`)
     -> family -> network                 recognise, choose (`convert.families`): the tensors in the file's own names
-    -> names                             naming, rename (tables of `convert.names`): the tensors in timm's names
+    -> names                             rename (tables of `convert.names`): the tensors in timm's names
     -> checked record                    identify, check: which timm network it is, every tensor accounted for
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,21 +32,17 @@ from convert.families import (
     Family,
     brief,
     choose,
-    compiled,
     recognise,
-    recorded_heads,
-    recorded_preprocess,
-    recorded_strides,
+    recorded,
 )
 from convert.names import (
     DINOV2_LAYOUT,
-    LAYOUTS,
     TIMM_LAYOUT,
     Layout,
     apply_table,
     fold_class_position,
     kind_of,
-    unchunk,
+    recognised_layouts,
 )
 from convert.safe_files import COUNTER, Flat, flatten, plain_tensors, read_file
 from pretrain.backbones import (
@@ -81,8 +78,8 @@ def load_network(
 
 def network_of(checkpoint: Checkpoint, **build_options) -> nn.Module:
     """The timm network holding a checkpoint's tensors."""
-    recorded = {"pos_resize": checkpoint.preprocess.get("pos_resize", "timm"), **checkpoint.options}
-    module = build_backbone(checkpoint.arch, **{**recorded, **build_options})
+    own_options = {"pos_resize": checkpoint.preprocess.get("pos_resize", "timm"), **checkpoint.options}
+    module = build_backbone(checkpoint.arch, **{**own_options, **build_options})
     module.load_state_dict(checkpoint.state, strict=True)
     return module
 
@@ -149,56 +146,47 @@ def read_content(
             f"{source} is a trained detector ({entry.rule}); to take its fine-tuned backbone, add --from-detector"
         )
     checkpoint = choose(entry, flat, network, source)
-    layout = naming(checkpoint, entry, arch, source)
-    checkpoint = rename(checkpoint, layout, arch, source)
-    checkpoint = identify(checkpoint, layout, entry, flat, arch, options or {}, source)
-    return check(checkpoint, source)
+    checkpoint, layout = rename(checkpoint, entry, arch)
+    checkpoint = identify(checkpoint, entry, flat, layout, arch, options or {})
+    return check(checkpoint)
 
 
-def naming(checkpoint: Checkpoint, family: Family, asked: str | None, source: str) -> Layout:
-    """The naming of the body's tensors; `asked` is the --arch of the user.
+def rename(checkpoint: Checkpoint, family: Family, asked: str | None) -> tuple[Checkpoint, Layout]:
+    """The tensors in timm's names, by exactly one rule a key, and their naming; `asked` is the --arch of the user.
 
     The file's own word for its architecture decides only in this project's files, where no table's sign is seen, and
     for timm's other networks, some of which look like a MobileNetV2.
     """
-    keys = list(unchunk(checkpoint.body))
-    layouts = [layout for layout in LAYOUTS if layout.recognised(keys)]
-    if DINOV2_LAYOUT.recognised(keys) and layouts and layouts[0].kind == "vit":
-        layouts = [DINOV2_LAYOUT]
-    recorded = checkpoint.arch
-    own_word = not family.networks or not layouts or (recorded and kind_of(recorded) is None)
-    trusted = asked or (recorded if own_word else None)
+    layouts, tensors = recognised_layouts(checkpoint.body)
+    own_word = not family.networks or not layouts or (checkpoint.arch and kind_of(checkpoint.arch) is None)
+    trusted = asked or (checkpoint.arch if own_word else None)
     if trusted and (not layouts or kind_of(canonical_arch(trusted)) != layouts[0].kind):
-        return TIMM_LAYOUT
+        layouts = [TIMM_LAYOUT]
     if len(layouts) != 1:
-        shown = ", ".join(keys[:5])
+        shown = ", ".join(list(tensors)[:5])
         names = ", ".join(layout.name for layout in layouts)
         why = f"mixes namings ({names})" if layouts else "is in no known naming"
         raise InputError(
-            f"{source}: the network {why}; its first keys are {shown}; if it is a timm network, name it with --arch"
+            f"{checkpoint.source}: the network {why}; its first keys are {shown}; "
+            "if it is a timm network, name it with --arch"
         )
     [layout] = layouts
-    if layout.kind == "vit" and family.framework == "detectron2" and "cls_token" not in keys:
-        raise InputError(
-            f"{source} is a ViTDet backbone: it has no 'cls_token' and no final norm, so it is no whole ViT "
-            "any more; convert the checkpoint that it was trained from"
-        )
-    return layout
-
-
-def rename(checkpoint: Checkpoint, layout: Layout, asked: str | None, source: str) -> Checkpoint:
-    """The body in timm's names, by exactly one rule a key; what the naming drops, dropped by name."""
-    where = f"{source} as {layout.name}"
-    drops = [(reason, compiled(pattern).fullmatch) for reason, pattern in layout.drops]
+    drops = [(reason, re.compile(pattern).fullmatch) for reason, pattern in layout.drops]
     if layout is TIMM_LAYOUT:
-        drops = [("classifier or head on the backbone", classifier_keys(asked or checkpoint.arch).__contains__)]
+        drops = [("classifier or head on the backbone", classifier_keys(trusted).__contains__)]
     body, dropped = {}, {reason: list(keys) for reason, keys in checkpoint.dropped.items()}
-    for key, value in unchunk(checkpoint.body).items():
+    for key, value in tensors.items():
         reason = next((reason for reason, fits in drops if fits(key)), None)
         if reason:
             dropped.setdefault(reason, []).append(key)
         else:
             body[key] = value
+    if layout.kind == "vit" and family.framework == "detectron2" and "cls_token" not in body:
+        raise InputError(
+            f"{checkpoint.source} is a ViTDet backbone: it has no 'cls_token' and no final norm, so it is no whole ViT "
+            "any more; convert the checkpoint that it was trained from"
+        )
+    where = f"{checkpoint.source} as {layout.name}"
     try:
         renamed = apply_table(layout.table, body, to_timm=True, where=where)
     except InputError as error:
@@ -207,48 +195,39 @@ def rename(checkpoint: Checkpoint, layout: Layout, asked: str | None, source: st
     if layout is DINOV2_LAYOUT:
         state, folded = fold_class_position(state)
         notes += folded
-    return replace(
+    checkpoint = replace(
         checkpoint, state=state, layout=layout.name, body=body, dropped=dropped, counts=renamed.counts, notes=notes
     )
+    return checkpoint, layout
 
 
 def identify(
-    checkpoint: Checkpoint,
-    layout: Layout,
-    family: Family,
-    flat: Flat,
-    asked: str | None,
-    options: Mapping,
-    source: str,
+    checkpoint: Checkpoint, family: Family, flat: Flat, layout: Layout, asked: str | None, options: Mapping
 ) -> Checkpoint:
     """Which timm network it is, and how images are fed to it: from the user, the file's settings and the shapes.
 
     Raises InputError for what no timm network has.
     """
-    state, recorded = checkpoint.state, checkpoint.arch
-    assumed: dict[str, str] = {}
-    heads = None
-    if layout.kind == "resnet":
-        bottleneck = any(".conv3." in key for key in state)
-        assumed |= recorded_strides(family, flat, layout, bottleneck, source)
-    else:
-        heads = recorded_heads(family, flat)
-    if heads is None and recorded and layout.kind in ("vit", "timm"):
-        heads = vit_heads(recorded)  # the file's own word is a name of timm's
-    known = asked or (recorded if layout is TIMM_LAYOUT or not family.networks else None)
+    state, own_arch = checkpoint.state, checkpoint.arch
+    facts = recorded(family, flat, layout, checkpoint)
+    heads = facts.heads
+    if heads is None and own_arch and layout.kind in ("vit", "timm"):
+        heads = vit_heads(own_arch)  # the file's own word is a name of timm's
+    known = asked or (own_arch if layout is TIMM_LAYOUT or not family.networks else None)
     if known:
         arch = canonical_arch(known)
-        built = vit_options(arch, state, source) if layout.kind == "vit" else {}
+        built = vit_options(arch, state, checkpoint.source) if layout.kind == "vit" else {}
     else:
-        arch, built = infer(layout.kind, state, source)
+        arch, built = infer(layout.kind, state, checkpoint.source)
     built, heads_assumed = _with_heads(arch, built, options, heads)
-    preprocess = checkpoint.preprocess
+    preprocess, assumed = checkpoint.preprocess, facts.assumed | heads_assumed
     if preprocess is None:
-        preprocess, preprocess_assumed = recorded_preprocess(family, flat)
-        preprocess = {**(preprocess or IMAGENET), "size": _image_size(arch, built, state)}
-        assumed |= preprocess_assumed
-    named = replace(checkpoint, arch=arch, options=built, preprocess=preprocess, assumed=assumed | heads_assumed)
-    return _in_order(named)
+        preprocess = {**(facts.preprocess or IMAGENET), "size": _image_size(arch, built, state)}
+    else:
+        assumed.pop("preprocess", None)
+    return _in_order(
+        replace(checkpoint, arch=arch, kind=kind_of(arch), options=built, preprocess=preprocess, assumed=assumed)
+    )
 
 
 def _in_order(checkpoint: Checkpoint) -> Checkpoint:
@@ -264,13 +243,14 @@ def _in_order(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, state=ordered | state, counts=counts, notes=notes)
 
 
-def check(checkpoint: Checkpoint, source: str) -> Checkpoint:
+def check(checkpoint: Checkpoint) -> Checkpoint:
     """The record, whose tensors are all of the network's and nothing else.
 
     Raises InputError listing every missing, extra and mis-shaped tensor, and every one that is not finite.
     """
     shapes = {key: tuple(value.shape) for key, value in checkpoint.state.items()}
     expected = backbone_shapes(checkpoint.arch, **checkpoint.options)
+    source = checkpoint.source
     compare_shapes(shapes, expected, f"{source} read as {checkpoint.arch}")
     # A sum is one quick pass; only where it is not finite is every number looked at.
     broken = [
@@ -296,11 +276,13 @@ def _read_backbone_file(
     check_options(arch, options)
     state, notes = plain_tensors(tensors, source)
     checkpoint = Checkpoint(
+        source,
         "sslight-backbone",
         "a backbone file of this project: header with 'arch', 'preprocess'",
         "backbone",
         header.get("method", "unknown"),
         arch,
+        kind_of(arch),
         {**own_options, **options},
         preprocess,
         state,
@@ -309,7 +291,7 @@ def _read_backbone_file(
         notes=notes,
         assumed=assumed,
     )
-    return check(checkpoint, source)
+    return check(checkpoint)
 
 
 def _from_many_codes(converted: str) -> bool:

@@ -34,19 +34,19 @@ def verify(
     checkpoint: Checkpoint,
     picture: Path | str | None = None,
     load: bool = True,
-    **options,
 ) -> Verified:
     """Compare a written file with what was meant, and with the target's full list of tensors; `load` it, too, in the
-    framework itself, and compare stage features with those of `source_features`. `options` are the target's.
+    framework itself, and compare stage features with those of `source_features`.
 
     Raises InputError for any difference, of features above 1e-5 of a stage's largest; where the framework is absent, a
     step says so.
     """
-    verified = Verified([verify_file(target, path, outgoing), verify_list(target, outgoing, checkpoint, **options)])
+    verified = Verified([verify_file(target, path, outgoing), verify_list(target, outgoing, checkpoint)])
+    options = outgoing.options
     if not load:
         verified.steps.append(f"NOT verified, as asked: {target.name} has not loaded the file")
         return verified
-    images = image_for(checkpoint.arch, checkpoint.preprocess, picture)
+    images = image_for(checkpoint, picture)
     reference, definition = source_features(checkpoint, images)
     if definition != TIMM:
         verified.differences["timm's network from the source's tensors"] = require_equal(
@@ -86,9 +86,14 @@ def verify_file(target: Target, path: Path, outgoing: Outgoing) -> str:
     return f"read back: {len(content)} tensors, every bit equal"
 
 
-def verify_list(target: Target, outgoing: Outgoing, checkpoint: Checkpoint, **options) -> str:
-    """Compare names and shapes with the target's full list: the shipped one, or the installed framework's."""
-    shipped = resources.files("convert") / "data" / f"{target.shipped_list(checkpoint.arch, **options)}.json"
+def verify_list(target: Target, outgoing: Outgoing, checkpoint: Checkpoint) -> str:
+    """Compare names and shapes with the target's full list: the shipped one, or the installed framework's.
+
+    The shipped one is convert/data/TARGET[_MODEL]_ARCH.json, where there is one.
+    """
+    options = outgoing.options
+    name = "_".join(part for part in (target.name, options.get("model"), checkpoint.arch) if part)
+    shipped = resources.files("convert") / "data" / f"{name}.json"
     if shipped.is_file():
         expected = {key: tuple(shape) for key, shape in json.loads(shipped.read_text()).items()}
         source = f"the shipped list of {target.name}"
@@ -132,16 +137,16 @@ def fixed_image(height: int, width: int) -> Tensor:
     return waves[None] + 0.5 * noise
 
 
-def image_for(arch: str, preprocess: dict, picture: Path | str | None = None) -> Tensor:
+def image_for(checkpoint: Checkpoint, picture: Path | str | None = None) -> Tensor:
     """The image to compare features on: the fixed one, or `picture` resized and normalised as the network expects.
 
     A ViT gets the size its positions were trained for; a CNN 96 x 128, so that swapped axes show.
     """
-    size = int(preprocess["size"])
-    height, width = (size, size) if kind_of(arch) == "vit" else (96, 128) if kind_of(arch) else (size, size)
+    size = int(checkpoint.preprocess["size"])
+    height, width = (96, 128) if checkpoint.kind in ("resnet", "mobilenetv2") else (size, size)
     if picture is None:
         return fixed_image(height, width)
-    return _normalised(picture, height, width, preprocess)
+    return _normalised(picture, height, width, checkpoint.preprocess)
 
 
 def _normalised(picture: Path | str, height: int, width: int, preprocess: dict) -> Tensor:

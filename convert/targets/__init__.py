@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+REFUSED = "no: "  # starts the reason in a matrix
+
+
 @dataclass(frozen=True)
 class Outgoing:
-    """Tensors as they will stand in the file, keys per rule, and source keys the framework has no place for."""
+    """Tensors as they will stand in the file, keys per rule, source keys the framework has no place for, and the
+    target's options with defaults filled in.
+    """
 
     tensors: dict[str, Tensor]
     counts: dict[str, int]
     dropped: dict[str, list[str]] = field(default_factory=dict)
+    options: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass
@@ -64,9 +70,7 @@ class Target(Protocol):
         """The tensors in the target's names. Raises InputError where it has no such network."""
         ...
 
-    def save(
-        self, path: Path, outgoing: Outgoing, checkpoint: Checkpoint, picture: Path | None, **options
-    ) -> Verified | None:
+    def save(self, path: Path, outgoing: Outgoing, checkpoint: Checkpoint, picture: Path | None) -> Verified | None:
         """Write the file. A format that no framework loads by names verifies it, too, and returns what was checked
         (`picture` is the image to compare on); of the methods that follow, only the snippet's are then used.
         """
@@ -83,10 +87,6 @@ class Target(Protocol):
         """The tensors in what the file holds."""
         return content
 
-    def shipped_list(self, arch: str, **options) -> str:
-        """Name of the file in convert/data/ that lists the framework's names and shapes; it need not exist."""
-        return f"{self.name}_{arch}"
-
     def expected(self, checkpoint: Checkpoint, **options) -> dict[str, Tensor]:
         """The tensors of the framework's own network of this architecture, whatever their values."""
         ...
@@ -101,13 +101,11 @@ class Target(Protocol):
         """What the features must be, and what computed it, where that is not the source network as it is."""
         return None
 
-    def snippet(self, out: Path, checkpoint: Checkpoint, **options) -> str:
-        """The config or code that feeds the network in `out` right: preprocessing, strides, norms, frozen stages."""
+    def snippet(self, out: Path, checkpoint: Checkpoint, **options) -> tuple[str, str]:
+        """The config or code that feeds the network in `out` right (preprocessing, strides, norms, frozen stages), and
+        the suffix of its file.
+        """
         ...
-
-    def snippet_suffix(self, arch: str) -> str:
-        """How the snippet's file ends."""
-        return ".py"
 
 
 TARGETS: Registry[Target] = Registry(
@@ -122,20 +120,17 @@ TARGETS: Registry[Target] = Registry(
 )
 
 
-def options_of(to: str, given: Mapping[str, object]) -> dict[str, object]:
-    """Those of the options that were given. Raises InputError for one that the target `to` does not take."""
-    chosen = {name: value for name, value in given.items() if value}
-    for name in chosen:
-        if name not in TARGETS[to].options:
+def chosen(to: str, options: Mapping[str, object]) -> tuple[Target, dict[str, object]]:
+    """The target, and those of the options that are set.
+
+    Raises InputError for an unknown target, or for an option that it does not take.
+    """
+    target, given = TARGETS[to], {name: value for name, value in options.items() if value}
+    for name in given:
+        if name not in target.options:
             takers = " or ".join(other for other in TARGETS if name in TARGETS[other].options)
             raise InputError(f"--{name} is for --to {takers} only")
-    return chosen
-
-
-def refusal(arch: str, to: str) -> str | None:
-    """Why an architecture cannot go to a target, or None."""
-    text = TARGETS[to].matrix[class_of(arch)]
-    return text.removeprefix("no: ") if text.startswith("no: ") else None
+    return target, given
 
 
 def rename(checkpoint: Checkpoint, to: str, **options) -> Outgoing:
@@ -143,11 +138,12 @@ def rename(checkpoint: Checkpoint, to: str, **options) -> Outgoing:
 
     Raises InputError where the target has no such network.
     """
-    reason = refusal(checkpoint.arch, to)
-    if reason:
-        raise InputError(f"{checkpoint.arch} cannot go to {to}: {reason}")
-    target = TARGETS[to]
-    return target.rename(checkpoint, **{**target.defaults(checkpoint.arch), **options_of(to, options)})
+    target, given = chosen(to, options)
+    text = target.matrix[class_of(checkpoint.arch)]
+    if text.startswith(REFUSED):
+        raise InputError(f"{checkpoint.arch} cannot go to {to}: {text.removeprefix(REFUSED)}")
+    given = {**target.defaults(checkpoint.arch), **given}
+    return replace(target.rename(checkpoint, **given), options=given)
 
 
 def matrix_text() -> str:

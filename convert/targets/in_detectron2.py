@@ -44,7 +44,7 @@ class Detectron2(Target):
         return {"model": "vitdet" if kind_of(arch) == "vit" else "fpn"}
 
     def rename(self, checkpoint, model):
-        arch, kind = checkpoint.arch, kind_of(checkpoint.arch)
+        arch, kind = checkpoint.arch, checkpoint.kind
         fits = {"fpn": kind != "vit", "c4": kind == "resnet", "vitdet": kind == "vit"}
         if model not in fits:
             raise InputError(f"unknown --model '{model}': use one of {', '.join(MODELS)}")
@@ -66,7 +66,7 @@ class Detectron2(Target):
             checkpoint, names.RESNET_DETECTRON2, lambda name: (last if name.startswith("res5.") else start) + name
         )
 
-    def save(self, path, outgoing, checkpoint, picture, model):
+    def save(self, path, outgoing, checkpoint, picture):
         """`.pkl`: arrays under `model`, and the `__author__` without which the file is taken for Caffe2's."""
         if path.suffix != ".pkl":
             return super().save(path, outgoing, checkpoint, picture)
@@ -78,9 +78,6 @@ class Detectron2(Target):
 
     def tensors(self, content):
         return content.get("model", content)
-
-    def shipped_list(self, arch, model):
-        return f"detectron2_{model}_{arch}"
 
     def expected(self, checkpoint, model):
         return _bottom_up(build(checkpoint, model), model)
@@ -109,10 +106,9 @@ class Detectron2(Target):
 
     def snippet(self, out, checkpoint, model):
         """YAML for detectron2's CNNs, Python for ViTDet's LazyConfig."""
-        return _vitdet_snippet(out, checkpoint) if model == "vitdet" else _yaml_snippet(out, checkpoint, model)
-
-    def snippet_suffix(self, arch):
-        return ".py" if kind_of(arch) == "vit" else ".yaml"
+        if model == "vitdet":
+            return _vitdet_snippet(out, checkpoint), ".py"
+        return _yaml_snippet(out, checkpoint, model), ".yaml"
 
 
 def _vitdet_names(checkpoint: Checkpoint) -> Outgoing:
@@ -129,7 +125,7 @@ def build(checkpoint: Checkpoint, model: str) -> nn.Module:
     """detectron2's own modules for a network, randomly initialised: `backbone`, and for C4 `roi_heads.res5`."""
     if model == "vitdet":
         return _vitdet(checkpoint)
-    return _resnet(checkpoint.arch, model) if kind_of(checkpoint.arch) == "resnet" else _registered(checkpoint)
+    return _resnet(checkpoint.arch, model) if checkpoint.kind == "resnet" else _registered(checkpoint)
 
 
 def _resnet(arch: str, model: str) -> nn.Module:
@@ -229,7 +225,7 @@ def _forward(holder: nn.Module, checkpoint: Checkpoint, model: str, images: Tens
         with outputs_of(blocks) as seen:
             holder.backbone.net(images)
         return {name: feature.permute(0, 3, 1, 2) for name, feature in seen.items()}
-    if kind_of(checkpoint.arch) != "resnet":
+    if checkpoint.kind != "resnet":
         return timm_features(holder.backbone.bottom_up.model, images)
     if model == "c4":
         maps = holder.backbone(images)
@@ -272,7 +268,7 @@ def _yaml_snippet(out: Path, checkpoint: Checkpoint, model: str) -> str:
         "  BACKBONE:",
         "    FREEZE_AT: 0",
     ]
-    if kind_of(checkpoint.arch) == "resnet":
+    if checkpoint.kind == "resnet":
         depth = int(checkpoint.arch.removeprefix("resnet"))
         features = "[res2, res3, res4, res5]" if model == "fpn" else "[res4]"
         lines += [

@@ -34,10 +34,10 @@ class Mmdet(Target):
     }
 
     def rename(self, checkpoint, prefix=""):
-        if openmmlab_names(checkpoint.arch):
+        if _own(checkpoint.arch, checkpoint.kind):
             refuse_options(checkpoint, "mmdet's own network")
             tables = {"resnet": names.RESNET_TIMM, "mobilenetv2": names.MOBILENET_OPENMMLAB}
-            table = tables[kind_of(checkpoint.arch)]
+            table = tables[checkpoint.kind]
         else:
             table = (Rule("model.{rest}", "{rest}"),)
         return renamed(checkpoint, table, lambda name: prefix + name)
@@ -66,18 +66,18 @@ class Mmdet(Target):
         check_loaded("mmdet's Pretrained init", backbone.state_dict(), tensors)
         backbone.eval()  # mmdet's eval() returns None on some backbones: no chaining
         how = f"loaded by mmdet's {type(backbone).__name__} through init_cfg=dict(type='Pretrained', ...)"
-        if not openmmlab_names(arch):
+        if not _own(arch, checkpoint.kind):
             return timm_features(backbone.model, images), how
         mobilenet = [*(f"blocks.{number}" for number in range(7)), "last conv"]
-        stages = [f"layer{number}" for number in range(1, 5)] if kind_of(arch) == "resnet" else mobilenet
+        stages = [f"layer{number}" for number in range(1, 5)] if checkpoint.kind == "resnet" else mobilenet
         with torch.no_grad():
             return dict(zip(stages, backbone(images), strict=True)), how
 
     def snippet(self, out, checkpoint, prefix=""):
         mean, std = pixels(checkpoint)
-        arch, kind = checkpoint.arch, kind_of(checkpoint.arch)
+        arch, kind = checkpoint.arch, checkpoint.kind
         imports = ""
-        if not openmmlab_names(arch):
+        if not _own(arch, kind):
             imports = "custom_imports = dict(imports=['convert.targets.mmdet_backbones'], allow_failed_imports=False)\n"
             lines = [f"type='TimmBackbone', arch='{arch}', out_indices=(1, 2, 3, 4)", "norm_cfg=dict(type='SyncBN')"]
             lines += [f"options={checkpoint.options}"] if checkpoint.options else []
@@ -92,7 +92,7 @@ class Mmdet(Target):
         start = f", prefix='{prefix}'" if prefix else ""
         lines.append(f"init_cfg=dict(type='Pretrained', checkpoint='{out.resolve()}'{start})")
         backbone = "".join(f"        {line},\n" for line in lines)
-        return f"""# {origin(checkpoint)} for mmdet: a whole config; name your own recipe as `_base_`, or paste from it.
+        text = f"""# {origin(checkpoint)} for mmdet: a whole config; name your own recipe as `_base_`, or paste from it.
 _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 {imports}model = dict(
     data_preprocessor=dict(
@@ -103,22 +103,24 @@ _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 {backbone}    ),
     neck=dict(in_channels={_pyramid_channels(checkpoint)}))
 """
+        return text, ".py"
 
 
-def openmmlab_names(arch: str) -> bool:
+def _own(arch: str, kind: str | None) -> bool:
     """Whether mmdet itself has this network; others go to the registered timm backbone."""
-    return kind_of(arch) in ("resnet", "mobilenetv2") and not arch.endswith("d")
+    return kind in ("resnet", "mobilenetv2") and not arch.endswith("d")
 
 
 def backbone_config(arch: str, options: dict) -> dict:
     """mmdet's config of the backbone: every stage returned, nothing frozen, batch norm in train mode."""
     from pretrain.backbones import build_backbone
 
-    if not openmmlab_names(arch):
+    kind = kind_of(arch)
+    if not _own(arch, kind):
         stages = len(build_backbone(arch, **options).feature_info)
         return {"type": "TimmBackbone", "arch": arch, "out_indices": tuple(range(stages)), "options": options}
     shared = {"frozen_stages": -1, "norm_cfg": {"type": "BN"}, "norm_eval": False}
-    if kind_of(arch) == "resnet":
+    if kind == "resnet":
         return {
             "type": "ResNet",
             "depth": int(arch.removeprefix("resnet")),
@@ -161,8 +163,8 @@ def _pyramid_channels(checkpoint) -> list[int]:
     """Channels of the four maps that the snippet's `out_indices` choose."""
     from pretrain.backbones import build_backbone
 
-    state, kind = checkpoint.state, kind_of(checkpoint.arch)
-    if not openmmlab_names(checkpoint.arch):
+    state, kind = checkpoint.state, checkpoint.kind
+    if not _own(checkpoint.arch, kind):
         return [info["num_chs"] for info in build_backbone(checkpoint.arch, **checkpoint.options).feature_info][1:5]
     if kind == "resnet":
         last = "conv3" if "layer1.0.conv3.weight" in state else "conv2"

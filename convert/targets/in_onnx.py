@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.families import Checkpoint
-from convert.names import CLASSES, IDENTITY, kind_of
+from convert.names import CLASSES, IDENTITY
 from convert.targets import Target, Verified, origin, renamed, transform
 from sslight.core.errors import InputError
 
@@ -27,17 +27,18 @@ class Onnx(Target):
     def rename(self, checkpoint, stages=False):
         return renamed(checkpoint, IDENTITY)
 
-    def save(self, path, outgoing, checkpoint, picture, stages=False):
-        return export(path, checkpoint, stages=stages, picture=picture)
+    def save(self, path, outgoing, checkpoint, picture):
+        return export(path, checkpoint, picture=picture, **outgoing.options)
 
     def snippet(self, out, checkpoint, stages=False):
-        return f'''# {origin(checkpoint)} for onnxruntime: images [N, 3, H, W] float32, N, H and W free.
+        text = f'''# {origin(checkpoint)} for onnxruntime: images [N, 3, H, W] float32, N, H and W free.
 import onnxruntime
 from torchvision import transforms
 
 session = onnxruntime.InferenceSession("{out.resolve()}")
 {transform(checkpoint)}# features = session.run(["features"], {{"images": batch.numpy()}})[0]
 '''
+        return text, ".py"
 
 
 def export(path: Path, checkpoint: Checkpoint, *, stages: bool = False, picture: Path | None = None) -> Verified:
@@ -60,10 +61,10 @@ def export(path: Path, checkpoint: Checkpoint, *, stages: bool = False, picture:
     from convert.verify import differences, image_for
 
     # A graph for any image size cannot leave the positions of one size alone, as the published resizing does.
-    options = {"dynamic_img_size": True, "pos_resize": "timm"} if kind_of(checkpoint.arch) == "vit" else {}
+    options = {"dynamic_img_size": True, "pos_resize": "timm"} if checkpoint.kind == "vit" else {}
     network = network_of(checkpoint, **options).eval()
     outputs = _outputs(network, stages)
-    example = image_for(checkpoint.arch, checkpoint.preprocess, picture)
+    example = image_for(checkpoint, picture)
     with torch.no_grad():
         maps = len(outputs(example)) - 1
     names = ["features", *(f"stage{number}" for number in range(maps))]
@@ -127,7 +128,7 @@ def _outputs(network: nn.Module, stages: bool) -> nn.Module:
 
 def _step(checkpoint: Checkpoint) -> int:
     """Image sides are multiples of this: a ViT's patch, else 1."""
-    return checkpoint.state["patch_embed.proj.weight"].shape[-1] if kind_of(checkpoint.arch) == "vit" else 1
+    return checkpoint.state["patch_embed.proj.weight"].shape[-1] if checkpoint.kind == "vit" else 1
 
 
 def _other(example: Tensor, step: int) -> Tensor:

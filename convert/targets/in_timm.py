@@ -50,12 +50,13 @@ class Timm(Target):
 
     def snippet(self, out, checkpoint):
         options = "".join(f", {key}={value!r}" for key, value in checkpoint.options.items())
-        return f'''# {origin(checkpoint)} for timm.
+        text = f'''# {origin(checkpoint)} for timm.
 import timm
 from torchvision import transforms
 
 model = timm.create_model("{checkpoint.arch}", num_classes=0, checkpoint_path="{out.resolve()}"{options}).eval()
 {transform(checkpoint)}'''
+        return text, ".py"
 
 
 TARGET = Timm()

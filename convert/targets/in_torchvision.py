@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from convert import names
-from convert.names import kind_of
 from convert.targets import Target, origin, refuse_options, refuse_vit_extras, renamed, transform
 from sslight.core.errors import InputError
 
@@ -23,7 +22,7 @@ class Torchvision(Target):
     def rename(self, checkpoint):
         from convert.reader import vit_heads
 
-        kind, state, usual = kind_of(checkpoint.arch), checkpoint.state, ()
+        kind, state, usual = checkpoint.kind, checkpoint.state, ()
         if kind == "vit":
             refuse_vit_extras(checkpoint, "torchvision's ViT")
             patch, positions = state["patch_embed.proj.weight"].shape[-1], state["pos_embed"].shape[1]
@@ -60,14 +59,14 @@ class Torchvision(Target):
         return torchvision_features(network, *views, images), "loaded by torchvision's network, strictly"
 
     def snippet(self, out, checkpoint):
-        arch, kind = checkpoint.arch, kind_of(checkpoint.arch)
+        arch, kind = checkpoint.arch, checkpoint.kind
         if kind == "mobilenetv2":
             build, head = f"torchvision.models.mobilenet_v2(width_mult={int(arch[-3:]) / 100})", "classifier"
         elif kind == "vit":
             build, head = "torchvision.models.vit_b_16()", "heads"
         else:
             build, head = f"torchvision.models.{arch}()", "fc"
-        return f'''# {origin(checkpoint)} for torchvision.
+        text = f'''# {origin(checkpoint)} for torchvision.
 import torch
 import torchvision
 from torchvision import transforms
@@ -77,6 +76,7 @@ model.{head} = torch.nn.Identity()
 model.load_state_dict(torch.load("{out.resolve()}", weights_only=True), strict=True)
 model.eval()
 {transform(checkpoint)}'''
+        return text, ".py"
 
 
 TARGET = Torchvision()

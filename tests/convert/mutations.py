@@ -50,7 +50,7 @@ def originals(folder: Path) -> dict[str, bytes]:
     checkpoint = read_checkpoint(folder / "run.pth")
     for to, name in (("timm", "backbone.safetensors"), ("detectron2", "arrays.pkl")):
         tensors = {f"model.{key}" * (to == "detectron2") or key: value for key, value in checkpoint.state.items()}
-        TARGETS[to].save(folder / name, Outgoing(tensors, {}), checkpoint, None, **TARGETS[to].defaults(ARCH))
+        TARGETS[to].save(folder / name, Outgoing(tensors, {}), checkpoint, None)
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from convert.families import FAMILIES, Checkpoint
+from convert.names import class_of
 from convert.reader import network_of, read_checkpoint, read_content
-from convert.targets import TARGETS, refusal, rename
+from convert.targets import REFUSED, TARGETS, rename
 from convert.verify import differences, fixed_image, verify_file
 from sslight.core.errors import InputError
 from tests.convert.family_files import CASES
@@ -116,7 +117,8 @@ def test_goes_to_every_target(case, to, tmp_path):
     if (not FULL and short) or (to == "onnx" and variant in _seen):
         pytest.skip("tried elsewhere, or heavy; SSLIGHT_FULL=1 tries all")
     _seen.add(variant)
-    if refusal(own.arch, to):
+    target = TARGETS[to]
+    if target.matrix[class_of(own.arch)].startswith(REFUSED):
         with pytest.raises(InputError, match="cannot go to"):
             rename(checkpoint, to)
         return
@@ -125,9 +127,8 @@ def test_goes_to_every_target(case, to, tmp_path):
     except InputError as error:
         assert {"dist_token", "reg_token", "blocks.0.ls1.gamma"} & checkpoint.state.keys() or "positions" in str(error)
         return
-    target, options = TARGETS[to], TARGETS[to].defaults(own.arch)
-    out = tmp_path / f"out{target.suffixes[0]}"
-    target.save(out, outgoing, checkpoint, None, **options)
+    out, options = tmp_path / f"out{target.suffixes[0]}", outgoing.options
+    target.save(out, outgoing, checkpoint, None)
     if to == "onnx":
         session = importlib.import_module("onnxruntime").InferenceSession(str(out))
         assert _relative(torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), expected) < 1e-4
