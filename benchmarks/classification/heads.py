@@ -81,7 +81,7 @@ def semi_head(
 
     fc - BN - GELU for every hidden layer, then fc to the classes at torch's default initialisation. `projection` is
     DINO's head (`mlp.N.*`): its hidden layers, BN parameters and statistics included, become this head's; the shape
-    follows it. Without one the hidden layers start as DINO's do (see pretrain/heads.py): normal 0.02, bias 0.
+    follows it. Without one the hidden layers start as DINO's do (`pretrain.heads.init_linear`): normal 0.02, bias 0.
 
     Raises InputError if the projection head is not for features of `width`.
     """

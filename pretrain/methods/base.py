@@ -31,8 +31,10 @@ class Progress:
 
 
 class Method(nn.Module):
-    """Networks and loss of one self-supervised method.
+    """Networks and loss of one self-supervised method, built from the whole configuration (`METHODS[name](cfg)`).
 
+    Its own settings are the section of its name in capitals (`pretrain/settings.py`). The loop calls, per step:
+    `forward` for every batch, `after_backward`, the optimizer, `after_step`.
     `networks` maps the name of each of the method's networks to the prefix of its backbone in the state dict; the
     first is the one to evaluate. Parameters that are not trained by gradient have `requires_grad` False.
     """
