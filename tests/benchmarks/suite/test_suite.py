@@ -427,8 +427,15 @@ def test_build_options_reach_every_evaluation_and_the_cost(tmp_path):
 def test_an_absent_framework_is_an_error_that_says_how_to_install_it(
     words, tmp_path, monkeypatch, arch, framework, message
 ):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "detectron2" else found(name))
+    find_spec, import_module = importlib.util.find_spec, importlib.import_module
+
+    def without_detectron2(name):
+        if "detectron2" in name:
+            raise ModuleNotFoundError("No module named 'detectron2'", name="detectron2")
+        return import_module(name)
+
+    monkeypatch.setattr(importlib, "import_module", without_detectron2)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "detectron2" else find_spec(name))
     with pytest.raises(InputError, match=message):
         suite.main(["--weights", "random", "--arch", arch, "--suite", "demo", "--framework", framework, *words[2:]])
     assert not (tmp_path / "out").exists()
