@@ -10,7 +10,7 @@ WORKERS ?= 2
 install: $(VENV)/.installed
 
 # mmcv-lite asks for opencv-python, which needs the system's libGL; the headless wheel with the same module does not.
-$(VENV)/.installed: setup.py constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	$(BIN)/python -m pip uninstall --quiet --yes opencv-python

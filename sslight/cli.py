@@ -15,6 +15,7 @@ from sslight.core.arguments import Command, Imported
 from sslight.core.errors import EXIT_BAD_INPUT, EXIT_DONE, nearest
 from sslight.core.processes import run_command
 from sslight.core.registry import load
+from sslight.versions import versions
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ def dispatch(
         print(usage(program, commands), file=sys.stdout if arguments else sys.stderr)
         return EXIT_DONE if arguments else EXIT_BAD_INPUT
     name, *rest = arguments
+    if name == "--version" and commands is COMMANDS:
+        print(versions())
+        return EXIT_DONE
     if name not in commands:
         print(
             f"error: {program} has no command '{name}'{nearest(name, commands)}: use {', '.join(commands)}",
