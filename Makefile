@@ -26,7 +26,7 @@ test: install
 
 # Everything `make test` leaves out for time: the whole evaluation matrix.
 test-full: install
-	OMP_NUM_THREADS=1 SSLIGHT_FULL=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' -n $(WORKERS) --dist loadfile --durations=15
 
 # Kill, cut, fill, starve and feed garbage to every command, in the full numbers; one table of what survived.
 faults: install
