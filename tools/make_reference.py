@@ -1,0 +1,208 @@
+"""The site's generated pages: the reference, from the code's own tables, and the README and its companions.
+
+A hook of mkdocs (mkdocs.yml names it); `python -m tools.make_reference DIR` writes the same pages into a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import inspect
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # mkdocs is started from anywhere
+
+# Title, module and name of every table of settings; comments are read from the module's source.
+SETTINGS = [
+    ("Pre-training", "pretrain.settings", "DEFAULTS"),
+    ("k-NN", "benchmarks.classification.settings", "KNN"),
+    ("Linear", "benchmarks.classification.settings", "LINEAR"),
+    ("Semi-supervised", "benchmarks.classification.settings", "SEMISUP"),
+    ("Detection", "benchmarks.detection.settings", "DEFAULTS"),
+]
+# Page of the site -> file at the project's root.
+PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+
+
+def comments(source: str) -> dict[str, str]:
+    """{dotted key: the comment on the last line of its value} of all dictionaries written out in a module."""
+    lines = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+
+    def walk(node: ast.Dict, prefix: str) -> Iterator[tuple[str, str]]:
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                if isinstance(value, ast.Dict):
+                    at = key.lineno
+                    yield from walk(value, f"{prefix}{key.value}.")
+                else:
+                    at = value.end_lineno or value.lineno
+                if at in lines:
+                    yield f"{prefix}{key.value}", lines[at]
+
+    nested = set()
+    found: dict[str, str] = {}
+    for node in ast.walk(ast.parse(source)):  # outer dictionaries come before those within them
+        if isinstance(node, ast.Dict) and node not in nested:
+            nested |= {child for child in ast.walk(node) if isinstance(child, ast.Dict)}
+            found |= dict(walk(node, ""))
+    return found
+
+
+def cell(text: object) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    lines = [list(head), ["---"] * len(list(head)), *rows]
+    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines) + "\n"
+
+
+def kind(value: object) -> str:
+    if isinstance(value, list):
+        return f"list of {kind(value[0])}" if value else "list"
+    return type(value).__name__
+
+
+def settings_page() -> str:
+    from sslight.core.config import flatten
+
+    text = (
+        "# Configuration keys\n\nIn a YAML file nested, on the command line as `KEY VALUE`. A misspelt key is "
+        "an error that names the nearest known one.\n"
+    )
+    for title, module, name in SETTINGS:
+        there = importlib.import_module(module)
+        beside = comments(inspect.getsource(there))
+        rows = [
+            (f"`{key}`", kind(value), f"`{value!r}`", beside.get(key, beside.get(key.rpartition(".")[0], "")))
+            for key, value in flatten(getattr(there, name))
+        ]
+        text += f"\n## {title}\n\n`{module.replace('.', '/')}.py`\n\n" + table(("key", "type", "default", ""), rows)
+    return text
+
+
+def commands_page() -> str:
+    from sslight import cli
+
+    text = "# Commands\n\n"
+    for name, command in cli.COMMANDS.items():
+        parts = (
+            {f"{name} {sub}": part for sub, part in command.items()} if isinstance(command, dict) else {name: command}
+        )
+        for words, part in parts.items():
+            parser = cli.parser_of(part)
+            text += f"## sslight {words}\n\n{parser.description}\n\n"
+            text += table(("option", "values", "default", ""), options(parser))
+            text += f"\n```text\n{(parser.epilog or '').strip()}\n```\n\n"
+    return text
+
+
+def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, str, str]]:
+    for action in parser._actions:  # argparse has no public list of them
+        if action.help == argparse.SUPPRESS:
+            continue
+        names = ", ".join(f"`{word}`" for word in action.option_strings) or f"`{action.metavar or action.dest}`"
+        values = ", ".join(map(str, action.choices)) if action.choices else str(action.metavar or "")
+        default = "" if action.default in (None, False, [], argparse.SUPPRESS) else f"`{action.default}`"
+        yield (
+            names,
+            values,
+            default,
+            (action.help or "") + " (required)" * (action.required and bool(action.option_strings)),
+        )
+
+
+def conversion_page() -> str:
+    from convert.families import FAMILIES as LAYOUTS
+    from convert.support import FAMILIES, MATRIX, TARGETS
+
+    rules = {family.name: family.rule for family in LAYOUTS}
+    text = "# Checkpoint families and targets\n\n## Families\n\n"
+    text += table(
+        ("family", "recognised by", "architectures"),
+        ((f"`{name}`", rules.get(name, ""), ", ".join(archs)) for name, archs in FAMILIES.items()),
+    )
+    text += "\n## Targets\n\nEvery family goes to every target of its architecture's row.\n\n"
+    return text + table(
+        ("architecture", *TARGETS), ((name, *(row[to] for to in TARGETS)) for name, row in MATRIX.items())
+    )
+
+
+def evaluations_page() -> str:
+    from benchmarks.suite.settings import DEFAULTS, SUITES
+    from sslight import cli
+    from sslight.core.config import read_yaml
+
+    text = "# Evaluations and suites\n\n## Evaluations\n\n"
+    text += table(
+        ("evaluation", "", "command"),
+        ((f"`{name}`", cli.BENCHMARKS[name].text, f"`sslight bench {name}`") for name in DEFAULTS),
+    )
+    for file in sorted(SUITES.glob("*.yaml")):
+        suite = read_yaml(file)
+        if not isinstance(suite, dict) or "evaluations" not in suite:
+            continue
+        text += f"\n## Suite {file.stem}\n\n`configs/suites/{file.name}`\n\n"
+        rows = (
+            (
+                f"`{name}`",
+                entry["benchmark"],
+                ", ".join(entry.get("frameworks", [])),
+                config if isinstance(config := entry.get("config", ""), str) else ", ".join(config.values()),
+                " ".join(map(str, entry.get("options", []))),
+            )
+            for name, entry in suite["evaluations"].items()
+        )
+        text += table(("name", "benchmark", "frameworks", "configuration", "options"), rows)
+    return text
+
+
+def root_page(name: str) -> str:
+    """A page at the project's root, with its links as they are within the site."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    pages = {file: page for page, file in PAGES.items()}
+
+    def moved(match: re.Match[str]) -> str:
+        target, anchor = match[1], match[2] or ""
+        target = pages.get(target, target.removeprefix("docs/"))
+        return f"]({'contents.md' if target == 'README.md' else target}{anchor})"
+
+    return re.sub(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[\w-]*)?\)", moved, text)
+
+
+def generated() -> dict[str, str]:
+    """{path of the page: Markdown}"""
+    return {page: root_page(file) for page, file in PAGES.items()} | {
+        "contents.md": (ROOT / "docs" / "README.md").read_text(encoding="utf-8"),
+        "reference/settings.md": settings_page(),
+        "reference/commands.md": commands_page(),
+        "reference/conversion.md": conversion_page(),
+        "reference/evaluations.md": evaluations_page(),
+    }
+
+
+def on_files(files, config):
+    """mkdocs: add the generated pages to those of docs/."""
+    from mkdocs.structure.files import File
+
+    for page, text in generated().items():
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    for page, text in generated().items():
+        (out / page).parent.mkdir(parents=True, exist_ok=True)
+        (out / page).write_text(text, encoding="utf-8")
