@@ -22,16 +22,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --force-reinstall --no-deps opencv-python-headless
 	touch $@
 
-demo: install ## everything from images to the report on handwritten digits, in 14 minutes on two cores
+demo: install ## from images to the report on handwritten digits, in 14 minutes on two cores
 	$(BIN)/sslight demo $(OUT)
 
-test: lint ## lint, and the tests but the slow ones
+test: lint types docs ## lint, types, docs, and all tests but the slow ones
 	$(PYTEST)
 
 test-full: install ## all tests, the slow ones too: the whole evaluation matrix
 	$(PYTEST) -m ''
 
-format: install ## lay the code out, and mend what ruff can mend
+format: install ## format the code and apply ruff's automatic fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -42,7 +42,8 @@ lint: install ## ruff check and ruff format --check
 types: install ## mypy over the product
 	$(BIN)/mypy
 
-docs: install ## the site from docs/ and the code's tables in runs/site; a warning is an error
+# The variable silences mkdocs-material's notice about MkDocs 2.
+docs: install ## build the site from docs/ and the code's tables into runs/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # Kill, cut, fill, starve and feed garbage to every command, in the full numbers.

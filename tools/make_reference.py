@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib
 import inspect
 import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sslight.cli import Group
+    from sslight.core.arguments import Command
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # mkdocs is started from anywhere
 
-# Title, module and name of every table of settings; comments are read from the module's source.
-SETTINGS = [
-    ("Pre-training", "pretrain.settings", "DEFAULTS"),
-    ("k-NN", "benchmarks.classification.settings", "KNN"),
-    ("Linear", "benchmarks.classification.settings", "LINEAR"),
-    ("Semi-supervised", "benchmarks.classification.settings", "SEMISUP"),
-    ("Detection", "benchmarks.detection.settings", "DEFAULTS"),
-]
+# Title and `module:REGISTRY` of the registries whose names and texts are listed. A new kind of part is a line here.
+REGISTRIES = [("Evaluations", "benchmarks.evaluation:EVALUATIONS")]
 # Page of the site -> file at the project's root.
 PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
@@ -74,6 +72,18 @@ def kind(value: object) -> str:
     return type(value).__name__
 
 
+def settings() -> Iterator[tuple[str, Mapping, list[Path]]]:
+    """(title, nested keys and defaults, files with the comments beside these) of pre-training and each evaluation."""
+    import pretrain.settings
+    from benchmarks.evaluation import EVALUATIONS
+
+    yield "Pre-training", pretrain.settings.DEFAULTS, [Path(pretrain.settings.__file__)]
+    for name, evaluation in EVALUATIONS.items():
+        if evaluation.settings:
+            module = Path(inspect.getfile(type(evaluation)))
+            yield f"sslight bench {name}", evaluation.settings, [module.with_name("settings.py"), module]
+
+
 def settings_page() -> str:
     from sslight.core.config import flatten
 
@@ -81,30 +91,36 @@ def settings_page() -> str:
         "# Configuration keys\n\nIn a YAML file nested, on the command line as `KEY VALUE`. A misspelt key is "
         "an error that names the nearest known one.\n"
     )
-    for title, module, name in SETTINGS:
-        there = importlib.import_module(module)
-        beside = comments(inspect.getsource(there))
+    for title, defaults, files in settings():
+        beside = {key: comment for file in files for key, comment in comments(file.read_text("utf-8")).items()}
         rows = [
             (f"`{key}`", kind(value), f"`{value!r}`", beside.get(key, beside.get(key.rpartition(".")[0], "")))
-            for key, value in flatten(getattr(there, name))
+            for key, value in flatten(defaults)
         ]
-        text += f"\n## {title}\n\n`{module.replace('.', '/')}.py`\n\n" + table(("key", "type", "default", ""), rows)
+        text += f"\n## {title}\n\n" + table(("key", "type", "default", ""), rows)
     return text
 
 
+def commands(prefix: str, group: Mapping[str, Command | Group]) -> Iterator[tuple[str, Command]]:
+    """(words, command) of all commands, those within groups too."""
+    from sslight.cli import Group
+
+    for name, command in group.items():
+        if isinstance(command, Group):
+            yield from commands(f"{prefix} {name}", command.commands)
+        else:
+            yield f"{prefix} {name}", command
+
+
 def commands_page() -> str:
-    from sslight import cli
+    from sslight.cli import COMMANDS
 
     text = "# Commands\n\n"
-    for name, command in cli.COMMANDS.items():
-        parts = (
-            {f"{name} {sub}": part for sub, part in command.items()} if isinstance(command, dict) else {name: command}
-        )
-        for words, part in parts.items():
-            parser = cli.parser_of(part)
-            text += f"## sslight {words}\n\n{parser.description}\n\n"
-            text += table(("option", "values", "default", ""), options(parser))
-            text += f"\n```text\n{(parser.epilog or '').strip()}\n```\n\n"
+    for words, command in commands("sslight", COMMANDS):
+        parser = command.arguments()
+        text += f"## {words}\n\n{parser.description}\n\n"
+        text += table(("option", "values", "default", ""), options(parser))
+        text += f"\n```text\n{(parser.epilog or '').strip()}\n```\n\n"
     return text
 
 
@@ -139,21 +155,24 @@ def conversion_page() -> str:
     )
 
 
-def evaluations_page() -> str:
-    from benchmarks.suite.settings import DEFAULTS, SUITES
-    from sslight import cli
+def parts_page() -> str:
+    from sslight.core.registry import load
+
+    text = "# Parts and suites\n"
+    for title, where in REGISTRIES:
+        registry = load(where)
+        text += f"\n## {title}\n\n" + table(("name", ""), ((f"`{name}`", registry.text(name)) for name in registry))
+    return text + "".join(suites())
+
+
+def suites() -> Iterator[str]:
+    from benchmarks.suite.settings import SUITES
     from sslight.core.config import read_yaml
 
-    text = "# Evaluations and suites\n\n## Evaluations\n\n"
-    text += table(
-        ("evaluation", "", "command"),
-        ((f"`{name}`", cli.BENCHMARKS[name].text, f"`sslight bench {name}`") for name in DEFAULTS),
-    )
     for file in sorted(SUITES.glob("*.yaml")):
         suite = read_yaml(file)
-        if not isinstance(suite, dict) or "evaluations" not in suite:
+        if not isinstance(suite, dict) or "evaluations" not in suite:  # settings of one of a suite's evaluations
             continue
-        text += f"\n## Suite {file.stem}\n\n`configs/suites/{file.name}`\n\n"
         rows = (
             (
                 f"`{name}`",
@@ -164,8 +183,8 @@ def evaluations_page() -> str:
             )
             for name, entry in suite["evaluations"].items()
         )
-        text += table(("name", "benchmark", "frameworks", "configuration", "options"), rows)
-    return text
+        yield f"\n## Suite {file.stem}\n\n`configs/suites/{file.name}`\n\n"
+        yield table(("name", "benchmark", "frameworks", "configuration", "options"), rows)
 
 
 def root_page(name: str) -> str:
@@ -188,7 +207,7 @@ def generated() -> dict[str, str]:
         "reference/settings.md": settings_page(),
         "reference/commands.md": commands_page(),
         "reference/conversion.md": conversion_page(),
-        "reference/evaluations.md": evaluations_page(),
+        "reference/parts.md": parts_page(),
     }
 
 
