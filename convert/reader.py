@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from timm.models import is_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from convert import architectures
 from convert.families import ALWAYS_DROPPED, FAMILIES, Family, by_name, compiled, recognise
@@ -20,7 +20,7 @@ from convert.names import DINOV2_LAYOUT, LAYOUTS, TIMM_LAYOUT, Layout, apply_tab
 from convert.recorded import AS_TIMM, IMAGENET, recorded
 from convert.safe_files import read_file
 from convert.support import kind_of
-from pretrain.backbones import POS_RESIZE, build_backbone, canonical_arch, check_options
+from pretrain.backbones import POS_RESIZE, Backbone, build_backbone, canonical_arch, check_options
 from sslight.core.checkpoint import FORMAT, sha256
 from sslight.core.errors import InputError, nearest
 
@@ -125,7 +125,7 @@ def load_network(
     network: str | None = None,
     from_detector: bool = False,
     options: Mapping | None = None,
-) -> tuple[nn.Module, Checkpoint]:
+) -> tuple[Backbone, Checkpoint]:
     """The timm network of a checkpoint, loaded strictly, in train mode, and what was read.
 
     Arguments and errors as of `read_checkpoint`.
@@ -136,7 +136,7 @@ def load_network(
     return network_of(checkpoint), checkpoint
 
 
-def network_of(checkpoint: Checkpoint, **build_options) -> nn.Module:
+def network_of(checkpoint: Checkpoint, **build_options) -> Backbone:
     """The timm network holding a checkpoint's tensors."""
     recorded = {"pos_resize": checkpoint.preprocess.get("pos_resize", "timm"), **checkpoint.options}
     module = build_backbone(checkpoint.arch, **{**recorded, **build_options})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from pretrain.backbones import Backbone
 from pretrain.data.index import Source
 from pretrain.data.loading import center_crop, eval_batches, normalize
 from pretrain.methods.base import Method, Progress
@@ -25,13 +27,14 @@ class Objective(nn.Module):
         super().__init__()
         self.method = method
         self.classifier = nn.Linear(method.backbone.feature_dim, classes) if classes else None
-        if classes:
+        if self.classifier is not None:
             method.init_probe(self.classifier)
 
     def forward(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> dict[str, Tensor]:
         """Returns the method's dict, with `probe_loss` and `probe_top1` (fraction) if there is a probe."""
         result = self.method(views, progress)
         if self.classifier is not None:
+            assert labels is not None  # a probe comes with labelled images
             logits = self.classifier(result["feature"].float())
             probe_loss = F.cross_entropy(logits, labels)
             result["loss"] = result["loss"] + probe_loss
@@ -41,14 +44,14 @@ class Objective(nn.Module):
 
 
 @torch.no_grad()
-def extract(backbone: nn.Module, source: Source, cfg: CfgNode, device: torch.device) -> tuple[Tensor, Tensor]:
+def extract(backbone: Backbone, source: Source, cfg: CfgNode, device: torch.device) -> tuple[Tensor, Tensor]:
     """L2-normalised features [N, D] and labels [N] of a whole source, shared over the ranks, every image once.
 
     The network is put into eval mode for it and back. The centre crop keeps the published ratio 224 of 256.
     """
     rank, world = distributed.rank(), distributed.world_size()
     count = -(-len(source) // world)
-    mine = torch.arange(rank * count, min((rank + 1) * count, len(source)))
+    mine = np.arange(rank * count, min((rank + 1) * count, len(source)))
     size = cfg.VIEWS.GLOBAL_SIZE
     features = torch.zeros(count, backbone.feature_dim, device=device)
     was_training = backbone.training
@@ -68,7 +71,7 @@ def extract(backbone: nn.Module, source: Source, cfg: CfgNode, device: torch.dev
     return distributed.all_gather(features)[: len(source)], torch.as_tensor(source.labels, device=device)
 
 
-def knn_top1(backbone: nn.Module, val: Source, train: Source | None, cfg: CfgNode, device: torch.device) -> float:
+def knn_top1(backbone: Backbone, val: Source, train: Source | None, cfg: CfgNode, device: torch.device) -> float:
     """Weighted k-NN accuracy of the validation images, as a fraction.
 
     Without `train` each image is judged by the other validation images (leave-one-out, the published in-training

@@ -17,7 +17,7 @@ def parameter_groups(model: nn.Module) -> list[dict]:
     1-d parameters (biases, norms): no weight decay, no LARS adaptation. Depthwise convolutions (4-d, second dimension
     1): no weight decay. Everything else, tokens, positions and weight-norm scales included: decayed and adapted.
     """
-    groups = {
+    groups: dict[str, dict] = {
         "decayed": {"params": [], "weight_decay_factor": 1.0, "adapt": True},
         "depthwise": {"params": [], "weight_decay_factor": 0.0, "adapt": True},
         "vectors": {"params": [], "weight_decay_factor": 0.0, "adapt": False},
@@ -62,7 +62,7 @@ class LARS(Optimizer):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, eta=eta, adapt=True))
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure=None):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:

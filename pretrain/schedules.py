@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def cosine(step: int, total: int, start: float, end: float) -> float:
+def cosine(step: float, total: int, start: float, end: float) -> float:
     """Half a cosine from `start` at step 0 towards `end`, which is approached at step `total` and not reached."""
     return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * step / total))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from pretrain.optim import LARS, parameter_groups
 from pretrain.schedules import cosine, scaled_learning_rate
 from sslight.core import distributed
 from sslight.core.checkpoint import check_archive
+from sslight.core.devices import channels_last
 from sslight.core.distributed import gather_rows, my_batches
 from sslight.core.errors import InputError, Stopped
 from sslight.core.files import write_atomically
@@ -50,16 +52,25 @@ class Outcome:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
+class Heads(nn.Module):
+    """Heads on a backbone: images [N, 3, H, W] -> {head: logits [N, C]}.
+
+    names: of the heads. frozen: names of the children that do not train.
+    """
+
+    names: Sequence[str]
+    frozen: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class Job:
     """What one run trains and on what.
 
-    model: images -> {head: logits}, with the heads' `names` and, in `frozen`, the children that do not train.
     groups: per optimizer group its `module` and `lr_factor`. subset: indices into train.
     preprocess: how the backbone wants its images.
     """
 
-    model: nn.Module
+    model: Heads
     groups: list[dict]
     train: Labelled
     subset: np.ndarray
@@ -80,7 +91,7 @@ def fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Run
 
 def _fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: RunLog) -> Outcome:
     world = distributed.world_size()
-    model = job.model.to(device, memory_format=torch.channels_last)
+    model = channels_last(job.model.to(device))
     runner = parallel(model, device)
     optimizer = build_optimizer(cfg, job.groups)
     state = State(folder=job.folder)
@@ -134,7 +145,7 @@ def _fit(cfg: CfgNode, job: Job, device: torch.device, stop: StopSignal, log: Ru
         state.epoch, state.step = state.epoch + 1, 0
         if measuring:
             scores = note(state.outcome, ranked, job.val, state.epoch)
-            metrics.write(state.epoch * steps, end=True, epoch=state.epoch, **scores)
+            metrics.write(state.epoch * steps, True, epoch=state.epoch, **scores)
             log(
                 f"seed {job.seed}, epoch {state.epoch}/{total}: "
                 + ", ".join(f"{name} {value:.2f}%" for name, value in list(scores.items())[:4])
@@ -260,7 +271,7 @@ def share_buffers(model: nn.Module) -> None:
 
 @torch.no_grad()
 def predict(
-    cfg: CfgNode, model: nn.Module, split: Labelled, indices: np.ndarray | None, preprocess: dict, device: torch.device
+    cfg: CfgNode, model: Heads, split: Labelled, indices: np.ndarray | None, preprocess: dict, device: torch.device
 ) -> dict[str, Tensor]:
     """Ranked classes [images, r] of every head on centre crops of `indices` (None: all), shared over ranks."""
     indices = np.arange(len(split)) if indices is None else indices

@@ -11,6 +11,7 @@ import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -130,10 +131,10 @@ class HDF5Packer(Packer):
         return done
 
     def add(self, i: int, name: str, data: bytes, label: int | None) -> None:
-        name = os.fsencode(name)  # need not be valid text
+        key = os.fsencode(name)  # need not be valid text
         with contextlib.suppress(KeyError):  # it is there if it was written, but not flushed, before a crash
-            del self.handle[name]
-        self.handle.create_dataset(name, data=np.frombuffer(data, dtype=np.uint8))
+            del self.handle[key]
+        self.handle.create_dataset(key, data=np.frombuffer(data, dtype=np.uint8))
 
     def flush(self, last: bool) -> bool:
         due = super().flush(last)
@@ -235,7 +236,11 @@ def _member(name: str) -> str:
 PACKERS = dict(zip(FORMATS, (FolderPacker, HDF5Packer, ShardPacker), strict=True))
 
 SPLITS = ("train", "val")
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}  # file names need not be valid text
+TEXT: dict[str, Any] = {
+    "encoding": "utf-8",
+    "errors": "surrogateescape",
+    "newline": "\n",
+}  # file names need not be valid text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +104,9 @@ class HDF5Source(Source):
     kind = "h5"
 
     def __init__(self, file: Path, labels: bool):
-        self.file, self._handle, self._pid = file, None, None
+        self.file = file
+        self._handle: Any = None
+        self._pid: int | None = None
         classes: list[str] = []
         try:
             names = Names(inside(name, file) for name in self._list(classes))
@@ -232,12 +235,12 @@ def _open(path: str | Path, split: str, labels: bool) -> Source:
     if not root.is_dir():
         raise InputError(f"data directory not found: {path}{nearest_file(path)}")
     shards = sorted(root.glob(f"{glob.escape(split)}-*.tar"))
-    forms = {
+    known = {
         f"{split}/": (root / split).is_dir(),
         f"{split}.h5": (root / f"{split}.h5").is_file(),
         f"{split}-*.tar": bool(shards),
     }
-    forms = [form for form, there in forms.items() if there]
+    forms = [form for form, there in known.items() if there]
     if not forms:
         there = ", ".join(sorted(entry.name for entry in os.scandir(root))[:8]) or "nothing"
         within = f"; name the directory that it lies in, {root.parent}" * (root.name in ("train", "val"))

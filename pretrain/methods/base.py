@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
+
+from pretrain.backbones import Backbone
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Method(nn.Module):
         """Called after the optimizer's step."""
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Backbone:
         """The network that is evaluated (state dict prefix: the first of `networks`)."""
-        return self.get_submodule(next(iter(self.networks.values())).rstrip("."))
+        backbone: Any = self.get_submodule(next(iter(self.networks.values())).rstrip("."))
+        return backbone

@@ -17,6 +17,8 @@ from sslight.core import distributed
 class DINO(Method):
     """A student predicts, from every view, what its momentum teacher says of the other global views."""
 
+    center: Tensor
+    teacher_sum: Tensor
     networks = {"student": "student.backbone.", "teacher": "teacher.backbone."}
 
     def __init__(self, cfg):

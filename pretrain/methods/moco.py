@@ -31,6 +31,8 @@ def contrastive_loss(positive: Tensor, negative: Tensor, views: int, alpha: floa
 class MoCo(Method):
     """Queries (global view 2 and the local ones) find the key (global view 1) among a queue of earlier keys."""
 
+    queue: Tensor
+    queue_ptr: Tensor
     networks = {"encoder_q": "encoder_q.backbone.", "encoder_k": "encoder_k.backbone."}
 
     def __init__(self, cfg):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pretrain.backbones import Backbone
 from sslight.core.errors import InputError
 
 
 @torch.no_grad()
-def check_view_sizes(backbone: nn.Module, sizes: set[int], bf16_on_cpu: bool) -> None:
+def check_view_sizes(backbone: Backbone, sizes: set[int], bf16_on_cpu: bool) -> None:
     """Raise InputError if the backbone refuses images of one of these sizes, in pixels, or would train on garbage.
 
     Garbage is what torch's bfloat16 kernels on a CPU leave in the weight gradient of a convolution (kernel above 1)

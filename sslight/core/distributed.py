@@ -6,13 +6,15 @@ import os
 import time
 import uuid
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslight.core import devices
+from sslight.core.devices import Module
 from sslight.core.processes import end_with_parent
 
 
@@ -134,7 +136,7 @@ def any_rank(flag: bool) -> bool:
     return bool(all_reduce_sum(torch.tensor(int(flag))).item())
 
 
-def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
+def convert_sync_batchnorm(module: Module) -> Module:
     """SyncBN where torch supports it: several processes on GPUs. Elsewhere the module is returned as it is.
 
     By timm's converter: torch's own replaces timm's norms with activation by norms without.
@@ -142,7 +144,8 @@ def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
     if world_size() > 1 and torch.cuda.is_available():
         from timm.layers import convert_sync_batchnorm  # takes a second to import, which few users of this module need
 
-        return convert_sync_batchnorm(module)
+        converted: Any = convert_sync_batchnorm(module)
+        return converted
     return module
 
 
