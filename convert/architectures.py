@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -17,7 +18,7 @@ from torch import Tensor
 from pretrain.backbones import backbone_shapes, meta_backbone
 from sslight.core.errors import InputError
 
-_RESNETS = {
+_RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
     ("bottleneck", (3, 4, 6, 3)): "resnet50",
@@ -45,7 +46,7 @@ def infer(kind: str, state: dict[str, Tensor], source: str) -> tuple[str, dict]:
 
 
 def _infer_resnet(state: dict[str, Tensor], source: str) -> tuple[str, dict]:
-    blocks = Counter()
+    blocks: Counter[int] = Counter()
     for key in state:
         parts = key.split(".")
         if parts[0].startswith("layer"):
@@ -124,7 +125,8 @@ def _vit_arch(size: str, patch: int, distilled: bool, registers: int, scaled: bo
 
 def vit_options(arch: str, state: dict[str, Tensor], source: str) -> dict:
     """Build options that make the ViT `arch` have this state's patch size, image size and extra tokens."""
-    shapes, options = expected_shapes(arch), {}
+    shapes = expected_shapes(arch)
+    options: dict[str, Any] = {}
     patch = _patch_size(state, source)
     if patch != shapes["patch_embed.proj.weight"][-1]:
         options["patch_size"] = patch
@@ -157,7 +159,10 @@ def expected_shapes(arch: str, **options) -> dict[str, tuple[int, ...]]:
 def vit_heads(arch: str) -> int | None:
     """Attention heads of timm's plain ViT `arch`; None for another network."""
     network = meta_backbone(arch)
-    return network.blocks[0].attn.num_heads if isinstance(network, VisionTransformer) else None
+    if not isinstance(network, VisionTransformer):
+        return None
+    block: Any = network.blocks[0]
+    return block.attn.num_heads
 
 
 @functools.cache

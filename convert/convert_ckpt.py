@@ -68,9 +68,9 @@ def convert(
             from_detector,
             stages,
             verify,
-            verify_with and Path(verify_with),
+            Path(verify_with) if verify_with else None,
             force,
-            report and Path(report),
+            Path(report) if report else None,
             tuple(options),
         )
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from convert.reader import Checkpoint, network_of
 from convert.support import kind_of
-from pretrain.backbones import stage_features
+from pretrain.backbones import Backbone, stage_features
 from sslight.core.errors import InputError
 
 TOLERANCE = 1e-5  # of the largest magnitude of a stage's features
@@ -71,7 +72,7 @@ def outputs_of(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def timm_features(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def timm_features(model: Backbone, images: Tensor) -> dict[str, Tensor]:
     """Every stage's features of a timm network in eval mode, by stage name, and the `pooled` feature."""
     model = model.eval()
     kind = kind_of(model.arch)
@@ -159,7 +160,7 @@ def source_features(checkpoint: Checkpoint, images: Tensor) -> tuple[dict[str, T
 def _torchvision_features(checkpoint: Checkpoint, images: Tensor) -> dict[str, Tensor]:
     body = dict(checkpoint.body)
     model, stages, final = torchvision_network(checkpoint.arch)
-    holder = model
+    holder: nn.Module = model
     if checkpoint.layout == "ResNet's children in a Sequential":
         holder = nn.Sequential(*list(model.children())[:-1])
     elif checkpoint.layout == "MobileNetV2's features in a Sequential":
@@ -173,7 +174,7 @@ def _torchvision_features(checkpoint: Checkpoint, images: Tensor) -> dict[str, T
     return {**{name: final(name, feature) for name, feature in seen.items()}, "pooled": pooled}
 
 
-def torchvision_network(arch: str) -> tuple[nn.Module, dict[str, nn.Module], Callable[[str, Tensor], Tensor]]:
+def torchvision_network(arch: str) -> tuple[Any, dict[str, nn.Module], Callable[[str, Tensor], Tensor]]:
     """torchvision's network without classifier, its stages by timm's stage names, and how to view a stage's output."""
 
     def same(_: str, feature: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import torch
 from timm.models import is_model
@@ -52,7 +53,7 @@ def checked_preprocess(found: object, path: Path | str) -> dict:
     raise InputError(f"{path}: its 'preprocess' is damaged: {brief(found)}")
 
 
-def _three(values: object) -> bool:
+def _three(values: object) -> TypeGuard[Sequence[float]]:
     return (
         isinstance(values, list | tuple)
         and len(values) == 3
@@ -114,6 +115,7 @@ class Checkpoint:
     @property
     def sha256(self) -> str:
         """The file's SHA-256, hexadecimal."""
+        assert self.hashing  # of every checkpoint out of a file
         return self.hashing.result()
 
 
@@ -294,7 +296,9 @@ def _pick(family: Family, flat: Flat, network: str | None, path: Path | str) -> 
             f"{path} ({family.name}) has no network '{chosen}'{nearest(chosen, present)}; it has {', '.join(present)}"
         )
     prefix = compiled(present.pop(chosen))
-    body, dropped, unknown = {}, {}, []
+    body: dict[str, Tensor] = {}
+    dropped: dict[str, list[str]] = {}
+    unknown: list[str] = []
     for key, value in flat.values.items():
         reason = _reason(family, key)
         found = prefix.match(key)
@@ -322,7 +326,7 @@ def _pick(family: Family, flat: Flat, network: str | None, path: Path | str) -> 
         family.method_of(chosen) or "unknown",
         _head(family, chosen, tensors),
         dropped,
-        recorded if known else None,
+        str(recorded) if known else None,
     )
 
 
@@ -349,7 +353,9 @@ def _pick_sslight(content: object, flat: Flat, network: str | None, path: Path |
     content = content if isinstance(content, dict) else {}
     if content.get("format") != FORMAT:
         raise InputError(f"{path} has format '{brief(content.get('format'))}'; this version reads '{FORMAT}'")
-    model, networks, method = content.get("model"), content.get("networks"), brief(content.get("method"))
+    model: Any = content.get("model")
+    networks: Any = content.get("networks")
+    method = brief(content.get("method"))
     usable = isinstance(model, dict) and isinstance(networks, dict) and networks
     if not usable or not all(isinstance(text, str) for text in (*model, *networks, *networks.values())):
         raise InputError(f"not a readable checkpoint: {path} lacks a usable 'model' or 'networks'")
@@ -358,7 +364,9 @@ def _pick_sslight(content: object, flat: Flat, network: str | None, path: Path |
         raise InputError(f"{path} has no network '{chosen}'{nearest(chosen, networks)}; it has {', '.join(networks)}")
     prefix = networks[chosen]
     head_prefix = prefix.removesuffix("backbone.") + "head."
-    body, head, dropped = {}, {}, {}
+    body: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    dropped: dict[str, list[str]] = {}
     for key, value in model.items():
         other = next((name for name, start in networks.items() if name != chosen and key.startswith(start)), None)
         if key.startswith(prefix):
@@ -408,7 +416,7 @@ def _layout(
             f"{source}: the network {why}; its first keys are {shown}; if it is a timm network, name it with --arch"
         )
     layout = found[0]
-    drops = [(reason, compiled(pattern).fullmatch) for reason, pattern in layout.drops]
+    drops: list[tuple[str, Callable]] = [(reason, compiled(pattern).fullmatch) for reason, pattern in layout.drops]
     if layout is TIMM_LAYOUT:
         drops = [("classifier or head on the backbone", architectures.classifier_keys(trusted).__contains__)]
     dropped: dict[str, list[str]] = {}

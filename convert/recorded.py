@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from convert.names import Layout
 from convert.safe_files import Inert
 from sslight.core.errors import InputError
 
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB"}
+IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB"}
 AS_TIMM = 0  # for a number of heads: timm's of the same width
 
 # mmpretrain's names of its plain ViTs, in small letters.
@@ -223,7 +224,7 @@ def _mm_config(content: object) -> Mapping:
         return {}
 
 
-def _value(node: ast.AST) -> object:
+def _value(node: ast.AST) -> Any:
     """The data that an expression of `dict(...)`, lists and literals spells; None for any other."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
         return {word.arg: _value(word.value) for word in node.keywords if word.arg}

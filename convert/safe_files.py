@@ -10,7 +10,9 @@ import pickle
 import re
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +56,7 @@ class _DType:
 class _Array:
     """Stands for numpy.ndarray: filled by `__setstate__` with shape, type, order and bytes."""
 
-    state = None
+    state: Any = None
 
     def __setstate__(self, state):
         self.state = state
@@ -215,7 +217,7 @@ _OBJECTS = (
 )
 
 
-def allow_list() -> list[tuple[object, str]]:
+def allow_list() -> list[Callable | tuple[Callable, str]]:
     """(stand-in, full name) pairs for `torch.serialization.safe_globals`."""
     return [
         *((OrderedDict, name) for name in _DICTS),
@@ -227,7 +229,7 @@ def allow_list() -> list[tuple[object, str]]:
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch's old format, as pickled
 
 
-def read_file(path: Path | str, *, mapped: bool = False, checksums: bool = True) -> tuple[object, dict]:
+def read_file(path: Path | str, *, mapped: bool = False, checksums: bool = True) -> tuple[Any, dict]:
     """The content of a checkpoint file (nested dicts of CPU tensors and plain values) and its safetensors header.
 
     `mapped` leaves a zip file's tensors on the disk until they are used: nobody may write into the file meanwhile.

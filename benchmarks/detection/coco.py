@@ -191,7 +191,7 @@ def configure(request: Request, find_data: Callable = coco_data.find, elsewhere:
             args.weights, args.arch, settings.SEED, Path(settings.OUTPUT_DIR), settings.MODEL.OPTIONS
         )
     )
-    arch = canonical_arch(args.arch) if known else source.arch
+    arch = source.arch if source else canonical_arch(args.arch)
     if known:
         check_options(arch, read_options(settings.MODEL.OPTIONS.split()))
     file = find_config(args.config or choose_recipe(args.framework, args.task, arch, args.neck, args.schedule))

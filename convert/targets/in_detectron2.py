@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from convert.targets.names import default_model
 
 class Holder(nn.Module):
     """The parts of a detector that a backbone file fills, under the detector's own names."""
+
+    backbone: Any
+    roi_heads: Any
 
 
 def build(checkpoint: Checkpoint, model: str) -> Holder:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def features(
     from convert.verify import check_loaded
 
     init = {"type": "Pretrained", "checkpoint": str(path), **({"prefix": prefix} if prefix else {})}
-    backbone = build(checkpoint.arch, init, checkpoint.options)
+    backbone: Any = build(checkpoint.arch, init, checkpoint.options)
     with quiet():
         backbone.init_weights()
     tensors = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
@@ -89,7 +90,7 @@ def features(
     return maps, f"loaded by mmdet's {type(backbone).__name__} through init_cfg=dict(type='Pretrained', ...)"
 
 
-def _forward(backbone: torch.nn.Module, arch: str, images: Tensor) -> dict[str, Tensor]:
+def _forward(backbone: Any, arch: str, images: Tensor) -> dict[str, Tensor]:
     if not openmmlab_names(arch):
         return timm_features(backbone.model, images)
     mobilenet = [*(f"blocks.{number}" for number in range(7)), "last conv"]

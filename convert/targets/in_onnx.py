@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from sslight.core.errors import InputError
 class _Outputs(nn.Module):
     """Images [N, 3, H, W] -> the pooled feature [N, width], and on wish every stage's map [N, C, h, w]."""
 
-    def __init__(self, network: nn.Module, stages: bool):
+    def __init__(self, network: Any, stages: bool):
         super().__init__()
         self.network, self.stages = network, stages
 

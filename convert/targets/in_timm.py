@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import Tensor
@@ -16,6 +17,6 @@ def features(path: Path, checkpoint: Checkpoint, images: Tensor, **_) -> tuple[d
     """Stage features of timm's network built from the file, and what was done."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = timm.create_model(checkpoint.arch, num_classes=0, checkpoint_path=str(path), **checkpoint.options)
+        model: Any = timm.create_model(checkpoint.arch, num_classes=0, checkpoint_path=str(path), **checkpoint.options)
     model.arch = checkpoint.arch
     return timm_features(model, images), "loaded by timm.create_model, strictly"

@@ -24,7 +24,11 @@ SUFFIXES = {
 }
 MODELS = ("fpn", "c4", "vitdet")
 
-_PLAIN = {"resnet": layouts.RESNET_TIMM, "mobilenetv2": layouts.MOBILENET_TORCHVISION, "vit": layouts.VIT_TORCHVISION}
+_PLAIN: dict[str | None, tuple] = {
+    "resnet": layouts.RESNET_TIMM,
+    "mobilenetv2": layouts.MOBILENET_TORCHVISION,
+    "vit": layouts.VIT_TORCHVISION,
+}
 _DETECTRON2_PREFIX = {"fpn": "backbone.bottom_up.", "vitdet": "backbone.net."}
 
 
@@ -95,7 +99,9 @@ def _torchvision(checkpoint: Checkpoint) -> Outgoing:
 def _mmdet(checkpoint: Checkpoint) -> Outgoing:
     if openmmlab_names(checkpoint.arch):
         _refuse_options(checkpoint, "mmdet's own network")
-        table = {"resnet": layouts.RESNET_TIMM, "mobilenetv2": layouts.MOBILENET_OPENMMLAB}[kind_of(checkpoint.arch)]
+        table = {"resnet": layouts.RESNET_TIMM, "mobilenetv2": layouts.MOBILENET_OPENMMLAB}[
+            str(kind_of(checkpoint.arch))
+        ]
         return _renamed(checkpoint, table)
     return _renamed(checkpoint, (Rule("model.{rest}", "{rest}"),))
 

@@ -82,9 +82,9 @@ class NamedImage(LoadImageFromFile):
                     decode_reference(file.read())
         except Exception as cause:  # noqa: BLE001  decoders raise whatever they stumble over
             raise unreadable(path, cause) from None
-        size, wanted = results["ori_shape"][::-1], (results.get("width"), results.get("height"))
-        if None not in wanted and size != wanted:
-            raise other_size(path, size, wanted)
+        size, width, height = results["ori_shape"][::-1], results.get("width"), results.get("height")
+        if width is not None and height is not None and size != (width, height):
+            raise other_size(path, size, (width, height))
         return results
 
 
@@ -112,7 +112,7 @@ class ResumableBatchSampler(AspectRatioBatchSampler):
         """Begin the sequence anew and leave out its first `batches` batches of indices."""
         self.skip = batches
         self.sampler.indices = self.sampler._indices_of_rank()
-        self._aspect_ratio_buckets = [[], []]
+        self._aspect_ratio_buckets: list[list] = [[], []]
 
     def __iter__(self) -> Iterator[list[int]]:
         for number, batch in enumerate(super().__iter__()):
@@ -239,8 +239,8 @@ def readable_checkpoints() -> Iterator[None]:
     arrays = [
         np.ndarray,
         np.dtype,
-        np._core.multiarray._reconstruct,
-        np._core.multiarray.scalar,
+        np._core.multiarray._reconstruct,  # type: ignore[attr-defined]  # numpy's annotations leave it out
+        np._core.multiarray.scalar,  # type: ignore[attr-defined]  # as above
         *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
     ]
     with torch.serialization.safe_globals([HistoryBuffer, (_method_of_history, "builtins.getattr"), *arrays]):

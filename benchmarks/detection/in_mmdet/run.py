@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
@@ -53,7 +54,8 @@ def load_config(file: Path | str, options: Sequence[str] = ()) -> Config:
 
 
 def _check_known(cfg: Config, key: str, file: str) -> None:
-    node, path = cfg._cfg_dict, []
+    node: Any = cfg._cfg_dict
+    path: list[str] = []
     for part in key.split("."):
         known = (
             list(node)
