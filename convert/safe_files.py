@@ -39,7 +39,8 @@ class _DType:
     """Stands for numpy.dtype: its type code and byte order."""
 
     def __init__(self, code="", *flags):
-        self.code, self.order = code, "="
+        self.code = code
+        self.order: Any = "="
 
     def __setstate__(self, state):
         self.order = state[1]

@@ -102,7 +102,8 @@ class HDF5Packer(Packer):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.file, self.handle = self.work / f"{self.split}.h5", None
+        self.file = self.work / f"{self.split}.h5"
+        self.handle: Any = None
 
     def _open(self, mode: str):
         import h5py
@@ -167,7 +168,8 @@ class ShardPacker(Packer):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.tar, self.temporary = None, self.work / "shard.tmp"
+        self.tar: Any = None
+        self.temporary = self.work / "shard.tmp"
 
     def _file(self, number: int) -> Path:
         return self.work / f"{self.split}-{number:06d}.tar"

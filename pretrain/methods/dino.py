@@ -34,7 +34,7 @@ class DINO(Method):
         self._rows = 0
 
     @staticmethod
-    def _network(cfg, drop_path_rate: float) -> Network:
+    def _network(cfg, drop_path_rate: float) -> Network[DINOHead]:
         backbone, dino = build_backbone(cfg.MODEL.BACKBONE_ARCH, drop_path_rate, cfg.MODEL.POS_RESIZE), cfg.DINO
         return Network(
             backbone,

@@ -56,7 +56,7 @@ class MoCo(Method):
         self._new_keys: list[Tensor] = []  # of the forwards since the last step
 
     @staticmethod
-    def _network(cfg, drop_path_rate: float) -> Network:
+    def _network(cfg, drop_path_rate: float) -> Network[Projection]:
         backbone, moco = build_backbone(cfg.MODEL.BACKBONE_ARCH, drop_path_rate, cfg.MODEL.POS_RESIZE), cfg.MOCO
         return Network(
             backbone,
