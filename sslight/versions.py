@@ -1,4 +1,4 @@
-"""The versions behind a number: this project's, Python's, torch's and the frameworks'. Imports none of them."""
+"""The versions that a number depends on: this project's, Python's, torch's and the frameworks'. Imports no library."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ def version_of(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        # mmcv is the module of mmcv-lite, too, which is listed by its own name
-        by_other = name in metadata.packages_distributions()
-        return "source tree" if not by_other and importlib.util.find_spec(name.replace("-", "_")) else None
+        of_another = name in metadata.packages_distributions()  # as the module mmcv is mmcv-lite's
+        return "source tree" if not of_another and importlib.util.find_spec(name.replace("-", "_")) else None
 
 
 def versions() -> str:
-    """One line each, of what is installed."""
-    found = {"sslight": sslight.__version__, "Python": platform.python_version()}
-    found |= {name: version for name in LIBRARIES if (version := version_of(name))}
-    return "\n".join(f"{name:<12}{version}" for name, version in found.items())
+    """One line for each library that is installed."""
+    installed = {"sslight": sslight.__version__, "Python": platform.python_version()}
+    installed |= {name: version for name in LIBRARIES if (version := version_of(name))}
+    return "\n".join(f"{name:<12}{version}" for name, version in installed.items())
