@@ -49,12 +49,12 @@ def comments(source: str) -> dict[str, str]:
                     yield f"{prefix}{key.value}", lines[at]
 
     nested = set()
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for node in ast.walk(ast.parse(source)):  # outer dictionaries come before those within them
         if isinstance(node, ast.Dict) and node not in nested:
             nested |= {child for child in ast.walk(node) if isinstance(child, ast.Dict)}
-            found |= dict(walk(node, ""))
-    return found
+            texts |= dict(walk(node, ""))
+    return texts
 
 
 def cell(text: object) -> str:

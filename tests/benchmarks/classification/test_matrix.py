@@ -52,10 +52,10 @@ def formats(image_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A backbone file of an architecture, made when it is first asked for."""
+    """A function: architecture -> its backbone file, written at the first call."""
 
     @functools.cache
-    def made(arch):
+    def file_of(arch):
         torch.manual_seed(1)
         model, file = build_backbone(arch), tmp_path_factory.mktemp("weights") / f"{arch}.safetensors"
         save_backbone(
@@ -67,7 +67,7 @@ def weights(tmp_path_factory):
         )
         return file
 
-    return made
+    return file_of
 
 
 @pytest.mark.parametrize("evaluation, arch, form", CELLS)
