@@ -22,7 +22,7 @@ TARGETS = {
 }
 
 
-def steps(out: Path) -> Iterator[tuple[str, list[str]]]:
+def steps(out: Path) -> Iterator[tuple[str, list[str | Path]]]:
     """Pairs (what it does, the command), run one after the other from the project's folder."""
     data, checkpoint = out / "data", out / "pretrain" / "checkpoints" / "last.pth"
     yield "draw the data", ["-m", "benchmarks.demo_data", data]

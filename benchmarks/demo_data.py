@@ -155,7 +155,7 @@ def glyph_ink(glyph: np.ndarray, side: int, angle: float = 0.0) -> np.ndarray:
     """Opacity in [0, 1], [side, side], of an 8 x 8 writing with values 0..16, turned by `angle` degrees."""
     padded = np.pad(glyph.astype(np.float32) / 16, 1)
     scale = side / padded.shape[0]
-    turn = cv2.getRotationMatrix2D((4.5, 4.5), angle, scale)
+    turn: np.ndarray = cv2.getRotationMatrix2D((4.5, 4.5), angle, scale)
     turn[:, 2] += (side - 1) / 2 - 4.5
     smooth = cv2.warpAffine(padded, turn, (side, side), flags=cv2.INTER_CUBIC)
     return np.clip((smooth - 0.3) / 0.3, 0, 1)
@@ -193,7 +193,8 @@ def _write_scenes(root: Path, split: str, glyphs: list[int], count: int, size: i
     name = f"{split}2017"
     (root / name).mkdir(parents=True)
     labels = _digits()[1]
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for image_id in range(1, count + 1):
         picture, masks = _scene(_background(size, split, rng), glyphs, rng)
         file_name = f"{image_id:012d}.jpg"

@@ -63,7 +63,7 @@ def _compiled(template: str) -> tuple[re.Pattern, dict[str, tuple[int, int | Non
         name, offset, low, high = part.groups()
         pattern += re.escape(template[position : part.start()]) + f"(?P<{name}>{_TEXT_FIELDS.get(name, '[0-9]{1,4}')})"
         if name not in _TEXT_FIELDS:
-            numbers[name] = (int(offset or 0), low and int(low), high and int(high))
+            numbers[name] = (int(offset or 0), int(low) if low else None, int(high) if high else None)
         position = part.end()
     return re.compile(pattern + re.escape(template[position:])), numbers
 
@@ -115,7 +115,10 @@ def apply_table(table: Iterable[Rule], keys: Iterable[str], *, to_timm: bool, wh
     `where` says in the message whose keys these are.
     """
     table = tuple(table)
-    renamed, counts, owner, problems = {}, {}, {}, []
+    renamed: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    owner: dict[str, str] = {}
+    problems: list[str] = []
     for key in keys:
         matches = [(rule, name) for rule in table if (name := rule.rename(key, to_timm)) is not None]
         if len(matches) != 1:

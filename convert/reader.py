@@ -15,10 +15,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -321,7 +322,7 @@ def checked_preprocess(value: object, path: Path | str) -> dict:
     raise InputError(f"{path}: its 'preprocess' is damaged: {brief(value)}")
 
 
-def _three(values: object) -> bool:
+def _three(values: object) -> TypeGuard[Sequence[float]]:
     return (
         isinstance(values, list | tuple)
         and len(values) == 3

@@ -17,9 +17,10 @@ import pickle
 import re
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ class _DType:
     """Stands for numpy.dtype: its type code and byte order."""
 
     def __init__(self, code="", *flags):
-        self.code, self.order = code, "="
+        self.code = code
+        self.order: Any = "="
 
     def __setstate__(self, state):
         self.order = state[1]
@@ -64,7 +66,7 @@ class _DType:
 class _Array:
     """Stands for numpy.ndarray: filled by `__setstate__` with shape, type, order and bytes."""
 
-    state = None
+    state: Any = None
 
     def __setstate__(self, state):
         self.state = state
@@ -225,7 +227,7 @@ _OBJECTS = (
 )
 
 
-def allow_list() -> list[tuple[object, str]]:
+def allow_list() -> list[Callable | tuple[Callable, str]]:
     """(stand-in, full name) pairs for `torch.serialization.safe_globals`."""
     return [
         *((OrderedDict, name) for name in _DICTS),
@@ -237,7 +239,7 @@ def allow_list() -> list[tuple[object, str]]:
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of torch's old format, as pickled
 
 
-def read_file(path: Path | str, *, mapped: bool = False, checksums: bool = True) -> tuple[object, dict]:
+def read_file(path: Path | str, *, mapped: bool = False, checksums: bool = True) -> tuple[Any, dict]:
     """The content of a checkpoint file (nested dicts of CPU tensors and plain values) and its safetensors header.
 
     `mapped` leaves a zip file's tensors on the disk until they are used: nobody may write into the file meanwhile.

@@ -11,6 +11,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -22,6 +23,20 @@ from torch import Tensor, nn
 from sslight.core import compat
 from sslight.core.config import literal
 from sslight.core.errors import InputError, nearest
+
+if TYPE_CHECKING:
+
+    class Backbone(nn.Module):
+        """What `build_backbone` returns: timm's network, whose further members depend on the architecture."""
+
+        arch: str
+        feature_dim: int
+        pos_resize: str  # of a ViT
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    Backbone = nn.Module
 
 # The published system's names, and short ones for the ViT family.
 ALIASES = {
@@ -59,7 +74,7 @@ def canonical_arch(name: str) -> str:
     return arch
 
 
-def build_backbone(arch: str, drop_path_rate: float = 0.0, pos_resize: str = "timm", **options) -> nn.Module:
+def build_backbone(arch: str, drop_path_rate: float = 0.0, pos_resize: str = "timm", **options) -> Backbone:
     """A randomly initialised network without classifier: images [N, 3, H, W] -> pooled features [N, feature_dim].
 
     Parameters
@@ -95,13 +110,13 @@ def backbone_shapes(arch: str, num_classes: int = 0, **options) -> dict[str, tup
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def meta_backbone(arch: str, num_classes: int = 0, **options) -> nn.Module:
+def meta_backbone(arch: str, num_classes: int = 0, **options) -> Backbone:
     """timm's network without memory for its tensors, made once; raises as `backbone_shapes`. Not to be changed."""
     return _meta(canonical_arch(arch), num_classes, repr(sorted(options.items())))
 
 
 @functools.lru_cache(maxsize=64)
-def _meta(arch: str, num_classes: int, options: str) -> nn.Module:
+def _meta(arch: str, num_classes: int, options: str) -> Backbone:
     given = dict(ast.literal_eval(options))
     try:
         with torch.device("meta"):
@@ -115,7 +130,7 @@ def _meta(arch: str, num_classes: int, options: str) -> nn.Module:
         ) from None
 
 
-def read_options(words: Iterable[str]) -> dict[str, object]:
+def read_options(words: Iterable[str]) -> dict[str, Any]:
     """Build options from words such as `num_heads=12`. Raises InputError for a word that is not KEY=VALUE."""
     options = {}
     for word in words:
@@ -131,7 +146,7 @@ def write_options(options: Mapping[str, object]) -> str:
     return " ".join(f"{key}={value}" for key, value in options.items())
 
 
-def check_options(arch: str, options: Mapping[str, object]) -> None:
+def check_options(arch: str, options: Mapping[str, Any]) -> None:
     """Raise InputError unless timm's network has each of these options, builds with these values, and takes images.
 
     The options of a network are the arguments of its class that are a number, a truth value or a word.
@@ -167,14 +182,15 @@ def _wanted(value: object, default: object) -> str:
     return "" if suits else f"a {'whole ' * whole}number from {least:g} to {_MOST}"
 
 
-def _create(arch: str, num_classes: int = 0, **options) -> nn.Module:
+def _create(arch: str, num_classes: int = 0, **options) -> Backbone:
     """timm's network, with the options that its module gets here."""
     module = model_entrypoint(arch).__module__.rsplit(".", 1)[-1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm announces renamed variants; the name in use is written to every file
-        return timm.create_model(
+        network: Any = timm.create_model(
             arch, pretrained=False, num_classes=num_classes, **{**_OPTIONS.get(module, {}), **options}
         )
+        return network
 
 
 def _init_mobilenet_v2(model: nn.Module) -> None:
@@ -186,7 +202,7 @@ def _init_mobilenet_v2(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def set_pos_resize(model: nn.Module, how: str) -> None:
+def set_pos_resize(model: Backbone, how: str) -> None:
     """Choose how a ViT of timm resizes its positions, one of POS_RESIZE; other networks have nothing to choose.
 
     Raises InputError for another name.
@@ -201,7 +217,7 @@ def set_pos_resize(model: nn.Module, how: str) -> None:
         compat.set_pos_embed(model, _add_published_positions if how == "published" else None)
 
 
-def _add_published_positions(model: nn.Module, patches: Tensor) -> Tensor:
+def _add_published_positions(model: Backbone, patches: Tensor) -> Tensor:
     """timm's `VisionTransformer._pos_embed` with positions resized as published: [N, h, w, C] -> tokens [N, L, C]."""
     positions, grid, own = model.pos_embed, patches.shape[1:3], model.patch_embed.grid_size
     if tuple(grid) != tuple(own):
@@ -219,7 +235,7 @@ def _add_published_positions(model: nn.Module, patches: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _pooled_width(model: nn.Module, arch: str) -> int:
+def _pooled_width(model: Backbone, arch: str) -> int:
     """Width of the pooled feature, seen on the network's own output for an image of the network's own size."""
     state = torch.get_rng_state()  # looking must not change what is initialised next
     size = model.default_cfg.get("input_size", (3, 224, 224))
@@ -240,6 +256,6 @@ def _pooled_width(model: nn.Module, arch: str) -> int:
     return feature.shape[1]
 
 
-def stage_features(model: nn.Module, images: Tensor) -> list[Tensor]:
+def stage_features(model: Backbone, images: Tensor) -> list[Tensor]:
     """Feature maps of every stage, [N, C, h, w], from high to low resolution (ViT: of every block, before the norm)."""
     return model.forward_intermediates(images, intermediates_only=True)

@@ -60,7 +60,7 @@ def batch_norm(
     if not summed_badly or torch.compiler.is_compiling():
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     mean, var = _statistics(x.detach())
-    if running_mean is not None:
+    if running_mean is not None and running_var is not None:
         count = x.numel() // x.shape[1]
         running_mean.lerp_(mean.to(running_mean), momentum)
         running_var.lerp_((var * (count / (count - 1))).to(running_var), momentum)
@@ -92,7 +92,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _affine(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
     """(x - mean) * scale + shift by channel, in float32 within, in x's type and layout."""
-    scale, shift, mean = (None if value is None else value.float() for value in (scale, shift, mean))
+    scale, mean, shift = scale.float(), mean.float(), None if shift is None else shift.float()
     return torch.batch_norm(x, scale, shift, mean, torch.ones_like(mean), False, 0.0, 0.0, False)
 
 

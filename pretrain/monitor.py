@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.utils import make_grid
 
+from pretrain.backbones import Backbone
 from pretrain.data.loading import TrainLoader, center_crop, image_batches, normalize, to_device
 from pretrain.data.sources import Source, open_source
 from pretrain.data.views import view_set
@@ -24,14 +25,14 @@ from sslight.core.files import write_atomically
 
 
 @torch.no_grad()
-def extract(backbone: nn.Module, source: Source, cfg: CfgNode, device: torch.device) -> tuple[Tensor, Tensor]:
+def extract(backbone: Backbone, source: Source, cfg: CfgNode, device: torch.device) -> tuple[Tensor, Tensor]:
     """L2-normalised features [N, D] and labels [N] of a whole source, shared over the ranks, every image once.
 
     The network is put into eval mode for it and back. The centre crop keeps the published ratio 224 of 256.
     """
     rank, world = distributed.rank(), distributed.world_size()
     count = -(-len(source) // world)
-    mine = torch.arange(rank * count, min((rank + 1) * count, len(source)))
+    mine = np.arange(rank * count, min((rank + 1) * count, len(source)))
     size = cfg.VIEWS.GLOBAL_SIZE
     features = torch.zeros(count, backbone.feature_dim, device=device)
     was_training = backbone.training
@@ -51,7 +52,7 @@ def extract(backbone: nn.Module, source: Source, cfg: CfgNode, device: torch.dev
     return distributed.all_gather(features)[: len(source)], torch.as_tensor(source.labels, device=device)
 
 
-def knn_top1(backbone: nn.Module, val: Source, train: Source | None, cfg: CfgNode, device: torch.device) -> float:
+def knn_top1(backbone: Backbone, val: Source, train: Source | None, cfg: CfgNode, device: torch.device) -> float:
     """Weighted k-NN accuracy of the validation images, as a fraction.
 
     Without `train` each image is judged by the other validation images (leave-one-out, the published in-training

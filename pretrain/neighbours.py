@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -111,6 +111,7 @@ def above_by_bound(
     least = (known - (queries @ centre)[:, None] - bound).bfloat16()
     if least.amin() <= 0:
         return None
+    assert room.rough is not None  # else there are no rounded rows
     similarity = product(few.rows, rounded.rows, own, room.rough)
     row, column = _at_least(similarity.view(torch.int16), least.view(torch.int16), room.marks)
     if len(row) * FEW > len(queries) * len(block):
@@ -131,11 +132,22 @@ def _dots(queries: Tensor, block: Tensor, row: Tensor, column: Tensor) -> Tensor
         return torch.sparse.sampled_addmm(pairs, queries, block.T).values()
 
 
+class Rows(Protocol):
+    """Rows [n, D] that are read by slices: a tensor, an array, or an object that reads files."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
 QUERIES = 1024  # rows of one query block; fixed, so that results do not depend on the number of processes
 BANK = 16384  # rows of one bank block
 
 
-def load_rows(rows: Tensor | np.ndarray, start: int, stop: int, device: torch.device) -> Tensor:
+def load_rows(rows: Rows, start: int, stop: int, device: torch.device) -> Tensor:
     """Rows [start, stop) as float32, L2-normalised, on the device."""
     part = rows[start:stop]
     part = torch.from_numpy(np.array(part)) if isinstance(part, np.ndarray) else part  # a copy: maps are read-only
@@ -144,7 +156,7 @@ def load_rows(rows: Tensor | np.ndarray, start: int, stop: int, device: torch.de
 
 def nearest(
     queries: Tensor,
-    bank: Tensor | np.ndarray,
+    bank: Rows,
     k: int,
     *,
     exclude: Tensor | None = None,

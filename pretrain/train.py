@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from pretrain.settings import DEFAULTS, LENGTHS, MOST, POSITIVE
 from pretrain.state import Objective, State, export, last_checkpoint, resume, save
 from sslight.core import distributed
 from sslight.core.config import check_numbers, dump, load_config
+from sslight.core.devices import channels_last
 from sslight.core.errors import InputError, Stopped
 from sslight.core.logs import Bar, Meter, MetricsLog, RunLog
 from sslight.core.rundir import StopSignal, open_run
@@ -97,8 +98,9 @@ def build(cfg: CfgNode, device: torch.device) -> tuple[State, Source, Source | N
     torch.manual_seed(cfg.SEED)  # the same initial weights on every rank
     method = build_method(cfg)
     classes = len(source.classes) if cfg.TRAIN.JOINT_LINEAR_PROBE else 0
-    layout = torch.channels_last if cfg.TRAIN.CHANNELS_LAST else torch.preserve_format
-    objective = Objective(method, classes).to(device, memory_format=layout)
+    objective = Objective(method, classes).to(device)
+    if cfg.TRAIN.CHANNELS_LAST:
+        channels_last(objective)
     objective = distributed.convert_sync_batchnorm(objective)
     optimizer = build_optimizer(cfg, objective, method.constant_rate())
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.TRAIN.AMP == "fp16")
@@ -234,13 +236,13 @@ def end_epoch(
             knn = knn_top1(
                 state.objective.method.backbone, val, knn_bank, cfg, next(state.objective.parameters()).device
             )
-        metrics.write(state.step, end=True, epoch=epoch, knn_top1=knn)
+        metrics.write(state.step, True, epoch=epoch, knn_top1=knn)
         log(f"epoch {epoch}/{cfg.SOLVER.TOTAL_EPOCHS}: k-NN top-1 {knn:.2%}")
     state.epoch_open = False
     save(cfg, state, out_dir, steps_per_epoch, keep=final or epoch % cfg.TRAIN.CHECKPOINT_PERIOD == 0)
 
 
-def read(batches: Iterator[Batch], corrupt: CorruptCounter, meter: Meter, log: RunLog) -> Iterator[Batch]:
+def read(batches: Iterator[Batch], corrupt: CorruptCounter, meter: Meter, log: RunLog) -> Generator[Batch, None, None]:
     """The loader's batches, with the time waited for them metered and the images that could not be read named."""
     while True:
         with meter.waiting():
@@ -276,7 +278,7 @@ def one_step(
         if state.objective.classifier is not None:
             labels = torch.as_tensor(source.labels[batch.indices.numpy()], device=device)
         last = micro == accumulate - 1
-        with contextlib.nullcontext() if last or model is state.objective else model.no_sync():
+        with contextlib.nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None), sound_batch_norm(device):
                 result = model(views, labels, progress)
             state.scaler.scale(result["loss"] / accumulate).backward()

@@ -15,6 +15,7 @@ from sslight.core.arguments import Command, Imported
 from sslight.core.errors import EXIT_BAD_INPUT, EXIT_DONE, nearest
 from sslight.core.processes import run_command
 from sslight.core.registry import load
+from sslight.versions import versions
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ def dispatch(
         print(usage(program, commands), file=sys.stdout if arguments else sys.stderr)
         return EXIT_DONE if arguments else EXIT_BAD_INPUT
     name, *rest = arguments
+    if name == "--version" and commands is COMMANDS:
+        print(versions())
+        return EXIT_DONE
     if name not in commands:
         print(
             f"error: {program} has no command '{name}'{nearest(name, commands)}: use {', '.join(commands)}",
@@ -100,13 +104,17 @@ def complete() -> None:
 
     *_, typed, _ = argcomplete.split_line(os.environ["COMP_LINE"], int(os.environ["COMP_POINT"]))
     root = here = argparse.ArgumentParser("sslight")
-    commands, words = COMMANDS, iter(typed[1:])
+    words = iter(typed[1:])
+    commands: Mapping[str, Command | Group] = COMMANDS
     while commands:
-        chosen, sub, further = next(words, ""), here.add_subparsers(), None
+        chosen, sub, further = next(words, ""), here.add_subparsers(), {}
         for name, command in commands.items():
-            if name == chosen and isinstance(command, Group):
-                further = command.commands
-            parents = [command.arguments()] if name == chosen and further is None else []
+            parents: list[argparse.ArgumentParser] = []
+            if name == chosen:
+                if isinstance(command, Group):
+                    further = command.commands
+                else:
+                    parents = [command.arguments()]
             parser = sub.add_parser(name, parents=parents, add_help=not parents)
             here = parser if name == chosen else here
         commands = further

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,18 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+MISSING = {
+    "detectron2": None if importlib.util.find_spec("detectron2") else "detectron2 is not installed",
+    "browser": None if shutil.which("chromium") else "Debian's chromium is not installed",
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked as needing something skip where that is missing."""
+    for item in items:
+        for name, reason in MISSING.items():
+            if reason and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,6 +7,7 @@ of `tools/speed.py step`. All logits are lists by view of [N, K]; the first two 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 
 def weighted(terms_global: list[Tensor], terms_local: list[Tensor], alpha: float, beta: float) -> Tensor:
-    loss = alpha * sum(terms_global) / len(terms_global)
+    loss: Any = alpha * sum(terms_global) / len(terms_global)
     if terms_local:
         loss = loss + beta * sum(terms_local) / len(terms_local)
     return loss
@@ -24,7 +25,8 @@ def pairwise_cross_entropy(
     targets: list[Tensor], logits: list[Tensor], temperature: float, alpha: float, beta: float
 ) -> Tensor:
     """DINO's and SwAV's loss: every (target, other view) pair on its own."""
-    terms_global, terms_local = [], []
+    terms_global: list[Tensor] = []
+    terms_local: list[Tensor] = []
     for t, target in enumerate(targets):
         for v, logit in enumerate(logits):
             if v == t:
@@ -117,7 +119,7 @@ class PlainAdamW:
     def __init__(self, model: nn.Module, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.betas, self.eps = betas, eps
-        self.state = [[0, torch.zeros_like(p), torch.zeros_like(p)] for p in self.parameters]
+        self.state: list[list[Any]] = [[0, torch.zeros_like(p), torch.zeros_like(p)] for p in self.parameters]
 
     @torch.no_grad()
     def step(self, lr: float, weight_decay: float) -> None:
@@ -129,7 +131,7 @@ class PlainAdamW:
             state[2] = self.betas[1] * state[2] + (1 - self.betas[1]) * p.grad**2
             first, second = (state[1 + i] / (1 - beta ** state[0]) for i, beta in enumerate(self.betas))
             decay = weight_decay if p.ndim > 1 and not (p.ndim == 4 and p.shape[1] == 1) else 0.0
-            p -= lr * (first / (second.sqrt() + self.eps) + decay * p)
+            p.sub_(lr * (first / (second.sqrt() + self.eps) + decay * p))
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, float]:
     """Print and return the ratios, a reference's time divided by ours, per source, target and reference."""
-    ratios = {}
+    ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind, make in (("plain", _plain_source), ("run", _run_source)):
             source = make(Path(folder) / f"{kind}.pth")

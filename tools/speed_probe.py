@@ -24,6 +24,7 @@ from benchmarks.classification.training import build_optimizer, one_step
 from benchmarks.classification.weights import freeze, load_subject
 from pretrain.data.loading import image_batches, random_resized_crop
 from sslight.core.config import load_config
+from sslight.core.devices import channels_last
 
 RATES = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1]
 
@@ -103,7 +104,7 @@ def write_images(root: Path, args: argparse.Namespace) -> None:
             folder = root / split / f"class{i % 4}"
             folder.mkdir(parents=True, exist_ok=True)
             coarse = Image.fromarray(rng.integers(0, 256, (38, 50, 3), dtype=np.uint8))
-            coarse.resize((500, 375), Image.BICUBIC).save(folder / f"{i}.jpg", quality=90)
+            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=90)
 
 
 def steps(
@@ -113,7 +114,7 @@ def steps(
     subject = load_subject(cfg)
     features = Features(freeze(subject.backbone), choices_for(subject.backbone, choices))
     model = LinearProbes(features, widths(features, args.size), args.classes, rates, 0, amp=True).train()
-    model = model.to(memory_format=torch.channels_last)
+    channels_last(model)
     optimizer = build_optimizer(cfg, model.groups(cfg.SOLVER.BASE_LR))
     images = torch.randn(args.batch, 3, args.size, args.size).to(memory_format=torch.channels_last)
     labels = torch.arange(args.batch) % args.classes
@@ -132,7 +133,7 @@ def epoch(cfg, args: argparse.Namespace, train: Labelled) -> None:
     subject = load_subject(cfg)
     features = Features(freeze(subject.backbone), ["pooled"])
     model = LinearProbes(features, {"pooled": subject.backbone.feature_dim}, args.classes, [0.001], 0).train()
-    model = model.to(memory_format=torch.channels_last)
+    channels_last(model)
     optimizer = build_optimizer(cfg, model.groups(0.001))
     for images, used in image_batches(
         train.source, np.arange(len(train)), random_resized_crop(args.size, 0, 0), batch_size=args.batch, workers=0

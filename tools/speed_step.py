@@ -12,6 +12,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from pretrain.methods.dino import DINO
 from pretrain.optim import build_optimizer, ema_update, set_hyperparameters
 from pretrain.settings import DEFAULTS
 from sslight.core.config import load_config
+from sslight.core.devices import channels_last
 from tools.plain_methods import PlainLARS, dino_center, dino_targets, pairwise_cross_entropy, plain_ema
 
 PROGRESS = Progress(step=2000, steps_per_epoch=1000, total_epochs=200)
@@ -98,7 +100,7 @@ def method_config(arch: str, amp: str, args: argparse.Namespace, **settings: obj
 def loss_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
     """DINO's loss with its gradient and its centre, on given logits of 2 + 10 views."""
     small_network = {"DINO.OUTPUT_DIM": args.outputs, "DINO.HIDDEN_SIZE": 8}
-    method = build_method(method_config("resnet18", "none", args, **small_network))
+    method: Any = build_method(method_config("resnet18", "none", args, **small_network))
     # cosines, as the head's are: probabilities far below float32's range would slow both sides down
     student = torch.randn(12 * args.batch, args.outputs).mul_(0.15).requires_grad_()
     teacher = torch.randn(2 * args.batch, args.outputs).mul_(0.15)
@@ -126,9 +128,9 @@ def loss_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
 
 def optimizer_pair() -> tuple[Callable, Callable]:
     """LARS on the student and the teacher's moving average, published DINO on MobileNetV2, with given gradients."""
-    method = build_method(load_config(DEFAULTS, None, ["MODEL.BACKBONE_ARCH", "mobilenet_v2"]))
-    ours = method.to(memory_format=torch.channels_last)
-    reference = copy.deepcopy(method).to(memory_format=torch.contiguous_format)
+    method: Any = build_method(load_config(DEFAULTS, None, ["MODEL.BACKBONE_ARCH", "mobilenet_v2"]))
+    reference = copy.deepcopy(method)  # stays in torch's usual layout
+    ours = channels_last(method)
     cfg = load_config(DEFAULTS, None)
     optimizer, plain_optimizer = build_optimizer(cfg, ours), PlainLARS(reference.student)
     for p, q in zip(ours.student.parameters(), reference.student.parameters(), strict=True):
@@ -150,9 +152,9 @@ def optimizer_pair() -> tuple[Callable, Callable]:
 def step_pair(arch: str, amp: str, args: argparse.Namespace) -> tuple[Callable, Callable]:
     """A whole DINO step of the published head on random images of 2 + 6 views."""
     cfg = method_config(arch, amp, args)
-    ours = build_method(cfg)
+    ours: Any = build_method(cfg)
     plain = PlainDINO(copy.deepcopy(ours))
-    ours = ours.to(memory_format=torch.channels_last)
+    channels_last(ours)
     optimizer = build_optimizer(cfg, ours)
     views = [torch.randn(args.batch, 3, size, size) for size in [args.size] * 2 + [args.local_size] * 6]
     last_views = [view.to(memory_format=torch.channels_last) for view in views]
@@ -203,7 +205,7 @@ class PlainDINO:
         return loss.item()
 
     @staticmethod
-    def forward(network: nn.Module, groups: list[list[Tensor]]) -> Tensor:
+    def forward(network: Any, groups: list[list[Tensor]]) -> Tensor:
         features = torch.cat([network.backbone(torch.cat(group)) for group in groups])
         bottleneck = nn.functional.normalize(network.head.mlp(features), dim=-1)
         layer = network.head.last_layer

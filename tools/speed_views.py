@@ -13,9 +13,11 @@ import io
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from pretrain.data.index import Names, Source
 from sklearn.datasets import load_sample_images
 
 from pretrain.data.fast_views import decode_fast
@@ -46,7 +48,8 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         f"medians of {args.rounds} paired runs of {args.batch} images, one thread's CPU time\n"
     )
     print(f"{'views':<16}{'reference':>11}{'all CPU':>17}{'worker only':>17}{'decoding alone':>17}")
-    tables, ratios = [], {}
+    tables: list[tuple[str, dict[str, float]]] = []
+    ratios: dict[str, float] = {}
     for number, (name, overrides) in enumerate(VIEW_SETS.items()):
         times = measure(photos, overrides, args.rounds, args.batch)
         gains = {key: statistics.median(np.divide(times["reference"], times[key])) for key in times}
@@ -65,16 +68,12 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     return ratios
 
 
-class MemorySource:
+class MemorySource(Source):
     """Encoded images held in memory: disks are not what is measured."""
 
-    where = "memory"
-
     def __init__(self, encoded: list[bytes]):
+        super().__init__("memory", Names(map(str, range(len(encoded)))), labelled=False)
         self.encoded = encoded
-
-    def __len__(self) -> int:
-        return len(self.encoded)
 
     def read(self, i: int) -> bytes:
         return self.encoded[i]
@@ -118,7 +117,7 @@ def measure(photos: MemorySource, overrides: list[str], rounds: int, batch: int)
     return times
 
 
-def _maker(photos: MemorySource, overrides: list[str]) -> Callable[[Request], object]:
+def _maker(photos: MemorySource, overrides: list[str]) -> Callable[[Request], Any]:
     cfg = load_config(DEFAULTS, None, overrides)
     return TrainBatches(photos, view_set(cfg), cfg).__getitem__
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -140,7 +141,7 @@ def is_detectron2(weights: str) -> bool:
 
 def check_classes(file: Path | str, classes: list[str]) -> None:
     """A trained head of other classes than the data's would be dropped, or read as theirs, without an error."""
-    content = read_file(file)[0]
+    content: Any = read_file(file)[0]
     known = content.get("classes", {}).get("names")  # in files of ours; detectron2's own say only how many
     heads = [
         len(value) - 1

@@ -8,6 +8,7 @@ has `stage1`, `stage2`, ... counted from the end: the stage's map, averaged over
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 
 from benchmarks.classification.labelled import Labelled
 from benchmarks.classification.weights import Subject
+from pretrain.backbones import Backbone
 from pretrain.data.loading import center_crop, image_batches, normalize
 from sslight.core import distributed
+from sslight.core.devices import channels_last
 from sslight.core.errors import InputError, Stopped, nearest
 from sslight.core.files import write_atomically, write_json
 from sslight.core.logs import Bar
@@ -76,7 +79,7 @@ def _check(backbone: nn.Module, choice: str) -> None:
 class Features(nn.Module):
     """A backbone with the chosen features: images [N, 3, H, W] -> {choice: float32 [N, width]}, in one forward."""
 
-    def __init__(self, backbone: nn.Module, choices: Sequence[str]):
+    def __init__(self, backbone: Backbone, choices: Sequence[str]):
         super().__init__()
         self.backbone, self.choices = backbone, list(choices)
 
@@ -267,7 +270,7 @@ def _extract(
                     "weights are broken, or FEATURES.DTYPE is too narrow for them"
                 )
             path = paths[mine[turn]]
-            write_atomically(path, lambda temporary, values=values: _save(temporary, values))
+            write_atomically(path, functools.partial(_save, values=values))
     bar.close()
     distributed.barrier()
 
@@ -294,7 +297,7 @@ def extract(
     bar: Bar | None = None,
 ) -> Iterator[np.ndarray]:
     """Features [b, D] of the images `indices`, batch by batch, by a centre crop (mirrored if `flip`)."""
-    features = Features(subject.backbone, [choice]).to(device, memory_format=torch.channels_last).eval()
+    features = channels_last(Features(subject.backbone, [choice]).to(device)).eval()
     transform = center_crop(cfg.DATA.RESIZE, cfg.DATA.SIZE)
     for images, used in image_batches(
         split.source, indices, transform, batch_size=cfg.FEATURES.BATCH_SIZE, workers=cfg.DATA.WORKERS

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.classification.features import Features
-from benchmarks.classification.training import seeded
+from benchmarks.classification.training import Heads, seeded
 from pretrain.heads import mlp
 from sslight.core.errors import InputError
 
@@ -23,7 +23,7 @@ def linear_head(width: int, classes: int, seed: int) -> nn.Linear:
     return head
 
 
-class LinearProbes(nn.Module):
+class LinearProbes(Heads):
     """Linear classifiers on the features of a frozen backbone: one per (feature choice, learning rate)."""
 
     frozen = ("features",)
@@ -60,10 +60,9 @@ class LinearProbes(nn.Module):
         ]
 
 
-class Classifier(nn.Module):
+class Classifier(Heads):
     """A backbone and a head on its pooled feature, both trained."""
 
-    frozen = ()
     names = ("classifier",)
 
     def __init__(self, backbone: nn.Module, head: nn.Module):
@@ -85,6 +84,7 @@ def semi_head(
 
     Raises InputError if the projection head is not for features of `width`.
     """
+    projection = projection or {}
     layout = _projection_layout(projection, width)
     if layout:
         hidden, layers, norm = layout
@@ -107,11 +107,11 @@ def semi_head(
     return head, "DINO head"
 
 
-def _projection_layout(projection: dict[str, Tensor] | None, width: int) -> tuple[int, int, bool] | None:
+def _projection_layout(projection: dict[str, Tensor], width: int) -> tuple[int, int, bool] | None:
     """Hidden width, number of linear layers and use of BN of a DINO head; None where it has no hidden layer."""
     weights = {
         key: value
-        for key, value in (projection or {}).items()
+        for key, value in projection.items()
         if key.startswith("mlp.") and key.endswith(".weight") and value.ndim == 2 and key.count(".") == 2
     }
     if len(weights) < 2:

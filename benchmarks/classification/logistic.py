@@ -37,7 +37,8 @@ class Standard:
     @staticmethod
     def of(rows, index: np.ndarray | None = None) -> Standard:
         """Of the rows (of those in `index`), in double precision, read block by block."""
-        total = square = count = 0.0
+        total = square = torch.zeros((), dtype=torch.float64)
+        count = 0
         for part, _ in blocks(rows, None, index):
             part = part.double()
             total, square, count = total + part.sum(0), square + part.square().sum(0), count + len(part)
@@ -127,6 +128,7 @@ class Problem:
             taken += 1
             if on_step:
                 on_step()
+            assert weight.grad is not None  # the closure has set it
             if weight.grad.abs().max() <= tolerance or torch.equal(before, weight):
                 break
         last, _ = self.value(weight.detach(), penalty)

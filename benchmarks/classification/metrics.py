@@ -11,6 +11,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ FILE = "predictions.npz"
 
 def write_predictions(out_dir: Path | str, runs: Mapping[str, Sequence[np.ndarray]], labels: np.ndarray) -> None:
     """`predictions.npz`: for each suffix of metric names, ranked classes [runs, images, r] in the order of the data."""
-    arrays = {f"ranked{suffix}": np.stack(ranked).astype(np.int32) for suffix, ranked in runs.items()}
+    arrays: dict[str, Any] = {f"ranked{suffix}": np.stack(ranked).astype(np.int32) for suffix, ranked in runs.items()}
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from benchmarks.classification.heads import Classifier
     from benchmarks.classification.labelled import Labelled
     from benchmarks.classification.weights import Subject
 
@@ -96,7 +97,7 @@ def fine_tune(run: Run, seed: int, indices: np.ndarray, origin: str) -> dict:
     return single(outcome, "classifier") | {"labels": origin, "images": len(indices), "head": head_origin}
 
 
-def build(cfg: CfgNode, subject: Subject, classes: int, seed: int) -> tuple[nn.Module, str]:
+def build(cfg: CfgNode, subject: Subject, classes: int, seed: int) -> tuple[Classifier, str]:
     """Backbone and head of one run, and where the head's hidden layers came from."""
     from benchmarks.classification.heads import Classifier, linear_head, semi_head
     from sslight.core import distributed
@@ -104,7 +105,8 @@ def build(cfg: CfgNode, subject: Subject, classes: int, seed: int) -> tuple[nn.M
     backbone = copy.deepcopy(subject.backbone).requires_grad_(True)
     width = backbone.feature_dim
     if cfg.HEAD.KIND == "linear":
-        head, origin = linear_head(width, classes, seed), "linear"
+        head: nn.Module = linear_head(width, classes, seed)
+        origin = "linear"
     else:
         dino = subject.head if cfg.HEAD.FROM_DINO else None
         size, layers, norm = cfg.HEAD.HIDDEN_SIZE, cfg.HEAD.LAYERS, cfg.HEAD.BN

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from pretrain.neighbours import rank_classes
 from pretrain.optim import LARS, cosine, parameter_groups, scaled_learning_rate
 from sslight.core import compat, distributed
 from sslight.core.checkpoint import check_archive
+from sslight.core.devices import channels_last
 from sslight.core.distributed import gather_rows, my_batches
 from sslight.core.errors import InputError, Stopped
 from sslight.core.files import write_atomically
@@ -48,16 +50,25 @@ class Outcome:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
+class Heads(nn.Module):
+    """Heads on a backbone: images [N, 3, H, W] -> {head: logits [N, C]}.
+
+    names: of the heads. frozen: names of the children that do not train.
+    """
+
+    names: Sequence[str]
+    frozen: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class FitJob:
     """What one run trains and on what.
 
-    model: images -> {head: logits}, with the heads' `names` and, in `frozen`, the children that do not train.
     groups: per optimizer group its `module` and `lr_factor`. subset: indices into train.
     preprocess: how the backbone wants its images.
     """
 
-    model: nn.Module
+    model: Heads
     groups: list[dict]
     train: Labelled
     subset: np.ndarray
@@ -78,7 +89,7 @@ def fit(cfg: CfgNode, job: FitJob, device: torch.device, stop: StopSignal, log: 
 
 def _fit(cfg: CfgNode, job: FitJob, device: torch.device, stop: StopSignal, log: RunLog) -> Outcome:
     world = distributed.world_size()
-    model = job.model.to(device, memory_format=torch.channels_last)
+    model = channels_last(job.model.to(device))
     runner = parallel(model, device)
     optimizer = build_optimizer(cfg, job.groups)
     state = FitState(folder=job.folder)
@@ -132,7 +143,7 @@ def _fit(cfg: CfgNode, job: FitJob, device: torch.device, stop: StopSignal, log:
         state.epoch, state.step = state.epoch + 1, 0
         if measuring:
             scores = note(state.outcome, ranked, job.val, state.epoch)
-            metrics.write(state.epoch * steps, end=True, epoch=state.epoch, **scores)
+            metrics.write(state.epoch * steps, True, epoch=state.epoch, **scores)
             log(
                 f"seed {job.seed}, epoch {state.epoch}/{total}: "
                 + ", ".join(f"{name} {value:.2f}%" for name, value in list(scores.items())[:4])
@@ -259,7 +270,7 @@ def share_buffers(model: nn.Module) -> None:
 
 @torch.no_grad()
 def predict(
-    cfg: CfgNode, model: nn.Module, split: Labelled, indices: np.ndarray | None, preprocess: dict, device: torch.device
+    cfg: CfgNode, model: Heads, split: Labelled, indices: np.ndarray | None, preprocess: dict, device: torch.device
 ) -> dict[str, Tensor]:
     """Ranked classes [images, r] of every head on centre crops of `indices` (None: all), shared over ranks."""
     indices = np.arange(len(split)) if indices is None else indices

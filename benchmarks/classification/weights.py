@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from convert.families import spelled
 from convert.reader import load_network
-from pretrain.backbones import build_backbone, check_options, read_options, set_pos_resize
+from pretrain.backbones import Backbone, build_backbone, check_options, read_options, set_pos_resize
 from sslight.core import distributed
 from sslight.core.config import to_dict
 from sslight.core.errors import InputError
@@ -28,7 +29,7 @@ class Subject:
     mean and std are of images in [0, 1], in the network's order of channels; `bgr`: it wants blue first.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     about: dict
     mean: list[float]
     std: list[float]
@@ -50,7 +51,7 @@ def load_subject(cfg: CfgNode) -> Subject:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.MODEL.INIT_SEED)
             backbone = build_backbone(cfg.MODEL.BACKBONE_ARCH, **options)
-        about = {
+        about: dict[str, Any] = {
             "path": "random",
             "sha256": state_hash(backbone),
             "arch": backbone.arch,
@@ -106,7 +107,7 @@ def state_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def freeze(backbone: nn.Module) -> nn.Module:
+def freeze(backbone: Backbone) -> Backbone:
     """The backbone in eval mode and without gradients."""
     return backbone.eval().requires_grad_(False)
 

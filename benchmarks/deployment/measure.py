@@ -85,7 +85,8 @@ def measure(arch: str, image_size: int, batch_size: int, seconds: float, options
 @torch.inference_mode()
 def times(backbone: nn.Module, images: Tensor, seconds: float) -> list[float]:
     """Seconds of each forward, repeated for `seconds` after a tenth of that to warm up."""
-    taken, begun = [], time.perf_counter()
+    taken: list[float] = []
+    begun = time.perf_counter()
     while len(taken) < LEAST or time.perf_counter() - begun < seconds:
         start = time.perf_counter()
         backbone(images)

@@ -13,12 +13,13 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from pycocotools import mask as rle
 
 from sslight.core.errors import InputError
-from sslight.core.files import write_atomically
+from sslight.core.files import write_text
 
 WANTED = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
@@ -75,7 +76,7 @@ def visible(box: list[float], image: dict) -> tuple[float, float]:
     return max(0, min(x + w, image["width"]) - max(x, 0)), max(0, min(y + h, image["height"]) - max(y, 0))
 
 
-def _entries(part: str, entries: object, fields: dict[str, type]) -> Iterator[str]:
+def _entries(part: str, entries: Any, fields: dict[str, type]) -> Iterator[str]:
     """Faults of one of the three lists, entry by entry."""
     if not isinstance(entries, list):
         yield f"has no list '{part}'"
@@ -311,7 +312,7 @@ def object_area(annotation: dict) -> float:
     """
     width, height = annotation["bbox"][2:]
     most, recorded = (width + 1) * (height + 1), annotation.get("area")  # a box of whole pixels may end a pixel early
-    if type(recorded) in (int, float) and 1 <= recorded <= most:
+    if recorded is not None and type(recorded) in (int, float) and 1 <= recorded <= most:
         return recorded
     area = _mask_area(annotation.get("segmentation"))
     return area if 0 < area <= most else width * height
@@ -321,7 +322,7 @@ def _mask_area(segmentation: list | dict | None) -> float:
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         return sum(counts[1::2]) if isinstance(counts, list) else int(rle.area(segmentation))
-    return sum(map(_polygon_area, outlines(segmentation or ())))
+    return sum(_polygon_area(polygon) for polygon in outlines(segmentation or []))
 
 
 def _polygon_area(polygon: list[float]) -> float:
@@ -354,7 +355,7 @@ def written(data: CocoData, out_dir: Path) -> CocoData:
                     for part, keys in KEPT.items()
                 }
             )
-            write_atomically(ready, lambda temporary, text=text: temporary.write_text(text))
+            write_text(ready, text)
             split = replace(split, ready=ready)
         splits[name] = split
     return replace(data, **splits)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -77,7 +78,7 @@ def _drawn(picture: np.ndarray, entries: Iterable[dict], names: dict[int, str]) 
     return canvas
 
 
-def _mask(segmentation: object, height: int, width: int) -> np.ndarray | None:
+def _mask(segmentation: Any, height: int, width: int) -> np.ndarray | None:
     if not segmentation:
         return None
     if isinstance(segmentation, list):
@@ -91,8 +92,9 @@ def _mask(segmentation: object, height: int, width: int) -> np.ndarray | None:
 
 def _colour(category: int) -> tuple[int, int, int]:
     """A bright colour, the same for a category everywhere: hues a golden angle apart."""
-    hue = np.uint8([[[int(category * 111.25) % 180, 220, 255]]])
-    return tuple(int(value) for value in cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0])
+    hue = np.array([[[int(category * 111.25) % 180, 220, 255]]], np.uint8)
+    blue, green, red = cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0].tolist()
+    return blue, green, red
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,12 @@ def write(
     }
     if args.proxy:
         protocol = f"{protocol} (proxy {args.proxy:g})"
-    name = {"name": settings.NAME} if settings.NAME else {}
+    named = {"name": settings.NAME} if settings.NAME else {}
     path = write_result(
         out_dir,
         benchmark="coco",
         protocol=protocol,
-        checkpoint={**weights.checkpoint, **name},
+        checkpoint={**weights.checkpoint, **named},
         data={
             "path": settings.DATA.PATH_TO_DATA_DIR or str(data.train.json.parent),
             "fingerprint": data.fingerprint(),

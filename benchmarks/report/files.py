@@ -240,7 +240,7 @@ def to_csv(report: Report) -> str:
     writer = csv.writer(buffer)
     writer.writerow([column for name in COLUMNS for column in wide[name]])
     for row in report.rows:
-        line = []
+        line: list[object] = []
         for name, value in record(row).items():
             line += (value or ["", ""]) if name.endswith("interval") else [_spreadsheet(value)]
         writer.writerow(line)

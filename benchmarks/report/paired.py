@@ -52,10 +52,11 @@ def _rows(entry: Entry, other: Entry) -> list[Row]:
     paired = coco_pairs(entry, other) if entry.benchmark == "coco" else {}
     lines = []
     for line in plain:
-        sides = [_hits(side, line.metric) for side in (entry, other)]
-        if all(side is not None for side in sides):
-            (low, high), images = interval(*sides), sides[0].shape[1]
-        elif line.metric in paired:
+        ours, theirs = (_hits(side, line.metric) for side in (entry, other))
+        difference = line.difference
+        if difference is not None and ours is not None and theirs is not None:
+            (low, high), images = interval(ours, theirs), ours.shape[1]
+        elif difference is not None and line.metric in paired:
             (low, high), images = paired[line.metric]
         else:
             lines.append(line)
@@ -63,7 +64,7 @@ def _rows(entry: Entry, other: Entry) -> list[Row]:
         lines.append(
             replace(
                 line,
-                difference_interval=[min(low, line.difference), max(high, line.difference)],
+                difference_interval=[min(low, difference), max(high, difference)],
                 how=f"paired over {images:,} images",
             )
         )
@@ -92,7 +93,8 @@ def interval(a: np.ndarray, b: np.ndarray, draws: int = DRAWS, seed: int = 0) ->
 
     images = a.shape[1]
     values = [100 * (one(a) - one(b))[rng.integers(images, size=images)].mean() for _ in range(draws)]
-    return tuple(float(bound) for bound in np.percentile(values, LEVEL))
+    low, high = np.percentile(values, LEVEL)
+    return float(low), float(high)
 
 
 def coco_pairs(entry: Entry, other: Entry, draws: int = COCO_DRAWS, seed: int = 0) -> dict[str, tuple]:

@@ -11,18 +11,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import RcKeyType
 
 from benchmarks.report.comparison import Entry, Row, alike, network_of
 
 OURS, RANDOM = "#0b6bcb", "#8a8f98"
 OTHERS = (OURS, "#c2410c", "#15803d", "#7e22ce", "#be185d", "#0e7490")
 MOST_BARS, MOST_LINES, MOST_PLOTS, MOST_PICTURES = 30, 8, 6, 24  # plots: of each kind; pictures: in the whole page
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -48,10 +50,10 @@ def first(drawn: Iterable[list[Picture]]) -> list[Picture]:
     return list(islice((picture for pictures in drawn for picture in pictures), MOST_PLOTS))
 
 
-def new_axes(height: float = 2.8, panels: int = 1) -> tuple[Figure, Axes]:
-    """A figure that a phone can show, with one axes, or with an array of several, one below the other."""
+def new_axes(height: float = 2.8) -> tuple[Figure, Axes]:
+    """A figure that a phone can show, with one axes."""
     figure = Figure(figsize=(4.8, height), layout="constrained")
-    return figure, figure.subplots(panels)
+    return figure, figure.subplots()
 
 
 def legend(figure: Figure) -> None:
@@ -115,7 +117,8 @@ def _measurement(row: Row) -> tuple:
 
 
 def _panels(rows: Sequence[Row], known: dict[str, dict], machine: str) -> Picture:
-    figure, panels = new_axes(2.3 * len(AXES), len(AXES))
+    figure = Figure(figsize=(4.8, 2.3 * len(AXES)), layout="constrained")
+    panels = figure.subplots(len(AXES))  # one below the other
     for axes, (key, unit, label) in zip(panels, AXES, strict=True):
         points = [(known[row.entry.network][key] / unit, row.value) for row in rows]
         best = front(points)
@@ -202,10 +205,10 @@ def benchmark_curves(group: Sequence[Entry]) -> list[Picture]:
 def _curve(entry: Entry) -> list[tuple[float, float]]:
     """(epoch, top-1) of the first seed: of the chosen head where there are many, of the only one otherwise."""
     run = (entry.result["per_seed"] or [{}])[0]
-    points = []
+    points: list[tuple[float, float]] = []
     for line in _dicts(run.get("curve")):
         heads = {name: value for name, value in line.items() if name != "epoch"}
-        value = heads.get(str(run.get("head")), next(iter(heads.values()), None) if len(heads) == 1 else None)
+        value: Any = heads.get(str(run.get("head")), next(iter(heads.values()), None) if len(heads) == 1 else None)
         if _numbers(value, line.get("epoch")):
             points.append((line["epoch"], value))
     return points
@@ -378,7 +381,7 @@ def _by_class(row: Row) -> list[Picture]:
     figure, axes = new_axes(1.0 + 0.2 * len(names))
     places = range(len(names))
     axes.barh([i - 0.2 for i in places], [ours[name] for name in names], 0.4, color=OURS, label=short(row.entry.label))
-    if theirs:
+    if row.baseline and theirs:
         axes.barh(
             [i + 0.2 for i in places],
             [theirs.get(name, math.nan) for name in names],

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.report.comparison import Entry, Row
 from sslight.core.config import flatten, read_yaml
@@ -72,7 +73,7 @@ def beside_published(rows: Sequence[Row], file: Path | str) -> Table | None:
 
     Raises InputError if the file of published numbers is not one.
     """
-    content = read_yaml(file)
+    content: Any = read_yaml(file)
     try:
         columns = {column["title"]: column for column in content["columns"].values()}
         titles = {name: column["title"] for name, column in content["columns"].items()}
@@ -104,7 +105,7 @@ def beside_published(rows: Sequence[Row], file: Path | str) -> Table | None:
         raise InputError(f"{file} is not a table of published numbers: {error!r:.200}") from None
 
 
-def _as_published(value: object) -> str:
+def _as_published(value: Any) -> str:
     """The digits of a number as the file has them (in quotes where they end in more than one zero)."""
     if not math.isfinite(float(value)):
         raise ValueError(f"{value} is no number")

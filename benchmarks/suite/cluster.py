@@ -17,7 +17,7 @@ from benchmarks.suite.parts import ROOT, Part
 from benchmarks.suite.plan import Step
 from sslight.core import compat
 from sslight.core.errors import EXIT_DONE, InputError, nearest
-from sslight.core.files import write_atomically
+from sslight.core.files import write_text
 
 SIGNAL_DELAY = 180  # seconds in which an evaluation can save
 REQUEUES = 1000  # time limits that one evaluation may take
@@ -61,7 +61,7 @@ def submit_all(steps: Sequence[Step], parameters: dict, processes: int) -> int:
             print(f"queued    {part.name}: job {job} already")
         else:
             job = submit(part, parameters, processes, last.get(name) if step.caches else None)
-            write_atomically(kept, lambda temporary, job=job: temporary.write_text(job))
+            write_text(kept, job)
             print(f"submitted {part.name}: job {job}, log {part.folder / 'jobs'}/{job}_0_log.out", flush=True)
         if step.caches:
             last[name] = job

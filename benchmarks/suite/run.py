@@ -69,14 +69,14 @@ class Runner:
 
         It is a session of its own: a terminal's Ctrl-C reaches it through us, once.
         """
-        self.process = start(words, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+        process = self.process = start(words, stdin=subprocess.DEVNULL, start_new_session=True, **options)
         self._pass_on()
-        while self.process.poll() is None:
+        while process.poll() is None:
             time.sleep(0.1)
             meanwhile()
         meanwhile()
-        code, self.process = self.process.returncode, None
-        return code
+        self.process = None
+        return process.returncode
 
 
 def _copy(file) -> None:

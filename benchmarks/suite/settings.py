@@ -25,7 +25,13 @@ from sslight.core.config import CONFIGS, find_config, flatten, read_yaml
 from sslight.core.errors import InputError, nearest, nearest_key
 
 SUITES = CONFIGS / "suites"
-FIELDS = {"benchmark": str, "config": (str, dict), "frameworks": list, "options": list, "settings": dict}
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "benchmark": str,
+    "config": (str, dict),
+    "frameworks": list,
+    "options": list,
+    "settings": dict,
+}
 FIXED = ("WEIGHTS", "NAME", "OUTPUT_DIR")  # the suite sets them itself
 
 

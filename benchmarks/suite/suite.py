@@ -64,6 +64,7 @@ def show(steps: Sequence[Step], processes: int, out_dir: Path) -> None:
         if step.skipped:
             print(f"  {'skip' if step.done else 'leave out':<10}{step.part.name}: {step.skipped}")
             continue
+        assert step.work  # known of all that run
         seconds, how = estimate(step.part, step.work, processes, results)
         total += seconds
         print(f"  {'run':<10}{step.part.name}: about {spell(seconds)} ({how})")

@@ -10,7 +10,7 @@ import pickle
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convert import names
 from convert.families import Checkpoint
@@ -109,6 +109,9 @@ class Detectron2(Target):
         if model == "vitdet":
             return _vitdet_snippet(out, checkpoint), ".py"
         return _yaml_snippet(out, checkpoint, model), ".yaml"
+
+    backbone: Any
+    roi_heads: Any
 
 
 def _vitdet_names(checkpoint: Checkpoint) -> Outgoing:

@@ -8,6 +8,7 @@ Call it before anything imports `mmcv.ops` (importing mmdet does).
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
@@ -32,9 +33,9 @@ def install(*, replace: bool = False) -> bool:
     if loaded is None:
         if importlib.util.find_spec(NAME) is not None and not replace:
             return False
-        spec = ModuleSpec(NAME, _Loader(), origin=__file__)
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
+        loader = _Loader()
+        loaded = importlib.util.module_from_spec(ModuleSpec(NAME, loader, origin=__file__))
+        loader.exec_module(loaded)
         sys.modules[NAME] = loaded
     return isinstance(loaded, _StandIn)
 
@@ -53,7 +54,7 @@ class _StandIn(ModuleType):
         return unavailable
 
 
-class _Loader:
+class _Loader(importlib.abc.Loader):
     """mmcv asks `pkgutil` whether the module can be found, so it needs a spec with a loader."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from torch import Tensor, nn
+from torch import Tensor
 
-from pretrain.backbones import build_backbone, stage_features
+from pretrain.backbones import Backbone, build_backbone, stage_features
 from sslight.core.errors import InputError
 
 FINAL_CONV = -1  # index of the map after MobileNetV2's and EfficientNet's last 1x1 convolution
@@ -16,7 +16,7 @@ FINAL_CONV = -1  # index of the map after MobileNetV2's and EfficientNet's last 
 
 def build_stages(
     arch: str, indices: Sequence[int], norm: str = "BN", options: Mapping | None = None
-) -> tuple[nn.Module, list[tuple[int, int]]]:
+) -> tuple[Backbone, list[tuple[int, int]]]:
     """A randomly initialised network and the (channels, stride) of the stages at `indices`.
 
     Stages count from 0, the highest resolution; FINAL_CONV takes the wide map that some networks pool. Parameters
@@ -38,7 +38,7 @@ def build_stages(
             raise InputError(f"backbone '{arch}' has no stage {index}; it has 0 to {len(maps) - 1}, strides {strides}")
     chosen = forward_stages(model, images, indices)
     shapes = [(feature.shape[1], 64 // feature.shape[-1]) for feature in chosen]
-    sum(feature.sum() for feature in chosen).backward()
+    torch.stack([feature.sum() for feature in chosen]).sum().backward()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
@@ -49,7 +49,7 @@ def build_stages(
     return model.train(), shapes
 
 
-def forward_stages(model: nn.Module, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+def forward_stages(model: Backbone, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
     """The maps [N, C, h, w] of the stages at `indices`, in that order."""
     if FINAL_CONV in indices:
         maps = stage_features(model, images)

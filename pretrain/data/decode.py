@@ -7,10 +7,12 @@ bits of which the file does not say how many are used, and channels that are nei
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import warnings
 import zlib
+from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage, ImageOps
@@ -93,7 +95,7 @@ def decode_reference(data: bytes, max_value: float = 0.0) -> PILImage.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unusual metadata would warn in every epoch
             warnings.simplefilter("error", PILImage.DecompressionBombWarning)
-            image = PILImage.open(io.BytesIO(data), formats=FORMATS)
+            image: PILImage.Image = PILImage.open(io.BytesIO(data), formats=FORMATS)
             white = _white(image, data, max_value)
             jpeg = image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg")
             if jpeg and _scans(data) > MAX_SCANS:
@@ -123,7 +125,7 @@ def check_range(data: bytes, max_value: float) -> None:
         pass
 
 
-def _white(image: PILImage.Image, data: bytes, max_value: float) -> float:
+def _white(image: Any, data: bytes, max_value: float) -> float:
     """The value that is white where an opened image has more than 8 bits a channel; 0 where PIL sees to it itself.
 
     PIL brings JPEG 2000 and PPM of fewer bits than 16 to their full range. Raises UnclearImage.
@@ -233,7 +235,7 @@ def plain_jpeg(data: bytes) -> bool:
             return False
         if marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
             pixels = ((data[at + 5] << 8) + data[at + 6]) * ((data[at + 7] << 8) + data[at + 8])
-            if data[at + 4] != 8 or not 0 < pixels <= PILImage.MAX_IMAGE_PIXELS:
+            if data[at + 4] != 8 or not 0 < pixels <= (PILImage.MAX_IMAGE_PIXELS or math.inf):
                 return False
             components, progressive = data[at + 9], marker > 0xC1
         at += 2 + length

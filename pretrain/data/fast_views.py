@@ -68,16 +68,17 @@ def _scratch(size: int) -> np.ndarray:
 def recolor_fast(image: np.ndarray, color: Color, scratch: np.ndarray) -> np.ndarray:
     """Jitter, grayscale, blur and solarize. Overwrites `image` and `scratch`; the result is one of them, or, if gray,
     an array of its own, [height, width]."""
+    spare: np.ndarray | None = scratch
     if color.order:
-        image, scratch = _jitter(image, color, scratch)
+        image, spare = _jitter(image, color, scratch)
     if color.gray:
-        image, scratch = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None
+        image, spare = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None
     if color.sigma:
         kernel = blur_kernel(round(color.sigma * BLUR_STEPS))
-        blurred = cv2.sepFilter2D(image, -1, kernel, kernel, dst=scratch, borderType=cv2.BORDER_REPLICATE)
-        image, scratch = blurred, image
+        blurred = cv2.sepFilter2D(image, -1, kernel, kernel, dst=spare, borderType=cv2.BORDER_REPLICATE)
+        image, spare = blurred, image
     if color.solarize:
-        image = cv2.min(image, cv2.bitwise_not(image, dst=scratch), dst=image)  # x from 128 on becomes 255 - x
+        image = cv2.min(image, cv2.bitwise_not(image, dst=spare), dst=image)  # x from 128 on becomes 255 - x
     return image
 
 

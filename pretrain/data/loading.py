@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -35,7 +36,7 @@ def batch_loader(
     At most `batches` of `batch_bytes` each. Raises InputError as `check_shared_memory` does.
     """
     check_shared_memory(workers, batch_bytes, most=batches)
-    options = {"prefetch_factor": PREFETCH, "persistent_workers": persistent} if workers else {}
+    options: dict[str, Any] = {"prefetch_factor": PREFETCH, "persistent_workers": persistent} if workers else {}
     return DataLoader(
         dataset,
         sampler=requests,
@@ -118,13 +119,20 @@ def normalize(
 @functools.cache
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Factor and offset of the normalisation, [1, 3, 1, 1], kept on the device."""
-    mean, std = (torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (mean, std))
-    return (1 / (255 * std)).to(device), (mean / std).to(device)
+    centre, spread = (torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (mean, std))
+    return (1 / (255 * spread)).to(device), (centre / spread).to(device)
 
 
 LONGEST = 32  # times the shorter side: of a longer image the rest goes first, or resizing it could fill the memory
 
-Transform = Callable[[np.ndarray, int, np.ndarray], None]  # (RGB image, its index, where to write the result)
+
+class Transform(Protocol):
+    """Writes an RGB image [height, width, 3], of this index in its source, into `out` [size, size, 3]."""
+
+    @property
+    def size(self) -> int: ...
+
+    def __call__(self, image: np.ndarray, index: int, out: np.ndarray) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -209,7 +217,9 @@ class _ImageBatches(Dataset):
         self.source, self.transform = source, transform
 
     def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor, list[tuple[str, str]]] | InputError:
-        out, used, corrupt = empty_images(len(indices), self.transform.size), [], []
+        out = empty_images(len(indices), self.transform.size)
+        used: list[int] = []
+        corrupt: list[tuple[str, str]] = []
         for index in indices.tolist():
             try:
                 image = decode_fast(self.source.read(index), self.source.max_value)
@@ -223,7 +233,10 @@ class _ImageBatches(Dataset):
         return out[: len(used)].permute(0, 3, 1, 2), torch.tensor(used, dtype=torch.int64), corrupt
 
 
-PIPELINES = {"fast": (decode_fast, render_fast), "reference": (decode_reference, render)}
+PIPELINES: dict[str, tuple[Decode, Render]] = {
+    "fast": (decode_fast, render_fast),
+    "reference": (decode_reference, render),
+}
 NO_COLOR = Color((), (1.0, 1.0, 1.0, 0.0), False, 0.0, False)
 REPLACEMENT_TRIES = 32  # other samples tried for a corrupt one
 # Streams of random numbers of one (seed, epoch); the epoch number fills the lower bits of the generator's key.
@@ -327,7 +340,7 @@ class TrainLoader:
             dataset, self._requests, cfg.DATA.WORKERS, self.batches, batch_bytes, persistent=True
         )
 
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_batch: int = 0) -> Generator[Batch, None, None]:
         """The batches of one epoch, from number `first_batch` on."""
         order = epoch_order(len(self.source), self.seed, epoch)
         self._requests.clear()
@@ -348,8 +361,8 @@ def train_batches(
     yield from TrainLoader(source, views, cfg, rank=rank, world=world).epoch(epoch, first_batch)
 
 
-Decode = Callable[[bytes, float], DecodedImage]
-Render = Callable[[DecodedImage, View, Draw, np.ndarray], None]
+Decode = Callable[[bytes, float], Any]  # gives the DecodedImage that its Render takes
+Render = Callable[[Any, View, Draw, np.ndarray], None]
 
 
 def pipeline(name: str) -> tuple[Decode, Render]:
@@ -380,7 +393,8 @@ class TrainBatches(Dataset):
         out = [empty_images(count, view.size) for view in self.views]
         crops, colors = draw_views(self.views, numbers)
         places = [images.numpy() for images in out]
-        used, corrupt = request.indices.copy(), []
+        used = request.indices.copy()
+        corrupt: list[tuple[str, str]] = []
         for i in range(count):
             used[i], image = self._decode(request, i, corrupt)
             height, width = image_size(image)

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,11 @@ from sslight.core.logs import Bar
 from sslight.core.processes import run_command
 
 SPLITS = ("train", "val")
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}  # file names need not be valid text
+TEXT: dict[str, Any] = {
+    "encoding": "utf-8",
+    "errors": "surrogateescape",
+    "newline": "\n",
+}  # file names need not be valid text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

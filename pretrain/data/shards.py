@@ -144,7 +144,8 @@ class ShardSource(Source):
     def _scan(self, columns: dict[str, array], passed_over: PassedOver) -> Iterator[str]:
         """Names of the images; fills the columns. Members of one sample are neighbours; one without image is noted."""
         for number, file in enumerate(self.files):
-            sample, members = None, []
+            sample: str | None = None
+            members: list[tuple[str, int, int]] = []
             with open(file, "rb", buffering=0) as stream:
                 for member in tar_members(file, passed_over):
                     key, _ = split_key(member[0])
@@ -163,7 +164,9 @@ class ShardSource(Source):
         passed_over: PassedOver,
     ) -> Iterator[str]:
         """A sample's image, by its name or else by its content, and its label."""
-        label, images, others = (-1, 0), [], []
+        label = (-1, 0)
+        images: list[tuple[str, int, int]] = []
+        others: list[tuple[str, int, int]] = []
         for member in members:
             _, part = split_key(member[0])
             if part == "cls":

@@ -172,7 +172,8 @@ def place_crop(row: Sequence[float], height: int, width: int) -> tuple[int, int,
 def color_of(row: Sequence[float]) -> Color:
     """A row of the colours' table as a `Color`."""
     order = tuple([int(op) for op in row[ORDER] if op != NO_OPERATION])
-    return Color(order, tuple(row[FACTORS]), row[GRAY] > 0, row[SIGMA], row[SOLARIZE] > 0)
+    brightness, contrast, saturation, hue = row[FACTORS]
+    return Color(order, (brightness, contrast, saturation, hue), row[GRAY] > 0, row[SIGMA], row[SOLARIZE] > 0)
 
 
 def draw(view: View, numbers: np.ndarray, height: int, width: int) -> Draw:

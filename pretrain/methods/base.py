@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pretrain.backbones import Backbone
 from sslight.core.errors import InputError
 from sslight.core.registry import Registry
 
@@ -63,7 +64,7 @@ class Method(nn.Module):
         """Called after the optimizer's step."""
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Backbone:
         """The network that is evaluated (state dict prefix: the first of `networks`)."""
         return self.get_submodule(next(iter(self.networks.values())).rstrip("."))
 

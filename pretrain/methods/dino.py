@@ -47,6 +47,8 @@ class DINOHead(nn.Module):
 class DINO(Method):
     """A student predicts, from every view, what its momentum teacher says of the other global views."""
 
+    center: Tensor
+    teacher_sum: Tensor
     networks = {"student": "student.backbone.", "teacher": "teacher.backbone."}
 
     def __init__(self, cfg):
@@ -62,7 +64,7 @@ class DINO(Method):
         self._rows = 0
 
     @staticmethod
-    def _network(cfg, drop_path_rate: float) -> Network:
+    def _network(cfg, drop_path_rate: float) -> Network[DINOHead]:
         backbone, dino = build_backbone(cfg.MODEL.BACKBONE_ARCH, drop_path_rate, cfg.MODEL.POS_RESIZE), cfg.DINO
         return Network(
             backbone,

@@ -31,6 +31,8 @@ def contrastive_loss(positive: Tensor, negative: Tensor, views: int, alpha: floa
 class MoCo(Method):
     """Queries (global view 2 and the local ones) find the key (global view 1) among a queue of earlier keys."""
 
+    queue: Tensor
+    queue_ptr: Tensor
     networks = {"encoder_q": "encoder_q.backbone.", "encoder_k": "encoder_k.backbone."}
 
     def __init__(self, cfg):
@@ -53,7 +55,7 @@ class MoCo(Method):
         self._new_keys: list[Tensor] = []  # of the forwards since the last step
 
     @staticmethod
-    def _network(cfg, drop_path_rate: float) -> Network:
+    def _network(cfg, drop_path_rate: float) -> Network[Projection]:
         backbone, moco = build_backbone(cfg.MODEL.BACKBONE_ARCH, drop_path_rate, cfg.MODEL.POS_RESIZE), cfg.MOCO
         return Network(
             backbone,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Head = TypeVar("Head", bound=nn.Module)
 
-class Network(nn.Module):
+
+class Network(nn.Module, Generic[Head]):
     """A backbone with its projection head."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module):
+    def __init__(self, backbone: nn.Module, head: Head):
         super().__init__()
         self.backbone = backbone
         self.head = head

@@ -52,6 +52,8 @@ class SwAV(Method):
     any rank's state restores all; each rank balances its own share of it.
     """
 
+    queue: Tensor
+    queue_filled: Tensor
     networks = {"network": "network.backbone."}
 
     def __init__(self, cfg):

@@ -112,7 +112,9 @@ class Parser(argparse.ArgumentParser):
     def add_overrides(self, defaults: Mapping) -> None:
         """Trailing KEY VALUE pairs, `overrides`; shells complete the keys of the nested dict `defaults`."""
         overrides = self.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="override configuration keys")
-        overrides.completer = lambda prefix, parsed_args, **_: _next_words(defaults, parsed_args.overrides, prefix)
+        overrides.completer = (  # type: ignore[attr-defined]  # argcomplete looks for it there
+            lambda prefix, parsed_args, **_: _next_words(defaults, parsed_args.overrides, prefix)
+        )
         self.keys = _keys(defaults)
         for option, (_, key, text) in OPTIONS.items():
             if key in self.keys and option not in (*option_strings(self), "--set"):

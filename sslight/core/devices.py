@@ -6,12 +6,15 @@ import contextlib
 import glob
 import os
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from sslight.core.errors import InputError
 
+Module = TypeVar("Module", bound=nn.Module)
 CHOICES = ("auto", "cpu")  # what the key DEVICE may say: a GPU where there is one, or the CPU
 HIDING = ("", "-1", "NoDevFiles")  # how CUDA_VISIBLE_DEVICES begins where it shows no GPU; the last is SLURM's
 LAUNCHERS = ("LOCAL_WORLD_SIZE", "SLURM_LOCALID", "CUDA_VISIBLE_DEVICES")  # set where each process may get a GPU
@@ -63,6 +66,11 @@ def restored() -> Iterator[None]:
             flag.allow_tf32 = before
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         os.environ.update({} if hidden is None else {"CUDA_VISIBLE_DEVICES": hidden})
+
+
+def channels_last(module: Module) -> Module:
+    """The module itself, its convolutions' weights from now on in the memory layout [N, H, W, C]."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
 
 
 def own_device() -> torch.device:

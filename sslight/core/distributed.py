@@ -9,13 +9,15 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslight.core import devices
+from sslight.core.devices import Module
 from sslight.core.errors import EXIT_BAD_INPUT
 from sslight.core.processes import end_with_parent
 
@@ -155,7 +157,7 @@ def main_first() -> Iterator[None]:
         yield
 
 
-def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
+def convert_sync_batchnorm(module: Module) -> Module:
     """SyncBN where torch supports it: several processes on GPUs. Elsewhere the module is returned as it is.
 
     By timm's converter: torch's own replaces timm's norms with activation by norms without.
@@ -163,7 +165,8 @@ def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
     if world_size() > 1 and torch.cuda.is_available():
         from timm.layers import convert_sync_batchnorm  # takes a second to import, which few users of this module need
 
-        return convert_sync_batchnorm(module)
+        converted: Any = convert_sync_batchnorm(module)
+        return converted
     return module
 
 

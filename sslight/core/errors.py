@@ -46,5 +46,5 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
         + 0.5 * alike(None, key, name).ratio()
         for name in known
     }
-    best = max(scores, key=scores.get, default="")
+    best = max(scores, key=scores.__getitem__, default="")
     return f" (did you mean '{best}'?)" if scores.get(best, 0) > 0.8 else ""

@@ -13,7 +13,7 @@ _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 
 
-def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)`, flush to the disk and rename to `path`: readers see the old file or the new one.
 
     Raises InputError where there is no room; the old file is then still there.
@@ -50,10 +50,15 @@ def _no_room(path: Path) -> str:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return error.strerror if error.errno in NO_ROOM else ""
+        return error.strerror or "" if error.errno in NO_ROOM else ""
     return ""
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` in UTF-8, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path | str, data: object) -> None:
     """Write `data` as indented JSON, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n"))
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")

@@ -140,7 +140,7 @@ class MetricsLog:
 
         self.writer = SummaryWriter(str(Path(out_dir) / "tensorboard"), purge_step=step)
 
-    def write(self, step: int, *, end: bool = False, **scalars: float) -> None:
+    def write(self, step: int, end: bool = False, /, **scalars: float) -> None:
         """One line. `end` marks figures of the state after `step` steps (an epoch's end), kept when resuming there."""
         if self.writer is None:
             return

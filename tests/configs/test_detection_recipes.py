@@ -113,8 +113,8 @@ def test_2x_of_detectron2_is_the_published_one(name):
 
 
 @pytest.mark.parametrize("name", MMDET)
+@pytest.mark.detectron2
 def test_both_frameworks_resolve_to_the_same_recipe(name):
-    pytest.importorskip("detectron2", reason="not on the package index")
     from benchmarks.detection.in_detectron2 import run as coco_detectron2
 
     ours = of_mmdet(coco_mmdet.load_config(CONFIGS / "mmdet" / f"{name}.py"))
@@ -172,9 +172,9 @@ def test_every_mmdet_config_takes_a_training_step(name):
 
 
 @pytest.mark.parametrize("name", DETECTRON2)
+@pytest.mark.detectron2
 def test_every_detectron2_config_takes_a_training_step(name):
     """As above, in detectron2; ViTDet pads to 64 px instead of 1024."""
-    pytest.importorskip("detectron2", reason="not on the package index")
     from detectron2.modeling import build_model
     from detectron2.structures import Boxes, Instances, PolygonMasks
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import timm
 import torch
@@ -18,7 +16,6 @@ from convert.deployment import deployed_form, multiply_adds
 from pretrain.backbones import build_backbone, stage_features
 from sslight.core.checkpoint import save_backbone
 
-HEAVY = pytest.mark.skipif(os.environ.get("SSLIGHT_FULL") != "1", reason="heavy; SSLIGHT_FULL=1 tries all")
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "color_order": "RGB", "size": 64}
 # Parameters without classifier, in training and deployed. The paper gives MobileOne-S0 2.1 M, 1.025 M in a classifier.
 FOLDED = {
@@ -84,7 +81,7 @@ def test_a_fold_that_changes_the_features_is_not_taken(monkeypatch):
     assert found.network is network and found.form == "training" and "its features differ by" in found.note
 
 
-@pytest.mark.parametrize("arch", ["mobileone_s0", pytest.param("repvit_m0_9", marks=HEAVY)])
+@pytest.mark.parametrize("arch", ["mobileone_s0", pytest.param("repvit_m0_9", marks=pytest.mark.slow)])
 def test_onnx_holds_the_deployed_form(arch, tmp_path):
     """Against the training form in torch, on images of another size and count; its tensors are the deployed form's."""
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
@@ -104,7 +101,7 @@ def test_onnx_holds_the_deployed_form(arch, tmp_path):
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
-@HEAVY
+@pytest.mark.slow
 def test_onnx_of_the_training_form_says_so(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     monkeypatch.setattr("convert.deployment.TOLERANCE", 0.0)
@@ -163,7 +160,7 @@ def test_multiply_adds_are_those_that_torchvision_gives(arch):
         "mobileone_s0",
         "fastvit_t8",
         "convnext_atto",
-        pytest.param("swin_tiny_patch4_window7_224", marks=HEAVY),
+        pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow),
         "efficientvit_b0",
     ],
 )

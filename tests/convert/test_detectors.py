@@ -82,8 +82,8 @@ def test_a_detector_is_refused_unless_asked_for(tmp_path):
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
 @pytest.mark.parametrize("model", ["fpn", "c4"])
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+@pytest.mark.detectron2
 def test_detectron2_loads_resnets_itself(run_file, arch, model, suffix, tmp_path):
-    pytest.importorskip("detectron2", reason="detectron2 is not on the package index")
     report = convert(run_file(arch), "detectron2", tmp_path / f"out{suffix}", model=model)
     assert len(report["differences"]["detectron2 from the file"]) == 4
     assert max(report["differences"]["detectron2 from the file"].values()) <= 1e-5
@@ -100,9 +100,9 @@ def test_detectron2_loads_resnets_itself(run_file, arch, model, suffix, tmp_path
         ("resnet50", "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "c4"),
     ],
 )
+@pytest.mark.detectron2
 def test_stock_detectron2_models_take_file_and_snippet(run_file, arch, config, model, tmp_path):
     """As stock tools/train_net.py does it: the zoo's config, the snippet, build_model, the checkpointer; and back."""
-    pytest.importorskip("detectron2", reason="detectron2 is not on the package index")
     import detectron2
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import get_cfg
@@ -143,8 +143,8 @@ def test_stock_detectron2_models_take_file_and_snippet(run_file, arch, config, m
 
 
 @pytest.mark.parametrize("arch", ["mobilenetv2_100", "vit_tiny_patch16_224"])
+@pytest.mark.detectron2
 def test_detectron2_loads_other_backbones_itself(run_file, arch, tmp_path):
-    pytest.importorskip("detectron2", reason="detectron2 is not on the package index")
     report = convert(run_file(arch), "detectron2", tmp_path / "out.pth")
     assert max(report["differences"]["detectron2 from the file"].values()) <= 1e-5
 

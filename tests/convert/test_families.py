@@ -1,14 +1,13 @@
 """Every family and architecture: a file in its exact layout, every target, its own forward's features.
 
 What follows reading depends on the architecture alone, so the targets are tried once per architecture, and ONNX in
-tests/convert/test_conversion.py; SSLIGHT_FULL=1 tries every family with every target.
+tests/convert/test_conversion.py; the slow tests try every family with every target.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,7 +25,6 @@ from tests.convert.family_files import CASES
 from tests.convert.own_networks import Own
 
 TOLERANCE = 1e-5  # of the largest feature
-FULL = os.environ.get("SSLIGHT_FULL") == "1"
 HEAVY = {
     "mocov3 vit-b",
     "sslight resnet101",
@@ -37,7 +35,7 @@ HEAVY = {
     "solo-learn old resnet50",
     "mocov3 resnet50",
 }
-CHOSEN = [name for name in CASES if FULL or name not in HEAVY]
+CHOSEN = [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in CASES]
 OPTIONAL = {
     "detectron2": "detectron2 is not on the package index",
     "mmdet": "comes with the mmdet extra",
@@ -109,14 +107,32 @@ def test_every_fault_is_refused_by_name(case):
 
 @pytest.mark.parametrize("to", list(TARGETS))
 def test_goes_to_every_target(case, to, tmp_path):
+    variant = _variant(case, to)
+    if variant in _seen or to == "onnx" or case.own.arch in ("resnet50", "vit_base_patch14_dinov2"):
+        pytest.skip("tried elsewhere, or heavy: a slow test tries all")
+    _seen.add(variant)
+    goes(case, to, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", TARGETS)
+def test_every_family_goes_to_every_target(case, to, tmp_path):
+    variant = _variant(case, to)
+    if to == "onnx" and variant in _seen:
+        pytest.skip("tried with another family")
+    _seen.add(variant)
+    goes(case, to, tmp_path)
+
+
+def _variant(case, to):
+    return f"{case.own.arch} {sorted(case.checkpoint.options.items())}", to
+
+
+def goes(case, to, tmp_path):
+    """The file written for a target gives the network's own feature, or the target refuses the architecture."""
     checkpoint, own, images, expected = case.checkpoint, case.own, case.images, case.expected
     if to in OPTIONAL:
         pytest.importorskip(to if to != "onnx" else "onnxscript", reason=OPTIONAL[to])
-    variant = (f"{own.arch} {sorted(checkpoint.options.items())}", to)
-    short = variant in _seen or to == "onnx" or own.arch in ("resnet50", "vit_base_patch14_dinov2")
-    if (not FULL and short) or (to == "onnx" and variant in _seen):
-        pytest.skip("tried elsewhere, or heavy; SSLIGHT_FULL=1 tries all")
-    _seen.add(variant)
     target = TARGETS[to]
     if target.matrix[class_of(own.arch)].startswith(REFUSED):
         with pytest.raises(InputError, match="cannot go to"):

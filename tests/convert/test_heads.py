@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 import pytest
 import timm
@@ -22,7 +21,6 @@ from sslight.core.errors import InputError
 from tests.convert import family_files
 from tests.convert.own_networks import Own, randomised, timm_own, vit_forward, vit_own
 
-FULL = os.environ.get("SSLIGHT_FULL") == "1"
 SIZE = 64  # pixels: 4 x 4 patches
 TOLERANCE = 1e-5  # of the largest feature
 CONFIG = "custom = [1, -2.5, print('never run')]\nmodel = dict(\n    backbone=dict(\n        {}))\n"
@@ -212,8 +210,8 @@ def test_options_that_cannot_be_are_refused(words, said, twelve, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["plain.pth"]
 
 
+@pytest.mark.detectron2
 def test_vitdet_is_built_with_the_options(twelve, tmp_path):
-    pytest.importorskip("detectron2", reason="detectron2 is not on the package index")
     from detectron2.config import get_cfg
     from detectron2.layers import ShapeSpec
 
@@ -276,7 +274,9 @@ LAYER_SCALE = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in LAYER_SCALE if "B/16" not in name or FULL])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "B/16" in name else name for name in LAYER_SCALE]
+)
 def test_layer_scale_at_patch_16(name, tmp_path):
     """timm's nearest network is DINOv2's of patch 14 at 518 px, a size that patches of 16 do not fill."""
     content, own = LAYER_SCALE[name]()

@@ -220,9 +220,10 @@ def test_an_exploding_pickle_is_refused(tmp_path):
         read_checkpoint(path)
 
 
-def test_mutated_files_give_clean_errors_or_right_tensors(tmp_path):
-    """A short form of `python -m tests.convert.mutations 10000`."""
-    outcomes = try_mutations(10_000 if os.environ.get("SSLIGHT_FULL") == "1" else 250, 1, tmp_path)
+@pytest.mark.parametrize("number", [250, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutated_files_give_clean_errors_or_right_tensors(number, tmp_path):
+    """`python -m tests.convert.mutations 10000`, and a short form of it."""
+    outcomes = try_mutations(number, 1, tmp_path)
     kinds = {kind for _, kind, _ in outcomes}
     assert {"flipped", "truncated", "swapped_records", "hostile"} <= kinds
 

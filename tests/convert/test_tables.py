@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 import timm
@@ -53,7 +52,11 @@ def test_names_and_shapes_are_the_golden_ones(files, arch, to, prefix, golden):
 
 
 @pytest.mark.parametrize(
-    "arch", CNNS if os.environ.get("SSLIGHT_FULL") == "1" else ["resnet18", "resnet50", "mobilenetv2_100"]
+    "arch",
+    [
+        arch if arch in ("resnet18", "resnet50", "mobilenetv2_100") else pytest.param(arch, marks=pytest.mark.slow)
+        for arch in CNNS
+    ],
 )
 @pytest.mark.parametrize(
     "to, suffix, options",
@@ -173,8 +176,8 @@ def test_a_wrong_rule_of_a_source_is_caught_by_features(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.detectron2
 def test_a_wrong_rule_for_detectron2_is_caught_by_features(files, monkeypatch, tmp_path):
-    pytest.importorskip("detectron2", reason="detectron2 is not on the package index")
     kept = tuple(rule for rule in layouts.RESNET_DETECTRON2 if "bn{n:1-3}" not in rule.timm)
     wrong = (
         Rule("res{s+1}.{b}.conv1.norm.{norm}", "layer{s:1-4}.{b}.bn2.{norm}"),

@@ -28,7 +28,6 @@ from tests.convert.family_files import CASES
 from tests.convert.own_networks import random_like
 from tests.docs.pages import PAGES, ROOT, blocks, commands
 
-FULL = os.environ.get("SSLIGHT_FULL") == "1"
 NETWORK = (
     "VIEWS.GLOBAL_SIZE 40 VIEWS.LOCAL_SIZE 32 VIEWS.LOCAL_NUMBER 2 TRAIN.BATCH_SIZE 16 TRAIN.ACCUMULATE 1 "
     "SOLVER.TOTAL_EPOCHS 1 "
@@ -84,9 +83,8 @@ def place(tmp_path, image_folder, monkeypatch):
     return tmp_path
 
 
-def shrink(words: list[str], place) -> list[str]:
+def shrink(words: list[str], place, processes: str) -> list[str]:
     """The command on fewer processes, pixels, epochs and iterations."""
-    processes = "2" if FULL else "1"  # two start in test_methods_distributed.py, test_matrix.py, test_coco_launch.py
     words = [
         processes if previous in ("--nproc_per_node", "--nproc-per-node") else word
         for previous, word in zip(["", *words], words, strict=False)
@@ -115,7 +113,7 @@ def coco_recipe(words: list[str], place) -> str:
     return str(make(f"{task}_rcnn_r18_fpn_1x", place / "recipes"))
 
 
-def run_command(line: str, place) -> None:
+def run_command(line: str, place, processes: str) -> None:
     """Run one command; the umbrella in this process, everything else as a process."""
     words = [os.path.expandvars(word) for word in shlex.split(line, comments=True)]
     if any(re.match(start, " ".join(words)) for start in NOT_RUN):
@@ -123,7 +121,7 @@ def run_command(line: str, place) -> None:
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), f"no such target: {line}"
         assert all((ROOT / word).exists() for word in words if word.startswith(("tools/", "configs/"))), line
         return
-    words = shrink(words, place)
+    words = shrink(words, place, processes)
     if words[0] == "sslight":
         assert cli.dispatch(words[1:]) in (0, None), line
         return
@@ -138,16 +136,17 @@ RUNNABLE = [page for page in PAGES if commands(page) and page.parent.name != "co
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=[str(page.relative_to(ROOT)) for page in RUNNABLE])
-def test_every_command_of_a_page_runs(page, place, capsys):
+@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_every_command_of_a_page_runs(page, processes, place, capsys):
     """A pre-training's last words are commands, too: they are run as they were printed."""
     if any("mmdet" in command for command in commands(page)):
         pytest.importorskip("mmdet", reason="comes with the mmdet extra")
     for command in commands(page):
         capsys.readouterr()
-        run_command(command, place)
+        run_command(command, place, processes)
         _, _, last_words = capsys.readouterr().out.partition("\nnext:\n")
         for following in re.findall(r"^  (sslight .*)$", last_words, re.MULTILINE):
-            run_command(following, place)
+            run_command(following, place, processes)
 
 
 @contextlib.contextmanager

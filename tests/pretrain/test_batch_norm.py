@@ -1,7 +1,6 @@
 """Batch norm on a CPU against float64: statistics, output and gradient, alone and in the steps that train networks."""
 
 import copy
-import os
 
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from sslight.core.config import load_config
 
 CPU = torch.device("cpu")
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB"}
-FULL = os.environ.get("SSLIGHT_FULL") == "1"
 
 
 def error(ours, expected) -> float:
@@ -126,10 +124,8 @@ def uint8_images(count, size, draw):
     ("arch", "batch", "local", "tolerance"),
     [
         ("mobilenet_v2", 4, 2, 0.015),
-        pytest.param(
-            "mobilenet_v2", 16, 6, 0.015, marks=pytest.mark.skipif(not FULL, reason="SSLIGHT_FULL=1: minutes")
-        ),
-        pytest.param("resnet18", 16, 6, 0.005, marks=pytest.mark.skipif(not FULL, reason="SSLIGHT_FULL=1: minutes")),
+        pytest.param("mobilenet_v2", 16, 6, 0.015, marks=pytest.mark.slow),
+        pytest.param("resnet18", 16, 6, 0.005, marks=pytest.mark.slow),
     ],
 )
 def test_gradient_of_a_pretraining_step(arch, batch, local, tolerance, monkeypatch):

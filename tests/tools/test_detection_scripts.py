@@ -12,7 +12,6 @@ from tests.benchmarks.detection.coco_sets import write_set, write_voc
 from tests.benchmarks.detection.coco_tiny import tiny_detectron2, tiny_mmdet
 
 pytest.importorskip("mmdet", reason="comes with the mmdet extra")
-DETECTRON2 = pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed")
 CONFIG = "configs/mmdet/faster_rcnn_r18_fpn_1x.py"
 
 
@@ -75,7 +74,7 @@ NETWORKS = [
 ]
 
 
-@DETECTRON2
+@pytest.mark.detectron2
 @pytest.mark.parametrize("name, arch, tensors", NETWORKS)
 def test_detectron2_script_trains_resumes_and_evaluates(name, arch, tensors, run, files, tmp_path):
     config, out, weights = tiny_detectron2(name, tmp_path, iterations=3), tmp_path / "out", tmp_path / "backbone.pth"
@@ -105,7 +104,7 @@ def test_detectron2_script_trains_resumes_and_evaluates(name, arch, tensors, run
     assert not torch.equal(back[first], start[first])  # the trained network, not the one it started from
 
 
-@DETECTRON2
+@pytest.mark.detectron2
 def test_detectron2_script_keeps_to_the_categories_it_was_trained_on(run, files, tmp_path):
     """From a converted `.pkl`, on run-length coded masks, which detectron2's default mask format refuses."""
     from convert.convert_ckpt import main as convert
@@ -123,7 +122,7 @@ def test_detectron2_script_keeps_to_the_categories_it_was_trained_on(run, files,
     assert "(absent from the data: triangle)" in done.stderr
 
 
-@DETECTRON2
+@pytest.mark.detectron2
 def test_detectron2_script_says_faults_in_one_line(run, files, tmp_path):
     config, out = tiny_detectron2("mask_rcnn_r18_c4_1x", tmp_path, iterations=3), tmp_path / "out"
     data = ["DATA.PATH_TO_DATA_DIR", files / "set", "OUTPUT_DIR", out]
@@ -142,7 +141,7 @@ def test_detectron2_script_says_faults_in_one_line(run, files, tmp_path):
     assert not out.exists()
 
 
-@DETECTRON2
+@pytest.mark.detectron2
 @pytest.mark.parametrize("name", ["voc_faster_rcnn_r18_c4", "voc_faster_rcnn_r18_fpn"])
 def test_detectron2_script_trains_on_pascal_voc(name, run, files, tmp_path):
     config, out = tiny_detectron2(name, tmp_path, iterations=3), tmp_path / "out"
@@ -162,7 +161,7 @@ def test_detectron2_script_trains_on_pascal_voc(name, run, files, tmp_path):
     assert numbers.startswith("bbox: AP ") and "AP50" in numbers and "nan" not in numbers
 
 
-@DETECTRON2
+@pytest.mark.detectron2
 def test_detectron2_script_on_two_processes(run, files, tmp_path):
     config, out = tiny_detectron2("faster_rcnn_r18_fpn_1x", tmp_path, iterations=3), tmp_path / "out"
     done = run(

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.data import (
@@ -146,7 +147,8 @@ class WholeFiles:
         with io.BytesIO() if "b" in mode else io.StringIO() as file:
             yield file
             content = file.getvalue()
-        write_atomically(path, lambda temporary: temporary.write_bytes(content if "b" in mode else content.encode()))
+        data = content if isinstance(content, bytes) else content.encode()
+        write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 class DetectionWriter(COCOEvaluator):
@@ -204,7 +206,7 @@ class Trainer(DefaultTrainer):
         return DetectionWriter(dataset_name, str(Path(cfg.OUTPUT_DIR) / "inference"), cls.numbers)
 
     @classmethod
-    def build_optimizer(cls, cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
+    def build_optimizer(cls, cfg, model: Any) -> torch.optim.Optimizer:
         if cfg.SOLVER.OPTIMIZER == "SGD":
             return build_optimizer(cfg, model)
         blocks = len(model.backbone.net.blocks)
@@ -250,6 +252,7 @@ def _ddp_on_own_device() -> Iterator[None]:
 
 def register(role: str, split: Split) -> str:
     """Register a COCO-format set under a name made of its files, unless that was done; returns the name."""
+    assert split.ready  # the frameworks are handed files only
     digest = hashlib.sha256(f"{split.ready.resolve()}\n{split.images.resolve()}".encode()).hexdigest()[:12]
     name = f"sslight_{role}_{digest}"
     if name not in DatasetCatalog.list():

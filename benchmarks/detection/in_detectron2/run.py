@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -217,7 +218,7 @@ def _logged(folder: Path) -> Iterator[None]:
         file.close()
 
 
-def prove_backbone(model: torch.nn.Module, cfg: CfgNode) -> int:
+def prove_backbone(model: Any, cfg: CfgNode) -> int:
     """Compare every backbone tensor of a detector with the file it was loaded from."""
     model = model.module if hasattr(model, "module") else model
     prefixes = BACKBONES[MODELS[cfg.MODEL.BACKBONE.NAME]]

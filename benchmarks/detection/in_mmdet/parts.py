@@ -81,9 +81,9 @@ class NamedImage(LoadImageFromFile):
                     decode_reference(file.read())
         except Exception as cause:  # noqa: BLE001  decoders raise whatever they stumble over
             raise unreadable(path, cause) from None
-        size, wanted = results["ori_shape"][::-1], (results.get("width"), results.get("height"))
-        if None not in wanted and size != wanted:
-            raise other_size(path, size, wanted)
+        size, width, height = results["ori_shape"][::-1], results.get("width"), results.get("height")
+        if width is not None and height is not None and size != (width, height):
+            raise other_size(path, size, (width, height))
         return results
 
 

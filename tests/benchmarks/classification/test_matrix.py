@@ -1,9 +1,10 @@
 """Every evaluation from every backbone and data format: killed and started again, and on two processes.
 
 All must come to the numbers of one process left alone. On two processes that holds where no batch norm is trained:
-torch synchronises none on CPUs. A short form runs always; SSLIGHT_FULL=1 runs the whole matrix (`make test-full`).
+torch synchronises none on CPUs. A short form runs always, the whole matrix as slow tests.
 """
 
+import functools
 import itertools
 import os
 import signal
@@ -22,7 +23,6 @@ from sslight.core.checkpoint import save_backbone
 from sslight.core.result import read_result
 from tests.benchmarks.classification.small_blocks import SIZES
 
-FULL = os.environ.get("SSLIGHT_FULL") == "1"
 ARCHS = ["mobilenet_v2", "resnet18", "resnet34", "resnet50", "vit_tiny"]
 FORMATS = ["folder", "h5", "shards"]
 RUNS = {
@@ -34,14 +34,17 @@ RUNS = {
     "finetune": (semisup, "finetune", {"SOLVER.TOTAL_EPOCHS": 2, "HEAD.HIDDEN_SIZE": 16}),
 }
 SHORT = [("knn", "resnet18", "h5"), ("linear", "mobilenet_v2", "shards"), ("semisup", "vit_tiny", "folder")]
-CELLS = list(itertools.product(RUNS, ARCHS, FORMATS)) if FULL else SHORT
+CELLS = [
+    cell if cell in SHORT else pytest.param(*cell, marks=pytest.mark.slow)
+    for cell in itertools.product(RUNS, ARCHS, FORMATS)
+]
 
 
 @pytest.fixture(scope="module")
 def formats(image_folder, tmp_path_factory):
     """The same images in each of the three forms."""
     found = {"folder": image_folder}
-    for name in sorted({cell[2] for cell in CELLS} - {"folder"}):
+    for name in FORMATS[1:]:
         found[name] = tmp_path_factory.mktemp(name) / "data"
         pack.main([str(image_folder), str(found[name]), "--to", name])
     return found
@@ -49,19 +52,22 @@ def formats(image_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A backbone file for every architecture."""
-    found = {}
-    for arch in sorted({cell[1] for cell in CELLS}):
+    """A function: architecture -> its backbone file, written at the first call."""
+
+    @functools.cache
+    def file_of(arch):
         torch.manual_seed(1)
-        model, found[arch] = build_backbone(arch), tmp_path_factory.mktemp("weights") / f"{arch}.safetensors"
+        model, file = build_backbone(arch), tmp_path_factory.mktemp("weights") / f"{arch}.safetensors"
         save_backbone(
-            found[arch],
+            file,
             model.state_dict(),
             arch=model.arch,
             method="dino",
             preprocess={"mean": [0.5] * 3, "std": [0.2] * 3, "color_order": "RGB", "size": 224},
         )
-    return found
+        return file
+
+    return file_of
 
 
 @pytest.mark.parametrize("evaluation, arch, form", CELLS)
@@ -76,7 +82,7 @@ def test_killed_and_on_two_processes(formats, weights, run, tmp_path, monkeypatc
 
     def argv(out, processes=1):
         pairs = {
-            "WEIGHTS": weights[arch],
+            "WEIGHTS": weights(arch),
             "DATA.PATH_TO_DATA_DIR": formats[form],
             "DATA.RESIZE": 36,
             "DATA.SIZE": 32,

@@ -25,7 +25,6 @@ from tests.benchmarks.detection.coco_tiny import ROOT, tiny_detectron2, tiny_mmd
 
 pytest.importorskip("mmdet", reason="comes with the mmdet extra")
 PREPROCESS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB", "size": 224}
-DETECTRON2 = pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed")
 TASKS = {"faster": "det", "mask": "seg"}
 
 
@@ -177,7 +176,7 @@ def test_mmdet_trains_is_killed_resumes_and_evaluates(name, arch, coco, tmp_path
     assert len(result["pictures"]) == 2 and all((out / picture).is_file() for picture in result["pictures"])
 
 
-@DETECTRON2
+@pytest.mark.detectron2
 @pytest.mark.parametrize(
     "name, arch",
     [
@@ -222,7 +221,7 @@ def test_detectron2_trains_is_killed_resumes_and_evaluates(name, arch, coco, tmp
     check_momentum(saved, 8 - done)
 
 
-@DETECTRON2
+@pytest.mark.detectron2
 def test_detectron2_killed_between_its_two_last_checkpoints_writes_the_second(coco, tmp_path):
     out = tmp_path / "out"
     arguments = [
@@ -259,7 +258,11 @@ def test_detectron2_killed_between_its_two_last_checkpoints_writes_the_second(co
 
 @pytest.mark.parametrize(
     "framework, number",
-    [("mmdet", signal.SIGTERM), ("mmdet", signal.SIGINT), pytest.param("detectron2", signal.SIGINT, marks=DETECTRON2)],
+    [
+        ("mmdet", signal.SIGTERM),
+        ("mmdet", signal.SIGINT),
+        pytest.param("detectron2", signal.SIGINT, marks=pytest.mark.detectron2),
+    ],
 )
 def test_a_stop_signal_saves_and_the_next_start_goes_on(coco, tmp_path, framework, number):
     out = tmp_path / "out"
@@ -377,7 +380,7 @@ def test_departures_from_a_recipe_are_recorded(coco, tmp_path, words, departures
     assert setup.departures == departures and setup.identity.RUN.RECIPE == "faster_rcnn_r18_fpn_1x"
 
 
-@DETECTRON2
+@pytest.mark.detectron2
 def test_departures_from_a_recipe_of_detectron2_are_recorded(coco, tmp_path):
     words = [
         "--framework",
@@ -486,7 +489,7 @@ def test_numbers_that_cannot_work_are_refused(words, coco, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("framework", ["mmdet", pytest.param("detectron2", marks=DETECTRON2)])
+@pytest.mark.parametrize("framework", ["mmdet", pytest.param("detectron2", marks=pytest.mark.detectron2)])
 def test_a_one_stage_detector_by_config(framework, tmp_path):
     file, coco = tiny_retinanet(framework, tmp_path), write_set(tmp_path / "set", counts=(4, 2))
     arguments = [
@@ -541,7 +544,8 @@ def test_a_recipe_that_is_built_otherwise_is_refused_in_one_line(text, words, co
 
 
 @pytest.mark.parametrize(
-    "framework, tiny", [("mmdet", tiny_mmdet), pytest.param("detectron2", tiny_detectron2, marks=DETECTRON2)]
+    "framework, tiny",
+    [("mmdet", tiny_mmdet), pytest.param("detectron2", tiny_detectron2, marks=pytest.mark.detectron2)],
 )
 def test_an_untidy_annotation_file_trains_and_counts_as_a_tidy_one(framework, tiny, tmp_path):
     """UTF-16, object ids that repeat and reach 0, image ids beyond 2^53, no areas: the same detections, the same AP."""
@@ -593,7 +597,10 @@ def test_an_untidy_annotation_file_trains_and_counts_as_a_tidy_one(framework, ti
 
 @pytest.mark.parametrize(
     "framework, tiny, part",
-    [("mmdet", tiny_mmdet, "train2017"), pytest.param("detectron2", tiny_detectron2, "val2017", marks=DETECTRON2)],
+    [
+        ("mmdet", tiny_mmdet, "train2017"),
+        pytest.param("detectron2", tiny_detectron2, "val2017", marks=pytest.mark.detectron2),
+    ],
 )
 def test_an_image_that_breaks_within_a_run_is_named(framework, tiny, part, tmp_path, monkeypatch):
     data = write_set(tmp_path / "set", counts=(6, 3))

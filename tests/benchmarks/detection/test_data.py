@@ -139,8 +139,8 @@ def test_mmdet_trains_on_what_is_counted(name, expected, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn_r18_fpn_1x", "mask_rcnn_r18_fpn_1x"])
+@pytest.mark.detectron2
 def test_detectron2_trains_on_what_is_counted(name, tmp_path):
-    pytest.importorskip("detectron2", reason="not on the package index")
     data = write_set(tmp_path / "set", counts=(8, 2))
     with_every_reason(data)
     found = coco_data.written(find(data), tmp_path / "out")

@@ -1,7 +1,6 @@
 """Several processes: what srun's environment means, faults of a wrong start, and real groups of two over gloo."""
 
 import contextlib
-import importlib.util
 import os
 import signal
 import subprocess
@@ -26,8 +25,6 @@ SRUN = {
     "SLURM_JOB_NODELIST": "gpu[07-08]",
     "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
 }
-FULL = pytest.mark.skipif(not os.environ.get("SSLIGHT_FULL"), reason="SSLIGHT_FULL=1 runs the long forms")
-DETECTRON2 = pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed")
 
 
 @pytest.fixture
@@ -118,7 +115,7 @@ def test_mmengine_takes_the_gpu_that_the_process_sees(one_gpu_each):
     assert os.environ["LOCAL_RANK"] == "3"
 
 
-@DETECTRON2
+@pytest.mark.detectron2
 def test_detectron2_takes_the_gpu_that_the_process_sees(one_gpu_each, monkeypatch):
     from detectron2.engine import defaults
     from detectron2.utils import comm
@@ -162,10 +159,14 @@ def check(out, log, iterations):
     return result
 
 
-@FULL
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
-    ["mmdet", pytest.param("detectron2", marks=DETECTRON2), pytest.param("tools/train_net.py", marks=DETECTRON2)],
+    [
+        "mmdet",
+        pytest.param("detectron2", marks=pytest.mark.detectron2),
+        pytest.param("tools/train_net.py", marks=pytest.mark.detectron2),
+    ],
 )
 def test_ctrl_c_has_all_processes_save_together(tmp_path, script):
     """As a terminal sends it, to the parent and to both of its processes at once."""
@@ -289,7 +290,7 @@ def test_two_tasks_of_srun_train_one_mmdet_detector(tmp_path):
     assert codes == [2, 2] and log.count("error: image cannot be read") == 1, log
 
 
-@FULL
+@pytest.mark.slow
 def test_two_gpus_of_one_machine_in_mmdet(run, tmp_path):
     pytest.importorskip("mmdet", reason="comes with the mmdet extra")
     data, config = write_set(tmp_path / "set"), tiny_mmdet("faster_rcnn_r18_fpn_1x", tmp_path, iterations=3)
@@ -299,7 +300,7 @@ def test_two_gpus_of_one_machine_in_mmdet(run, tmp_path):
     check(tmp_path / "out", done.stdout + done.stderr, 3)
 
 
-@DETECTRON2
+@pytest.mark.detectron2
 def test_two_processes_in_detectron2(run, tmp_path):
     data, config = write_set(tmp_path / "set"), tiny_detectron2("faster_rcnn_r18_fpn_1x", tmp_path, iterations=3)
     done = run(

@@ -39,8 +39,8 @@ def test_mmdet_batches(done):
 
 
 @pytest.mark.parametrize("done", [1, 2, 9, 30])
+@pytest.mark.detectron2
 def test_detectron2_batches(done):
-    pytest.importorskip("detectron2", reason="not on the package index")
     from detectron2.data.common import AspectRatioGroupedDataset
     from detectron2.data.samplers import TrainingSampler
 

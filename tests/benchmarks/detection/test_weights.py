@@ -111,8 +111,8 @@ def test_images_are_fed_as_the_backbone_was_trained(framework, tmp_path):
         )
 
 
+@pytest.mark.detectron2
 def test_given_heads_reach_detectron2(tmp_path):
-    pytest.importorskip("detectron2", reason="detectron2 is not on the package index")
     from detectron2.layers import ShapeSpec
 
     from convert.targets.detectron2_backbones import build_vitdet_backbone

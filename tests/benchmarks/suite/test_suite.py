@@ -31,7 +31,6 @@ from tests.benchmarks.detection.coco_sets import write_set
 from tests.benchmarks.report.report_sets import result
 
 ROOT = Path(__file__).resolve().parents[3]
-FULL = os.environ.get("SSLIGHT_FULL") == "1"
 PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "color_order": "RGB", "size": 32}
 SUITE = {
     "settings": {"DATA": {"RESIZE": 36, "SIZE": 32, "WORKERS": 0}, "TRAIN": {"BATCH_SIZE": 16}},
@@ -93,12 +92,14 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def test_a_killed_suite_goes_on_and_measures_nothing_twice(place, words, tmp_path):
-    out, names = tmp_path / "out", ["knn", "linear", *["semi"] * FULL]
-    if not FULL:
-        short = {**SUITE, "evaluations": {name: SUITE["evaluations"][name] for name in names}}
-        (tmp_path / "short.yaml").write_text(json.dumps(short))
-        words[1] = str(tmp_path / "short.yaml")
+@pytest.mark.parametrize(
+    "names", [["knn", "linear"], pytest.param(["knn", "linear", "semi"], marks=pytest.mark.slow)], ids="-".join
+)
+def test_a_killed_suite_goes_on_and_measures_nothing_twice(place, words, names, tmp_path):
+    out = tmp_path / "out"
+    suite = {**SUITE, "evaluations": {name: SUITE["evaluations"][name] for name in names}}
+    (tmp_path / "suite.yaml").write_text(json.dumps(suite))
+    words[1] = str(tmp_path / "suite.yaml")
     words = [
         "--weights",
         str(place / "one.safetensors"),
