@@ -420,7 +420,7 @@ def _deeper(depth: int) -> dict[str, float]:
 
 
 def _round_to_8(channels: float) -> int:
-    """Width rule of MobileNetV2: the nearest multiple of 8, never less than 90% of the wish."""
+    """Width rule of MobileNetV2: the nearest multiple of 8, never less than 90% of the width asked for."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 

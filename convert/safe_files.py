@@ -89,7 +89,7 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, file):
         super().__init__(file, encoding="latin1")
-        # Fresh classes for every load: whatever a file sets on them is gone with it.
+        # Fresh classes for every load: whatever a file sets on them does not outlive the load.
         array, dtype, scalar = (type(base.__name__, (base,), {}) for base in (_Array, _DType, _Scalar))
         self._known = {
             ("numpy", "ndarray"): array,

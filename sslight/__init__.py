@@ -51,8 +51,8 @@ class Pretrained:
 
 def pretrain(
     *,
-    data: Path | str,
     out: Path | str,
+    data: Path | str | None = None,
     cfg: Path | str | None = None,
     arch: str | None = None,
     seed: int | None = None,
@@ -62,7 +62,7 @@ def pretrain(
 
     Parameters
     ----------
-    data: a directory with `train/` (and `val/`, for k-NN). `out`: the run directory.
+    out: the run directory. `data`: a directory with `train/` (and `val/`, for k-NN).
     cfg: a YAML file, e.g. "configs/pretrain/dino_cnn_sslight.yaml".
     arch: the backbone, by timm's name or an alias. `seed`: of everything random.
     settings: config keys of pretrain/settings.py, as `**{"TRAIN.ACCUMULATE": 8}`, and the command's other options in
@@ -71,12 +71,11 @@ def pretrain(
     Returns None where only a dry run or a picture of views was asked for. Raises InputError for anything wrong, and
     Stopped after a Ctrl-C or another signal to stop, with the state saved: the same call goes on from there.
     """
+    from pretrain.settings import pretrain as parser
     from sslight.core.arguments import words_of
 
     words = words_of(settings, cfg=cfg, arch=arch, data=data, out=out, seed=seed)
-    from pretrain.settings import pretrain as parser
-
-    args = parser().parse_intermixed_args(words)
+    args = parser().parse_intermixed_args(words)  # a wrong option is answered before torch is imported
     from pretrain.state import last_checkpoint
     from pretrain.train import main
     from sslight.core import devices, logs
@@ -123,7 +122,7 @@ def evaluate(
 
     evaluation = EVALUATIONS[name]
     words = words_of(settings, weights=weights, cfg=cfg, arch=arch, data=data, out=out, seed=seed)
-    request = evaluation.check(words)
+    request = evaluation.check(words)  # loads no torch
     from sslight.core import devices
     from sslight.core.processes import as_function
 

@@ -21,7 +21,7 @@ import sslight
 from convert.reader import network_of, read_checkpoint
 from pretrain.backbones import build_backbone
 from sslight import cli
-from sslight.core import processes
+from sslight.core import devices, processes
 from sslight.core.checkpoint import load_backbone, save_backbone
 from sslight.core.logs import Bar
 from sslight.core.result import read_result
@@ -137,6 +137,7 @@ def test_cost_of_several_networks(tmp_path, weights):
         (["bench", "coco", "--task=dett"], lambda: sslight.evaluate("coco", task="dett")),
         (["pretrain", "--data=no", "--out=x"], lambda: sslight.pretrain(data="no", out="x")),
         (["pretrain", "--data=no", "--out=x", "--dyr-run"], lambda: sslight.pretrain(data="no", out="x", dyr_run=True)),
+        (["pretrain", "--out=x"], lambda: sslight.pretrain(out="x")),
         (["report", "no"], lambda: sslight.report("no")),
         (["report", "--out", "a.pdf", "--", "no"], lambda: sslight.report("no", out="a.pdf")),
         (["convert", "no.pth", "--to", "timm", "-o", "x.pth"], lambda: sslight.convert("no.pth", "timm", "x.pth")),
@@ -270,6 +271,15 @@ def test_a_notebook_gets_progress_bars(monkeypatch, capsys):
     bar.update(3, loss=0.5)
     bar.close()
     assert "steps: " in capsys.readouterr().err
+
+
+def test_cpu_means_the_cpu_in_a_session_that_has_used_its_gpu(monkeypatch):
+    """Where CUDA runs already, hiding the GPUs in the environment no longer hides them from torch."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with devices.restored():
+        devices.prepare("cpu")
+        assert devices.own_device().type == "cpu"
 
 
 def test_another_thread_gets_the_same_result(image_folder, weights, tmp_path):

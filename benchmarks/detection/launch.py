@@ -26,7 +26,7 @@ import torch.distributed as dist
 
 from sslight.core import devices, distributed
 from sslight.core.errors import EXIT_BAD_INPUT, EXIT_STOPPED, InputError, Stopped
-from sslight.core.processes import STOP_SIGNALS, run_command, second_ends
+from sslight.core.processes import handle_stop_signals, run_command, second_ends
 
 NEEDED = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -114,7 +114,7 @@ def one_group(processes: int) -> Iterator[None]:
         for child in multiprocessing.active_children():
             child.terminate()
 
-    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    previous = handle_stop_signals(pass_on)
     try:
         yield
     except torch.multiprocessing.ProcessExitedException as ended:

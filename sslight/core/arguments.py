@@ -49,24 +49,20 @@ OPTIONS = {
     "--seed": ((), "SEED", "of everything random; of several runs the first's"),
     "--trials": ((), "", "runs, of consecutive seeds"),
     "--cfg": (("--config", "--config-file"), "", "a file of settings"),
-    "--set": (
-        (),
-        "MODEL.OPTIONS",
-        "a build option that shapes do not show, e.g. num_heads=12; may be repeated",
-    ),
+    "--set": ((), "MODEL.OPTIONS", "a build option that shapes do not show, e.g. num_heads=12; may be repeated"),
 }
 
 
 def words_of(settings: Mapping[str, object], **options: object) -> list[str]:
     """The command line that says what keyword arguments of Python say.
 
-    A name in small letters is an option: `num_gpus=2` is --num-gpus 2, True the option alone, a list the option once
-    for each item, and None or False nothing. Any other name is a config key. `options` come first.
+    A name in small letters without a dot is an option: `num_gpus=2` is --num-gpus 2, True the option alone, a list the
+    option once for each item, and None or False nothing. Any other name is a config key. `options` come first.
     """
     words: list[str] = []
     for name, value in {**options, **settings}.items():
         option = f"--{name.replace('_', '-')}"
-        if name != name.lower():
+        if name != name.lower() or "." in name:
             words += [name, str(value)]
         elif value is True:
             words.append(option)

@@ -97,12 +97,17 @@ def test_2x_of_mmdet_is_the_published_one(name):
             "gamma": 0.1,
         },
     ]
+    cfg = coco_mmdet.load_config(CONFIGS / "mmdet" / f"{name}.py")
+    words = ["train_cfg.max_iters", "180000", "param_scheduler.1.end", "180000"]  # as for tools/train_mmdet.py
+    coco_mmdet.override(cfg, [*words, "param_scheduler.1.milestones", "[120000,160000]"])
+    by_hand = dict(flatten(coco_mmdet.to_dict(cfg)))  # there is no validation, of which it would move the interval
+    assert {**by_hand, "train_cfg.val_interval": 180001} == twice
 
 
 @pytest.mark.parametrize("name", [name for name in DETECTRON2 if name.endswith("1x")])
 def test_2x_of_detectron2_is_the_published_one(name):
     pytest.importorskip("detectron2", reason="not on the package index")
-    from benchmarks.detection.in_detectron2.run import to_dict
+    from benchmarks.detection.in_detectron2.run import load_config, override, to_dict
 
     once, twice = (
         dict(flatten(to_dict(read_recipe("detectron2", f"{name[:-2]}{schedule}", [])[0]))) for schedule in ("1x", "2x")
@@ -110,6 +115,9 @@ def test_2x_of_detectron2_is_the_published_one(name):
     keys = ["SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS"]
     (rest, _), (same, schedule) = (without_schedule(config, keys) for config in (once, twice))
     assert rest == same and schedule == [180000, [120000, 160000], 1000]
+    cfg = load_config(CONFIGS / "detectron2" / f"{name}.yaml")
+    override(cfg, ["SOLVER.MAX_ITER", "180000", "SOLVER.STEPS", "(120000, 160000)"])  # as for tools/train_net.py
+    assert dict(flatten(to_dict(cfg))) == twice
 
 
 @pytest.mark.parametrize("name", MMDET)

@@ -164,7 +164,7 @@ def test_a_wrong_rule_of_a_source_is_caught_by_features(monkeypatch, tmp_path):
     layout = next(layout for layout in LAYOUTS if "features in a Sequential" in layout.name)
     wrong = _swapped(layout.table, "blocks.2.{j:0-2}.bn1.{norm}", "blocks.2.{j:0-2}.bn2.{norm}")
     monkeypatch.setattr(
-        "convert.reader.LAYOUTS",
+        "convert.names.LAYOUTS",
         tuple(
             type(layout)(layout.name, layout.kind, layout.sign, wrong) if other is layout else other
             for other in LAYOUTS

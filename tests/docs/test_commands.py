@@ -252,3 +252,13 @@ def test_every_family_has_a_page():
     from convert.families import FAMILIES
 
     assert {page.stem for page in FAMILY_PAGES} == set(FAMILIES)
+
+
+def test_the_table_of_targets_is_the_registry_s():
+    from convert.names import CLASSES
+    from convert.targets import TARGETS
+
+    page = (ROOT / "docs" / "converting" / "README.md").read_text()
+    assert "--to {" + ",".join(TARGETS) + "}" in page
+    for name in CLASSES:
+        assert " | ".join([f"| {name}", *(target.matrix[name] for target in TARGETS.values())]) + " |" in page

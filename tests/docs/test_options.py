@@ -72,8 +72,9 @@ def test_keyword_arguments_are_the_words_of_a_command():
         "trials": None,
         "set": ["a=1", "b=2"],
         "KNN.K": [1, 2],
+        "train_cfg.max_epochs": 3,
     }
     assert words_of(given, out="x y") == [
         *("--out=x y", "--num-gpus=2", "--loo", "--set=a=1", "--set=b=2"),
-        *("KNN.K", "[1, 2]"),
+        *("KNN.K", "[1, 2]", "train_cfg.max_epochs", "3"),
     ]

@@ -156,7 +156,7 @@ def many_annotations(count: int, place: Path) -> Row:
         assert not list(preflight.shapes(found.train))
         checked = time.process_time() - started
         truth = found.train.content
-        assert len(preflight.stratified(truth, count // 10)) == count // 10
+        assert len(coco_data.stratified(truth, count // 10)) == count // 10
         started = time.process_time()
         detections = [
             {**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.5} for a in truth["annotations"]
