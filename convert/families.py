@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convert.names import RESNET_DETECTRON2, Layout
 from sslight.core.errors import InputError, nearest
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from convert.safe_files import Flat
 
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB"}
+IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB"}
 AS_TIMM = 0  # for a number of heads: timm's of the same width
 
 # mmpretrain's names of its plain ViTs, in small letters, and their attention heads.
@@ -65,7 +65,7 @@ class Checkpoint:
     arch: str = ""
     kind: str | None = None
     options: dict = field(default_factory=dict)
-    preprocess: dict | None = None
+    preprocess: dict | Any = None  # None until the network is identified
     state: dict[str, Tensor] = field(default_factory=dict)
     layout: str = "timm"
     body: dict[str, Tensor] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Checkpoint:
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     assumed: dict[str, str] = field(default_factory=dict)
-    hashing: Future[str] | None = None
+    hashing: Future[str] | Any = None
 
     @property
     def sha256(self) -> str:
@@ -411,7 +411,9 @@ def choose(family: Family, flat: Flat, network: str | None, source: str) -> Chec
             f"{source} ({family.name}) has no network '{chosen}'{nearest(chosen, present)}; it has {', '.join(present)}"
         )
     prefix = compiled(present.pop(chosen))
-    body, dropped, unknown = {}, {}, []
+    body: dict[str, Tensor] = {}
+    dropped: dict[str, list[str]] = {}
+    unknown: list[str] = []
     for key in flat.values:
         reason = _drop_reason(family, key)
         start = prefix.match(key)
@@ -465,10 +467,12 @@ def _choose_by_record(family: Family, flat: Flat, network: str | None, source: s
     """A run checkpoint says itself where its networks are."""
     from sslight.core.checkpoint import FORMAT  # imports torch
 
-    content = flat.content if isinstance(flat.content, dict) else {}
+    content: dict[str, Any] = flat.content if isinstance(flat.content, dict) else {}
     if content.get("format") != FORMAT:
         raise InputError(f"{source} has format '{brief(content.get('format'))}'; this version reads '{FORMAT}'")
-    model, networks, method = content.get("model"), content.get("networks"), brief(content.get("method"))
+    model: Any = content.get("model")
+    networks: Any = content.get("networks")
+    method = brief(content.get("method"))
     usable = isinstance(model, dict) and isinstance(networks, dict) and networks
     if not usable or not all(isinstance(text, str) for text in (*model, *networks, *networks.values())):
         raise InputError(f"not a readable checkpoint: {source} lacks a usable 'model' or 'networks'")
@@ -477,7 +481,9 @@ def _choose_by_record(family: Family, flat: Flat, network: str | None, source: s
         raise InputError(f"{source} has no network '{chosen}'{nearest(chosen, networks)}; it has {', '.join(networks)}")
     prefix = networks[chosen]
     head_prefix = prefix.removesuffix("backbone.") + "head."
-    body, head, dropped = {}, {}, {}
+    body: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    dropped: dict[str, list[str]] = {}
     for key, value in model.items():
         other = next((name for name, start in networks.items() if name != chosen and key.startswith(start)), None)
         if key.startswith(prefix):

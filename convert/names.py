@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sslight.core.errors import InputError
 
@@ -82,7 +82,7 @@ class Rule:
         match = pattern.fullmatch(key)
         if not match:
             return None
-        fields = match.groupdict()
+        fields: dict[str, Any] = match.groupdict()
         bounds = _compiled(target)[1]
         for name, (offset, *_) in numbers.items():
             if fields[name] != str(int(fields[name])):

@@ -15,15 +15,15 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from convert.families import (
     AS_TIMM,
@@ -48,6 +48,7 @@ from convert.names import (
 from convert.safe_files import COUNTER, Flat, flatten, plain_tensors, read_file
 from pretrain.backbones import (
     POS_RESIZE,
+    Backbone,
     backbone_shapes,
     build_backbone,
     canonical_arch,
@@ -66,7 +67,7 @@ def load_network(
     network: str | None = None,
     from_detector: bool = False,
     options: Mapping | None = None,
-) -> tuple[nn.Module, Checkpoint]:
+) -> tuple[Backbone, Checkpoint]:
     """The timm network of a checkpoint, loaded strictly, in train mode, and what was read.
 
     Arguments and errors as of `read_checkpoint`.
@@ -77,7 +78,7 @@ def load_network(
     return network_of(checkpoint), checkpoint
 
 
-def network_of(checkpoint: Checkpoint, **build_options) -> nn.Module:
+def network_of(checkpoint: Checkpoint, **build_options) -> Backbone:
     """The timm network holding a checkpoint's tensors."""
     own_options = {"pos_resize": checkpoint.preprocess.get("pos_resize", "timm"), **checkpoint.options}
     module = build_backbone(checkpoint.arch, **{**own_options, **build_options})
@@ -172,7 +173,7 @@ def rename(checkpoint: Checkpoint, family: Family, asked: str | None) -> tuple[C
             "if it is a timm network, name it with --arch"
         )
     [layout] = layouts
-    drops = [(reason, re.compile(pattern).fullmatch) for reason, pattern in layout.drops]
+    drops: list[tuple[str, Callable]] = [(reason, re.compile(pattern).fullmatch) for reason, pattern in layout.drops]
     if layout is TIMM_LAYOUT:
         drops = [("classifier or head on the backbone", classifier_keys(trusted).__contains__)]
     body, dropped = {}, {reason: list(keys) for reason, keys in checkpoint.dropped.items()}
@@ -354,7 +355,7 @@ def read_header(header: dict[str, str], arch: str, path: Path | str) -> tuple[di
     return checked_preprocess(preprocess, path), options, assumed
 
 
-_RESNETS = {
+_RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
     ("bottleneck", (3, 4, 6, 3)): "resnet50",
@@ -382,7 +383,7 @@ def infer(kind: str, state: dict[str, Tensor], source: str) -> tuple[str, dict]:
 
 
 def _infer_resnet(state: dict[str, Tensor], source: str) -> tuple[str, dict]:
-    blocks = Counter()
+    blocks: Counter[int] = Counter()
     for key in state:
         parts = key.split(".")
         if parts[0].startswith("layer"):
@@ -461,7 +462,8 @@ def _vit_arch(size: str, patch: int, distilled: bool, registers: int, scaled: bo
 
 def vit_options(arch: str, state: dict[str, Tensor], source: str) -> dict:
     """Build options that make the ViT `arch` have this state's patch size, image size and extra tokens."""
-    shapes, options = backbone_shapes(arch), {}
+    shapes = backbone_shapes(arch)
+    options: dict[str, Any] = {}
     patch = _patch_size(state, source)
     if patch != shapes["patch_embed.proj.weight"][-1]:
         options["patch_size"] = patch
@@ -510,7 +512,8 @@ def _image_size(arch: str, options: dict, state: dict[str, Tensor]) -> int:
 def vit_heads(arch: str) -> int | None:
     """Attention heads of timm's plain ViT `arch`; None for another network."""
     network = meta_backbone(arch)
-    return network.blocks[0].attn.num_heads if isinstance(network, VisionTransformer) else None
+    plain = isinstance(network, VisionTransformer)
+    return network.blocks[0].attn.num_heads if plain else None
 
 
 @functools.cache

@@ -410,7 +410,7 @@ def _plain(value: object) -> object:
     return None if isinstance(value, Inert) else value
 
 
-def _literal(node: ast.AST) -> object:
+def _literal(node: ast.AST) -> Any:
     """The data that an expression of `dict(...)`, lists and literals spells; None for any other."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
         return {word.arg: _literal(word.value) for word in node.keywords if word.arg}

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -21,7 +22,7 @@ from convert.names import kind_of
 from convert.reader import Checkpoint, compare_shapes, network_of
 from convert.safe_files import read_file
 from convert.targets import Outgoing, Target, Verified
-from pretrain.backbones import stage_features
+from pretrain.backbones import Backbone, stage_features
 from sslight.core.errors import InputError
 
 TOLERANCE = 1e-5  # of the largest magnitude of a stage's features
@@ -198,7 +199,7 @@ def outputs_of(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def timm_features(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def timm_features(model: Backbone, images: Tensor) -> dict[str, Tensor]:
     """Every stage's features of a timm network in eval mode, by stage name, and the `pooled` feature."""
     model = model.eval()
     kind = kind_of(model.arch)
@@ -285,7 +286,7 @@ def source_features(checkpoint: Checkpoint, images: Tensor) -> tuple[dict[str, T
 def _own_torchvision_features(checkpoint: Checkpoint, images: Tensor) -> dict[str, Tensor]:
     body = dict(checkpoint.body)
     model, stages, view = torchvision_network(checkpoint.arch)
-    holder = model
+    holder: nn.Module = model
     if checkpoint.layout == "ResNet's children in a Sequential":
         holder = nn.Sequential(*list(model.children())[:-1])
     elif checkpoint.layout == "MobileNetV2's features in a Sequential":
@@ -307,7 +308,7 @@ def torchvision_features(
     return {**{name: view(name, feature) for name, feature in seen.items()}, "pooled": pooled}
 
 
-def torchvision_network(arch: str) -> tuple[nn.Module, dict[str, nn.Module], Callable[[str, Tensor], Tensor]]:
+def torchvision_network(arch: str) -> tuple[Any, dict[str, nn.Module], Callable[[str, Tensor], Tensor]]:
     """torchvision's network without classifier, its stages by timm's stage names, and how to view a stage's output."""
 
     def same(_: str, feature: Tensor) -> Tensor:

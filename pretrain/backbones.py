@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         pos_resize: str  # of a ViT
 
         def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
 else:
     Backbone = nn.Module

@@ -18,7 +18,7 @@ OPTIMIZERS = ("LARS", "AdamW", "SGD")
 foreach, fused_sgd_ = compat.foreach(), compat.fused_sgd()
 
 
-def cosine(step: int, total: int, start: float, end: float) -> float:
+def cosine(step: float, total: int, start: float, end: float) -> float:
     """Half a cosine from `start` at step 0 towards `end`, which is approached at step `total` and not reached."""
     return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * step / total))
 
@@ -72,7 +72,7 @@ def parameter_groups(model: nn.Module, constant_rate: Iterable[nn.Parameter] = (
     1): no weight decay. Everything else, tokens, positions and weight-norm scales included: decayed and adapted.
     The parameters `constant_rate` are in groups of their own behind these, marked by that key.
     """
-    kinds = {
+    kinds: dict[str, dict] = {
         "decayed": {"weight_decay_factor": 1.0, "adapt": True},
         "depthwise": {"weight_decay_factor": 0.0, "adapt": True},
         "vectors": {"weight_decay_factor": 0.0, "adapt": False},

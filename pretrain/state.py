@@ -36,7 +36,7 @@ class Objective(nn.Module):
         super().__init__()
         self.method = method
         self.classifier = nn.Linear(method.backbone.feature_dim, classes) if classes else None
-        if classes:
+        if self.classifier is not None:
             method.init_probe(self.classifier)
 
     def forward(self, views: list[Tensor], labels: Tensor | None, progress: Progress) -> dict[str, Tensor]:
@@ -44,6 +44,7 @@ class Objective(nn.Module):
         result = self.method(views, progress)
         if self.classifier is not None:
             logits = self.classifier(result["feature"].float())
+            assert labels is not None  # a probe comes with a labelled source
             probe_loss = F.cross_entropy(logits, labels)
             result["loss"] = result["loss"] + probe_loss
             result["probe_loss"] = probe_loss.detach()

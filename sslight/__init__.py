@@ -193,6 +193,7 @@ def report(
 
 def __getattr__(name: str) -> Any:
     """`convert`, as it is written in convert/convert_ckpt.py, and `__version__`: looked up when first used."""
+    value: Any
     if name == "convert":
         from convert.convert_ckpt import convert as value
     elif name == "__version__":

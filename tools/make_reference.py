@@ -24,7 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # mkdocs is started from anywhere
 
 # Title and `module:REGISTRY` of the registries whose names and texts are listed. A new kind of part is a line here.
-REGISTRIES = [("Evaluations", "benchmarks.evaluation:EVALUATIONS")]
+REGISTRIES = [
+    ("Pre-training methods", "pretrain.methods.base:METHODS"),
+    ("Formats of images", "pretrain.data.sources:FORMATS"),
+    ("Targets of a conversion", "convert.targets:TARGETS"),
+    ("Evaluations", "benchmarks.evaluation:EVALUATIONS"),
+    ("Detection frameworks", "benchmarks.detection.framework:FRAMEWORKS"),
+]
 # Page of the site -> file at the project's root.
 PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
@@ -81,7 +87,8 @@ def settings() -> Iterator[tuple[str, Mapping, list[Path]]]:
     for name, evaluation in EVALUATIONS.items():
         if evaluation.settings:
             module = Path(inspect.getfile(type(evaluation)))
-            yield f"sslight bench {name}", evaluation.settings, [module.with_name("settings.py"), module]
+            files = [file for file in (module.with_name("settings.py"), module) if file.is_file()]
+            yield f"sslight bench {name}", evaluation.settings, files
 
 
 def settings_page() -> str:
@@ -140,19 +147,18 @@ def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, str, st
 
 
 def conversion_page() -> str:
-    from convert.support import FAMILIES, MATRIX, TARGETS
+    from convert.families import FAMILIES
+    from convert.names import CLASSES
+    from convert.targets import TARGETS
 
-    from convert.families import FAMILIES as LAYOUTS
-
-    rules = {family.name: family.rule for family in LAYOUTS}
     text = "# Checkpoint families and targets\n\n## Families\n\n"
     text += table(
         ("family", "recognised by", "architectures"),
-        ((f"`{name}`", rules.get(name, ""), ", ".join(archs)) for name, archs in FAMILIES.items()),
+        ((f"`{family.name}`", family.rule, ", ".join(family.architectures)) for family in FAMILIES.values()),
     )
     text += "\n## Targets\n\nEvery family goes to every target of its architecture's row.\n\n"
     return text + table(
-        ("architecture", *TARGETS), ((name, *(row[to] for to in TARGETS)) for name, row in MATRIX.items())
+        ("architecture", *TARGETS), ((name, *(target.matrix[name] for target in TARGETS.values())) for name in CLASSES)
     )
 
 

@@ -174,7 +174,9 @@ def plain_extraction(cfg, train: Labelled, args: argparse.Namespace) -> np.ndarr
     )
     features = []
     for start in range(0, len(train), args.batch):
-        files = [train.source.root / train.source.name(i) for i in range(start, min(start + args.batch, len(train)))]
+        files = [
+            Path(train.source.where) / train.source.name(i) for i in range(start, min(start + args.batch, len(train)))
+        ]
         features.append(model(torch.stack([picture(Image.open(file).convert("RGB")) for file in files])).numpy())
     return np.concatenate(features)
 

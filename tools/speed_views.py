@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pretrain.data.index import Names, Source
 from sklearn.datasets import load_sample_images
 
 from pretrain.data.fast_views import decode_fast
 from pretrain.data.loading import Request, TrainBatches, start_worker
+from pretrain.data.sources import Names, Source
 from pretrain.data.views import view_set
 from pretrain.settings import DEFAULTS
 from sslight.core.config import load_config

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     from sslight.core.rundir import StopSignal
 
     devices.prepare()
-    coco_mmdet = FRAMEWORKS["mmdet"]
+    coco_mmdet: Any = FRAMEWORKS["mmdet"]  # the module, which holds more than the contract
     from mmengine.config import DictAction
 
     processes = coco_launch.join(LAUNCHERS[args.launcher])

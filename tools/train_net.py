@@ -12,6 +12,7 @@ SOLVER.MAX_ITER 180000 SOLVER.STEPS "(120000, 160000)".
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ def train(args, cfg) -> None:
         report(compat.last_results(trainer))
 
 
-def report(results: dict) -> None:
+def report(results: Mapping) -> None:
     from detectron2.utils import comm
 
     if comm.is_main_process():

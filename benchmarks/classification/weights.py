@@ -61,7 +61,8 @@ def load_subject(cfg: CfgNode) -> Subject:
             "options": options,
             "assumed": [],
         }
-        preprocess, head = {}, None
+        preprocess: dict[str, Any] = {}
+        head = None
     else:
         backbone, read = load_network(
             cfg.WEIGHTS, arch=cfg.MODEL.BACKBONE_ARCH or None, network=cfg.MODEL.NETWORK or None, options=options

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fvcore.common.config import CfgNode
 
@@ -48,7 +48,7 @@ PLACES = ("OUTPUT_DIR", "DEVICE", "NAME", "DATA.", "LOG_PERIOD", "SOLVER.CHECKPO
 FREE = (*PLACES, "EVAL.", "RUN.TRIALS")
 TRAINED = 3  # forward passes that an image of training counts as: the backward one costs about two
 # Our keys of a schedule's parts.
-SCHEDULE = {
+SCHEDULE: dict[str, Literal["batch", "lr", "max_iter", "steps", "warmup"]] = {
     "SOLVER.IMS_PER_BATCH": "batch",
     "SOLVER.BASE_LR": "lr",
     "SOLVER.MAX_ITER": "max_iter",
@@ -226,7 +226,7 @@ def read_recipe(framework: str, name: str, options: Sequence[str], own: Path | N
     overrides alone.
     """
     module = FRAMEWORKS[framework]
-    shipped = shipped_recipe(framework, name) or (own, 1)
+    shipped: tuple[Any, int] = shipped_recipe(framework, name) or (own, 1)  # there is one or the other
 
     def load(file: Path, times: int) -> Any:
         cfg = module.load_config(file)

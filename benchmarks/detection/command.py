@@ -144,7 +144,8 @@ def split_overrides(pairs: list[str]) -> tuple[CfgNode, list[str]]:
     if len(pairs) % 2:
         raise InputError(f"overrides are KEY VALUE pairs; '{pairs[-1]}' has no value")
     known = dict(flatten(DEFAULTS))
-    ours, theirs = [], []
+    ours: list[str] = []
+    theirs: list[str] = []
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         mine = key in known or key.split(".")[0] in ("DATA", "EVAL", "TRAIN")
         (ours if mine else theirs).extend([key, value])

@@ -409,7 +409,7 @@ def stratified(content: dict, count: int, seed: int = 0) -> set[int]:
 
 
 def _files_below(folder: Path) -> set[str]:
-    names = set()
+    names: set[str] = set()
     for path, _, files in os.walk(folder):
         inside = os.path.relpath(path, folder)
         names.update(name if inside == "." else os.path.join(inside, name) for name in files)

@@ -15,7 +15,7 @@ from pycocotools import mask as rle
 
 from benchmarks.detection.data import CocoData, Split
 from benchmarks.detection.evaluation import Evaluation, bootstrap, evaluate
-from benchmarks.detection.framework import Weights
+from benchmarks.detection.framework import Schedule, Weights
 from benchmarks.detection.preflight import unreadable
 from pretrain.data.decode import CorruptImage, decode_reference
 from sslight.core.config import to_dict
@@ -113,7 +113,7 @@ def write(
     data: CocoData,
     weights: Weights,
     runs: list[Run],
-    schedule: dict,
+    schedule: Schedule,
     framework_config: dict,
     protocol: str,
     departures: dict,

@@ -101,9 +101,10 @@ def coco_pairs(entry: Entry, other: Entry, draws: int = COCO_DRAWS, seed: int = 
     """{metric: ((low, high), images)} for AP and AP50, from the detections of both; empty where they are not there."""
     from benchmarks.detection.evaluation import average_precision
 
-    truth = _truth(entry)
-    intervals = {}
-    for kind in ("box", "mask") if truth else ():
+    truth, intervals = _truth(entry), {}
+    if not truth:
+        return {}
+    for kind in ("box", "mask"):
         runs = [_matches(side, truth, kind) for side in (entry, other)]
         if not all(runs):
             continue

@@ -25,7 +25,7 @@ from benchmarks.report.page import Report, benchmark, departing, listed, number,
 from sslight.core.arguments import Parser
 from sslight.core.config import CONFIGS, find_config
 from sslight.core.errors import InputError
-from sslight.core.files import write_atomically
+from sslight.core.files import write_text
 from sslight.core.processes import run_command
 
 PUBLISHED = CONFIGS / "suites" / "published.yaml"
@@ -85,12 +85,16 @@ def build(args: argparse.Namespace) -> Report:
             raise InputError(f"cannot write a report as '{output.name}': end it in {', '.join(SUFFIXES)}")
         if output.is_dir():
             raise InputError(f"{output} is a directory: name a file")
-    report = diff(*args.diff, args.title) if args.diff else gather(args.places, find_config(args.published), args.title)
+    report = (
+        diff(args.diff[0], args.diff[1], args.title)
+        if args.diff
+        else gather(args.places, find_config(args.published), args.title)
+    )
     for output in map(Path, args.out):
         from benchmarks.report.files import WRITERS
 
         text = WRITERS[output.suffix](report)
-        write_atomically(output, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+        write_text(output, text)
     return report
 
 

@@ -36,7 +36,7 @@ def options(words: Sequence[str], processes: int) -> dict:
             "machine of the cluster, or leave --launcher out"
         )
     known = compat.slurm_parameters() - OWN
-    settings = {**DEFAULTS, "gpus_per_node": processes}
+    settings: dict = {**DEFAULTS, "gpus_per_node": processes}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in known:

@@ -42,6 +42,7 @@ class Job:
 
     def _tell(self, number: int, frame: object) -> None:
         self.signalled = True
+        assert self.process  # this handles signals from its start on
         self.process.terminate()
 
     def checkpoint(self):

@@ -34,7 +34,9 @@ class Runner:
     """
 
     def __enter__(self) -> Runner:
-        self.signals, self.forwarded, self.process = [], 0, None
+        self.signals: list[int] = []
+        self.forwarded = 0
+        self.process: subprocess.Popen | None = None
         self.previous = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
         return self
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from convert.families import FAMILIES, Checkpoint
 from convert.names import CLASSES, Rule, apply_table, class_of
@@ -29,7 +29,7 @@ class Outgoing:
     tensors: dict[str, Tensor]
     counts: dict[str, int]
     dropped: dict[str, list[str]] = field(default_factory=dict)
-    options: dict[str, object] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Target(Protocol):
     suffixes: of the files that it reads.
     matrix: class of architectures (`convert.names.CLASSES`) -> what becomes of it, or "no: " and the reason.
     options: those of `--model`, `--prefix` and `--stages` that it takes; each method gets by name what the user gave,
-        else what is in `defaults`.
+        else what is in `defaults`, so it names only these (`*_: Any, **options: Any` stand for any such list).
     """
 
     name: str
@@ -66,11 +66,13 @@ class Target(Protocol):
         """The options of an architecture that were not given."""
         return {}
 
-    def rename(self, checkpoint: Checkpoint, **options) -> Outgoing:
+    def rename(self, checkpoint: Checkpoint, *_: Any, **options: Any) -> Outgoing:
         """The tensors in the target's names. Raises InputError where it has no such network."""
         ...
 
-    def save(self, path: Path, outgoing: Outgoing, checkpoint: Checkpoint, picture: Path | None) -> Verified | None:
+    def save(
+        self, path: Path, outgoing: Outgoing, checkpoint: Checkpoint, picture: Path | str | None
+    ) -> Verified | None:
         """Write the file. A format that no framework loads by names verifies it, too, and returns what was checked
         (`picture` is the image to compare on); of the methods that follow, only the snippet's are then used.
         """
@@ -78,6 +80,7 @@ class Target(Protocol):
 
         with writing(path):
             torch.save(self.content(outgoing.tensors), path)
+        return None
 
     def content(self, tensors: dict[str, Tensor]) -> dict:
         """What the file holds."""
@@ -87,21 +90,25 @@ class Target(Protocol):
         """The tensors in what the file holds."""
         return content
 
-    def expected(self, checkpoint: Checkpoint, **options) -> dict[str, Tensor]:
+    def expected(self, checkpoint: Checkpoint, *_: Any, **options: Any) -> dict[str, Tensor]:
         """The tensors of the framework's own network of this architecture, whatever their values."""
         ...
 
-    def features(self, path: Path, checkpoint: Checkpoint, images: Tensor, **options) -> tuple[dict[str, Tensor], str]:
+    def features(
+        self, path: Path, checkpoint: Checkpoint, images: Tensor, *_: Any, **options: Any
+    ) -> tuple[dict[str, Tensor], str]:
         """Features by stage (named as in `convert.verify.timm_features`) after the framework has loaded the file, and
         how it was loaded, in words. Raises InputError where it did not take every tensor.
         """
         ...
 
-    def reference(self, checkpoint: Checkpoint, images: Tensor, **options) -> tuple[dict[str, Tensor], str] | None:
+    def reference(
+        self, checkpoint: Checkpoint, images: Tensor, *_: Any, **options: Any
+    ) -> tuple[dict[str, Tensor], str] | None:
         """What the features must be, and what computed it, where that is not the source network as it is."""
         return None
 
-    def snippet(self, out: Path, checkpoint: Checkpoint, **options) -> tuple[str, str]:
+    def snippet(self, out: Path, checkpoint: Checkpoint, *_: Any, **options: Any) -> tuple[str, str]:
         """The config or code that feeds the network in `out` right (preprocessing, strides, norms, frozen stages), and
         the suffix of its file.
         """

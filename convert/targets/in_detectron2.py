@@ -110,9 +110,6 @@ class Detectron2(Target):
             return _vitdet_snippet(out, checkpoint), ".py"
         return _yaml_snippet(out, checkpoint, model), ".yaml"
 
-    backbone: Any
-    roi_heads: Any
-
 
 def _vitdet_names(checkpoint: Checkpoint) -> Outgoing:
     """ViTDet keeps positions, patch embedding and blocks. It has no class token and no final norm."""
@@ -220,7 +217,7 @@ def _bottom_up(holder: nn.Module, model: str) -> dict[str, Tensor]:
     return {key: value for key, value in holder.state_dict().items() if key.startswith(MODELS[model])}
 
 
-def _forward(holder: nn.Module, checkpoint: Checkpoint, model: str, images: Tensor) -> dict[str, Tensor]:
+def _forward(holder: Any, checkpoint: Checkpoint, model: str, images: Tensor) -> dict[str, Tensor]:
     from convert.verify import outputs_of, timm_features
 
     if model == "vitdet":

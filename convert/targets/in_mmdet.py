@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convert import names
 from convert.names import Rule, kind_of
@@ -58,7 +58,7 @@ class Mmdet(Target):
 
         arch = checkpoint.arch
         init = {"type": "Pretrained", "checkpoint": str(path), **({"prefix": prefix} if prefix else {})}
-        backbone = build(arch, init, checkpoint.options)
+        backbone: Any = build(arch, init, checkpoint.options)
         with quiet():
             backbone.init_weights()
         tensors = self.tensors(torch.load(path, map_location="cpu", weights_only=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from convert.names import CLASSES, IDENTITY
 from convert.targets import Target, origin, renamed, transform, writing
@@ -44,7 +45,9 @@ class Timm(Target):
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = timm.create_model(checkpoint.arch, num_classes=0, checkpoint_path=str(path), **checkpoint.options)
+            model: Any = timm.create_model(
+                checkpoint.arch, num_classes=0, checkpoint_path=str(path), **checkpoint.options
+            )
         model.arch = checkpoint.arch
         return timm_features(model, images), "loaded by timm.create_model, strictly"
 

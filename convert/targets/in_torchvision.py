@@ -22,7 +22,8 @@ class Torchvision(Target):
     def rename(self, checkpoint):
         from convert.reader import vit_heads
 
-        kind, state, usual = checkpoint.kind, checkpoint.state, ()
+        kind, state = checkpoint.kind, checkpoint.state
+        usual: tuple[str, ...] = ()
         if kind == "vit":
             refuse_vit_extras(checkpoint, "torchvision's ViT")
             patch, positions = state["patch_embed.proj.weight"].shape[-1], state["pos_embed"].shape[1]
@@ -54,9 +55,9 @@ class Torchvision(Target):
 
         from convert.verify import torchvision_features, torchvision_network
 
-        network, *views = torchvision_network(checkpoint.arch)
+        network, stages, view = torchvision_network(checkpoint.arch)
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-        return torchvision_features(network, *views, images), "loaded by torchvision's network, strictly"
+        return torchvision_features(network, stages, view, images), "loaded by torchvision's network, strictly"
 
     def snippet(self, out, checkpoint):
         arch, kind = checkpoint.arch, checkpoint.kind

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,9 @@ class HDF5Source(Source):
     """The published layout: a group per class, one encoded image per dataset; without labels also loose datasets."""
 
     def __init__(self, file: Path, labels: bool):
-        self.file, self._handle, self._pid = file, None, None
+        self.file = file
+        self._handle: Any = None
+        self._pid: int | None = None
         classes: list[str] = []
         try:
             names = Names(inside(name, file) for name in self._list(classes))
@@ -113,7 +116,8 @@ class HDF5Packer(Packer):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.file, self.handle = self.work / f"{self.split}.h5", None
+        self.file = self.work / f"{self.split}.h5"
+        self.handle: Any = None
 
     def _open(self, mode: str):
         import h5py
@@ -142,10 +146,10 @@ class HDF5Packer(Packer):
         return done
 
     def add(self, i: int, name: str, data: bytes, label: int | None) -> None:
-        name = os.fsencode(name)  # need not be valid text
+        key = os.fsencode(name)  # need not be valid text
         with contextlib.suppress(KeyError):  # it is there if it was written, but not flushed, before a crash
-            del self.handle[name]
-        self.handle.create_dataset(name, data=np.frombuffer(data, dtype=np.uint8))
+            del self.handle[key]
+        self.handle.create_dataset(key, data=np.frombuffer(data, dtype=np.uint8))
 
     def flush(self, last: bool) -> bool:
         flushed = super().flush(last)

@@ -98,7 +98,7 @@ def empty_images(count: int, size: int) -> Tensor:
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     storage = compat.shared_storage(count * size * size * 3)
-    return torch.tensor([], dtype=torch.uint8).set_(storage, 0, shape)
+    return torch.tensor([], dtype=torch.uint8).set_(storage, 0, shape, ())
 
 
 def normalize(
@@ -203,10 +203,10 @@ def image_batches(
         if isinstance(batch, InputError):  # raised here, it is one line; through the loader it would be a traceback
             raise batch
         images, used, unreadable = batch
-        if unreadable and corrupt is None:
-            name, reason = unreadable[0]
-            raise InputError(f"corrupt image in {source.where}: {name} ({reason}); repair or remove it")
         if unreadable:
+            if corrupt is None:
+                name, reason = unreadable[0]
+                raise InputError(f"corrupt image in {source.where}: {name} ({reason}); repair or remove it")
             corrupt.extend(unreadable)
         if len(used):
             yield images, used
@@ -288,7 +288,7 @@ class CorruptCounter:
             gathered: list[dict[str, str] | None] = [None] * distributed.world_size()
             torch.distributed.all_gather_object(gathered, self.reasons)
             for reasons in gathered:
-                self.reasons.update(reasons)
+                self.reasons.update(reasons or {})
         self._check()
 
     def _check(self) -> None:

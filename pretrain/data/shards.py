@@ -18,6 +18,7 @@ import urllib.request
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -318,7 +319,8 @@ class ShardPacker(Packer):
     def __init__(self, *args):
         super().__init__(*args)
         self.layout = str(self.shard_images)
-        self.tar, self.temporary = None, self.work / "shard.tmp"
+        self.tar: Any = None
+        self.temporary = self.work / "shard.tmp"
 
     def _file(self, number: int) -> Path:
         return self.work / f"{self.split}-{number:06d}.tar"

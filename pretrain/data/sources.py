@@ -250,7 +250,8 @@ class PassedOver:
     """Counts the files that are not images, and keeps the first few names."""
 
     def __init__(self) -> None:
-        self.count, self.first = 0, []
+        self.count = 0
+        self.first: list[str] = []
 
     def add(self, name: str) -> None:
         self.count += 1

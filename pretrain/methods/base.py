@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,8 @@ class Method(nn.Module):
     @property
     def backbone(self) -> Backbone:
         """The network that is evaluated (state dict prefix: the first of `networks`)."""
-        return self.get_submodule(next(iter(self.networks.values())).rstrip("."))
+        backbone: Any = self.get_submodule(next(iter(self.networks.values())).rstrip("."))
+        return backbone
 
 
 METHODS: Registry[type[Method]] = Registry(
@@ -93,7 +95,7 @@ def build_method(cfg) -> Method:
 
 
 @torch.no_grad()
-def check_view_sizes(backbone: nn.Module, sizes: set[int], bf16_on_cpu: bool) -> None:
+def check_view_sizes(backbone: Backbone, sizes: set[int], bf16_on_cpu: bool) -> None:
     """Raise InputError if the backbone refuses images of one of these sizes, in pixels, or would train on garbage.
 
     Garbage is what torch's bfloat16 kernels on a CPU leave in the weight gradient of a convolution (kernel above 1)

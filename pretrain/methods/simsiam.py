@@ -37,7 +37,7 @@ class SimSiam(Method):
         backbone = build_backbone(model.BACKBONE_ARCH, model.DROP_PATH_RATE, model.POS_RESIZE)
         for block in backbone.modules():
             if hasattr(block, "zero_init_last"):  # timm's residual blocks: the last norm's scale (appendix A)
-                block.zero_init_last()
+                block.zero_init_last()  # type: ignore[operator]  # a method of these blocks
         self.network = Network(
             backbone,
             SimSiamHead(
@@ -67,5 +67,6 @@ class SimSiam(Method):
 
         With two views and LOSS.WEIGHTS [1, 0] the symmetrised loss of equation 2.
         """
+        alpha, beta = self.weights
         cosines = torch.einsum("tnd,vnd->tv", unit(projections.detach()), unit(predictions)) / predictions.shape[1]
-        return -(pair_weights(len(predictions), *self.weights, cosines) * cosines).sum()
+        return -(pair_weights(len(predictions), alpha, beta, cosines) * cosines).sum()

@@ -114,20 +114,21 @@ def array_constructors() -> list[Callable]:
     """What pickled arrays and scalars name: to be allowed when such a file is read without running anything."""
     import numpy as np
 
-    return [np._core.multiarray._reconstruct, np._core.multiarray.scalar]
+    core: Any = np._core  # type: ignore[attr-defined]  # numpy's annotations leave it out
+    return [core.multiarray._reconstruct, core.multiarray.scalar]
 
 
 # timm
 
 
-def set_pos_embed(model: nn.Module, add: Callable[[nn.Module, Tensor], Tensor] | None) -> None:
+def set_pos_embed(model: nn.Module, add: Callable[[Any, Tensor], Tensor] | None) -> None:
     """Have a ViT add its positions by `add(model, patches [N, h, w, C]) -> tokens [N, L, C]`; None: timm's own way.
 
     timm has no argument for how positions are resized.
     """
     model.__dict__.pop("_pos_embed", None)
     if add:
-        model._pos_embed = MethodType(add, model)
+        model.__dict__["_pos_embed"] = MethodType(add, model)
 
 
 # mmengine and mmdet
@@ -173,7 +174,7 @@ def set_outputs(backbone: Any, names: Sequence[str], channels: Sequence[int], st
     backbone._out_feature_strides = dict(zip(names, strides, strict=True))
 
 
-def res5_block(head: Any, cfg: Any) -> tuple[nn.Module, int]:
+def res5_block(head: Any, cfg: Any) -> tuple[nn.Sequential, int]:
     """The last stage that a C4 head, `Res5ROIHeads`, runs on every region, and its width."""
     return head._build_res5_block(cfg)
 

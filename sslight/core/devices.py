@@ -6,7 +6,7 @@ import contextlib
 import glob
 import os
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -57,7 +57,8 @@ def prepare(wanted: str = "auto", processes: int = 1) -> None:
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
     """Afterwards what `prepare` sets is as it was before, for whatever else this process computes."""
-    hidden, flags = os.environ.get("CUDA_VISIBLE_DEVICES"), (torch.backends.cuda.matmul, torch.backends.cudnn)
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    flags: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     tf32 = [flag.allow_tf32 for flag in flags]
     try:
         yield

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from typing import Any
 
 from sslight.core.arguments import Parser
 from sslight.core.compat import option_strings
@@ -134,7 +135,7 @@ def as_function(*words: str) -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def handle_stop_signals(handler: Callable[[int, object], None]) -> dict[int, object]:
+def handle_stop_signals(handler: Callable[[int, object], None]) -> dict[int, Any]:
     """Have STOP_SIGNALS call `handler`; returns their handlers before. In another thread than the main one: nothing."""
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -237,7 +238,7 @@ def _too_small(error: RuntimeError) -> str:
 
 def _lost_contact(error: OSError | RuntimeError) -> bool:
     """Whether the processes of a group no longer hear from each other: torch tells it by the class or gloo's words."""
-    dist = sys.modules.get("torch.distributed")
+    dist: Any = sys.modules.get("torch.distributed")
     heard = isinstance(error, RuntimeError) and dist is not None and "RANK" in os.environ
     return heard and (isinstance(error, dist.DistError) or "gloo" in str(error))
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from convert.support import FAMILIES, MATRIX, TARGETS
 
+from benchmarks.detection.framework import FRAMEWORKS
 from benchmarks.evaluation import EVALUATIONS
+from convert.families import FAMILIES
+from convert.names import CLASSES
+from convert.targets import TARGETS
+from pretrain.data.sources import FORMATS
+from pretrain.methods.base import METHODS
 from sslight import cli
 from sslight.core.config import flatten
 from tools import make_reference
@@ -42,9 +47,14 @@ def test_every_command_family_target_and_part_stands_there(pages):
     for name in (*(name for name in cli.COMMANDS if name != "bench"), *(f"bench {name}" for name in EVALUATIONS)):
         assert f"\n## sslight {name}\n" in pages["reference/commands.md"]
     assert "| `--framework` | mmdet, detectron2 |" in pages["reference/commands.md"]
-    for name in (*FAMILIES, *MATRIX, *TARGETS):
+    for name in (*FAMILIES, *CLASSES, *TARGETS):
         assert name in pages["reference/conversion.md"]
-    for name in EVALUATIONS:
-        assert f"| `{name}` | {EVALUATIONS.text(name)} |" in pages["reference/parts.md"]
+    for target in TARGETS.values():
+        assert set(target.matrix) == set(CLASSES) and all(
+            text in pages["reference/conversion.md"] for text in target.matrix.values()
+        )
+    for registry in (METHODS, FORMATS, TARGETS, EVALUATIONS, FRAMEWORKS):
+        for name in registry:
+            assert f"| `{name}` | {registry.text(name)} |" in pages["reference/parts.md"]
     for name in ("Suite paper", "Suite demo"):
         assert name in pages["reference/parts.md"]

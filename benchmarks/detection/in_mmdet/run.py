@@ -58,7 +58,8 @@ def override(cfg: Config, options: Sequence[str]) -> None:
 
 
 def _check_known(cfg: Config, key: str) -> None:
-    node, path = compat.config_tree(cfg), []
+    node = compat.config_tree(cfg)
+    path: list[str] = []
     for part in key.split("."):
         known = (
             list(node)
