@@ -93,8 +93,7 @@ def build(args: argparse.Namespace) -> Report:
     for output in map(Path, args.out):
         from benchmarks.report.files import WRITERS
 
-        text = WRITERS[output.suffix](report)
-        write_text(output, text)
+        write_text(output, WRITERS[output.suffix](report))
     return report
 
 

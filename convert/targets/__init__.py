@@ -54,7 +54,7 @@ class Target(Protocol):
     suffixes: of the files that it reads.
     matrix: class of architectures (`convert.names.CLASSES`) -> what becomes of it, or "no: " and the reason.
     options: those of `--model`, `--prefix` and `--stages` that it takes; each method gets by name what the user gave,
-        else what is in `defaults`, so it names only these (`*_: Any, **options: Any` stand for any such list).
+        else what is in `defaults`. Below, `*_: Any, **options: Any` stands for them: a target's methods name its own.
     """
 
     name: str
