@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.classification import knn, linear, semisup
 from benchmarks.deployment import cost
-from benchmarks.detection import settings as coco_options
+from benchmarks.detection import command as coco_options
 from benchmarks.evaluation import main
 from pretrain import train
 from sslight.core import distributed, processes as errors
