@@ -132,7 +132,9 @@ def commands_page() -> str:
 
 
 def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, str, str]]:
-    for action in parser._actions:  # argparse has no public list of them
+    from sslight.core.compat import actions
+
+    for action in actions(parser):
         if action.help == argparse.SUPPRESS:
             continue
         names = ", ".join(f"`{word}`" for word in action.option_strings) or f"`{action.metavar or action.dest}`"

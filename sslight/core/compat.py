@@ -34,6 +34,11 @@ def option_strings(parser: argparse.ArgumentParser) -> list[str]:
     return list(parser._option_string_actions)
 
 
+def actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Every argument, positional ones too, in their order. argparse has no public list of them."""
+    return parser._actions
+
+
 # tqdm
 
 

@@ -83,10 +83,12 @@ def test_libraries_have_the_methods_that_ours_override(where):
     assert callable(getattr(getattr(importlib.import_module(module), owner), compat.OVERRIDDEN[where]))
 
 
-def test_option_strings():
+def test_option_strings_and_actions():
     parser = Parser("p", "", "")
     parser.add_argument("--left", "-l")
+    parser.add_argument("right")
     assert set(compat.option_strings(parser)) == {"-h", "--help", "--left", "-l"}
+    assert [action.dest for action in compat.actions(parser)] == ["help", "left", "right"]
 
 
 def test_set_clock():
