@@ -2,7 +2,7 @@
 
 One record, `Checkpoint`, passes through the steps of `read_content`, each a pure function:
 
-    bytes -> safe content -> flat keys   read_file, flatten (`convert.safe_files`)
+    bytes -> safe content -> flat keys   read_file, flatten_content (`convert.safe_files`)
     -> family -> network                 recognise, choose (`convert.families`): the tensors in the file's own names
     -> names                             rename (tables of `convert.names`): the tensors in timm's names
     -> checked record                    identify, check: which timm network it is, every tensor accounted for
@@ -45,7 +45,7 @@ from convert.names import (
     kind_of,
     recognised_layouts,
 )
-from convert.safe_files import COUNTER, Flat, flatten, plain_tensors, read_file
+from convert.safe_files import COUNTER, Flat, flatten_content, plain_tensors, read_file
 from pretrain.backbones import (
     POS_RESIZE,
     Backbone,
@@ -141,7 +141,7 @@ def read_content(
 ) -> Checkpoint:
     """The steps from what a file holds to a checked record, as `read_checkpoint`; `path` is for messages."""
     source = str(path)
-    flat = flatten(content, source)
+    flat = flatten_content(content, source)
     entry = recognise(flat.values, family)
     if entry.detector and not from_detector:
         raise InputError(

@@ -1,8 +1,8 @@
 """From bytes to safe content, flat keys and plain tensors: nothing that a stranger's file holds is ever executed.
 
-`read_file` reads a file by its first bytes; `flatten` gives dotted keys without wrappers; `plain_tensors` makes of the
-chosen ones what every framework holds. Settings are looked up as plain data (`Flat.setting`): foreign objects are inert
-stand-ins.
+`read_file` reads a file by its first bytes; `flatten_content` gives dotted keys without wrappers; `plain_tensors` makes
+of the chosen ones what every framework holds. Settings are looked up as plain data (`Flat.setting`): foreign objects
+are inert stand-ins.
 
 Pickles of arrays and plain values (detectron2's `.pkl`) go through an unpickler that can build nothing else: numpy's
 own unpickling functions are not called, an array is rebuilt from its recorded shape, type name and bytes.
@@ -357,7 +357,7 @@ class Flat:
             return {}
 
 
-def flatten(content: object, path: str) -> Flat:
+def flatten_content(content: object, path: str) -> Flat:
     """Flatten nested dicts and lists. Raises InputError if the file `path` holds no tensors or is nested absurdly."""
     leaves: list[tuple[str, object]] = []
     _walk(content, "", 0, leaves, path)

@@ -17,7 +17,7 @@ from pretrain.backbones import Backbone
 from pretrain.data.loading import TrainLoader, center_crop, image_batches, normalize, to_device
 from pretrain.data.sources import Source, open_source
 from pretrain.data.views import view_set
-from pretrain.neighbours import nearest, vote
+from pretrain.neighbours import nearest_neighbours, vote
 from sslight.core import distributed
 from sslight.core.config import to_dict
 from sslight.core.errors import InputError
@@ -62,7 +62,7 @@ def knn_top1(backbone: Backbone, val: Source, train: Source | None, cfg: CfgNode
     bank, bank_labels = extract(backbone, train, cfg, device) if train else (features, labels)
     exclude = None if train else torch.arange(len(features), device=device)
     k = min(cfg.KNN.K, len(bank) - (train is None))
-    similarity, index = nearest(features, bank, k, exclude=exclude, normalise=False)
+    similarity, index = nearest_neighbours(features, bank, k, exclude=exclude, normalise=False)
     ranked = vote(similarity, bank_labels[index], int(bank_labels.max()) + 1, [k], cfg.KNN.TEMPERATURE, r=1)
     return float((ranked[k][:, 0] == labels).double().mean())
 

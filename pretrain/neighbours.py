@@ -154,7 +154,7 @@ def load_rows(rows: Rows, start: int, stop: int, device: torch.device) -> Tensor
     return F.normalize(part.to(device, torch.float32), dim=1)
 
 
-def nearest(
+def nearest_neighbours(
     queries: Tensor,
     bank: Rows,
     k: int,

@@ -182,7 +182,7 @@ def resume(cfg: CfgNode, state: State, out_dir: Path, log: RunLog, free: Collect
 IN_MMDET = ("resnet18", "resnet34", "resnet50", "mobilenetv2_100")
 
 
-def export(out_dir: Path) -> str:
+def export_backbone(out_dir: Path) -> str:
     """Write `backbone.safetensors` from `last.pth`; returns a closing message with the next commands."""
     last, target = last_checkpoint(out_dir), out_dir / "backbone.safetensors"
     checkpoint = load_checkpoint(last)

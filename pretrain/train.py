@@ -23,7 +23,7 @@ from pretrain.monitor import first_views, knn_top1, save_picture, write_views
 from pretrain.optim import build_optimizer, global_batch, hyperparameters, peak_learning_rate, set_hyperparameters
 from pretrain.original import translate
 from pretrain.settings import DEFAULTS, LENGTHS, MOST, POSITIVE
-from pretrain.state import Objective, State, export, last_checkpoint, resume, save
+from pretrain.state import Objective, State, export_backbone, last_checkpoint, resume, save
 from sslight.core import distributed
 from sslight.core.config import check_numbers, dump, load_config
 from sslight.core.devices import channels_last
@@ -213,7 +213,7 @@ def train(cfg: CfgNode, device: torch.device) -> None:
         bar.close()
         metrics.close()
         if distributed.is_main():
-            log(export(out_dir))
+            log(export_backbone(out_dir))
 
 
 def end_epoch(

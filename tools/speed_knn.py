@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.neighbours import nearest
+from pretrain.neighbours import nearest_neighbours
 
 CHUNK = 1024  # queries of one plain matmul
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     index = faiss.IndexFlatIP(args.width)
     index.add(bank.numpy())
     sides: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: nearest(queries, bank, args.k, normalise=False)[1],
+        "ours": lambda: nearest_neighbours(queries, bank, args.k, normalise=False)[1],
         "matmul + topk": lambda: plain(queries, bank, args.k),
         "faiss exact": lambda: torch.from_numpy(index.search(queries.numpy(), args.k)[1]),
     }

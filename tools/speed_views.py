@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pretrain.data.fast_views import decode_fast
-from pretrain.data.loading import Request, TrainBatches, start_worker
+from pretrain.data.loading import BatchRequest, TrainBatches, start_worker
 from pretrain.data.sources import Names, Source
 from pretrain.data.views import view_set
 from pretrain.settings import DEFAULTS
@@ -99,15 +99,15 @@ def measure(photos: MemorySource, overrides: list[str], rounds: int, batch: int)
         "no_color": NO_COLOR,
     }
     makers = {name: _maker(photos, [*overrides, *extra]) for name, extra in variants.items()}
-    made = makers["no_color"](Request(0, 0, np.zeros(batch, dtype=np.int64))).views
-    work: dict[str, Callable[[Request], object]] = {
+    made = makers["no_color"](BatchRequest(0, 0, np.zeros(batch, dtype=np.int64))).views
+    work: dict[str, Callable[[BatchRequest], object]] = {
         **makers,
         "decode": lambda request: [decode_fast(photos.read(i)) for i in request.indices.tolist()],
         "copy": lambda request: [view.clone() for view in made],
     }
     times: dict[str, list[float]] = {name: [] for name in work}
     for number in range(-1, rounds):  # the first is for warming up
-        request = Request(0, (number + 1) * batch, np.arange(batch, dtype=np.int64) % len(photos))
+        request = BatchRequest(0, (number + 1) * batch, np.arange(batch, dtype=np.int64) % len(photos))
         for name, make in work.items():
             start = time.thread_time()
             make(request)
@@ -117,7 +117,7 @@ def measure(photos: MemorySource, overrides: list[str], rounds: int, batch: int)
     return times
 
 
-def _maker(photos: MemorySource, overrides: list[str]) -> Callable[[Request], Any]:
+def _maker(photos: MemorySource, overrides: list[str]) -> Callable[[BatchRequest], Any]:
     cfg = load_config(DEFAULTS, None, overrides)
     return TrainBatches(photos, view_set(cfg), cfg).__getitem__
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.detection.framework import FRAMEWORKS  # noqa: E402
 from benchmarks.detection.launch import one_group  # noqa: E402
-from convert.safe_files import flatten, read_file  # noqa: E402
+from convert.safe_files import flatten_content, read_file  # noqa: E402
 from sslight.core import compat  # noqa: E402
 from sslight.core.errors import InputError  # noqa: E402
 from sslight.core.processes import run_command  # noqa: E402
@@ -136,7 +136,7 @@ def is_detectron2(weights: str) -> bool:
     """Whether a file has detectron2's names: tensors under `backbone.bottom_up.`, `backbone.net.` or `roi_heads.`."""
     if weights in ("random", "SUPERVISED"):
         return False
-    keys = flatten(read_file(weights)[0], weights).tensors
+    keys = flatten_content(read_file(weights)[0], weights).tensors
     return any(part in key for key in keys for part in ("backbone.bottom_up.", "backbone.net.", "roi_heads."))
 
 
@@ -146,7 +146,7 @@ def check_classes(file: Path | str, classes: list[str]) -> None:
     known = content.get("classes", {}).get("names")  # in files of ours; detectron2's own say only how many
     heads = [
         len(value) - 1
-        for key, value in flatten(content, str(file)).tensors.items()
+        for key, value in flatten_content(content, str(file)).tensors.items()
         if key.endswith("roi_heads.box_predictor.cls_score.weight")
     ]
     if heads and (heads[0] != len(classes) or known not in (None, classes)):

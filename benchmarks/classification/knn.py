@@ -119,7 +119,7 @@ def classify(
     """Ranked classes of every query for every k, shared over the ranks by blocks of queries."""
     import torch
 
-    from pretrain.neighbours import QUERIES, load_rows, nearest, vote
+    from pretrain.neighbours import QUERIES, load_rows, nearest_neighbours, vote
     from sslight.core.distributed import gather_rows, my_batches
     from sslight.core.logs import Bar
 
@@ -138,7 +138,7 @@ def classify(
         if stop.requested():  # every rank, also one without queries, passes over the same blocks of the bank
             raise Stopped("the features are kept; start the same command again to go on")
 
-    similarity, index = nearest(rows, bank, max(ks), exclude=exclude, on_block=on_block)
+    similarity, index = nearest_neighbours(rows, bank, max(ks), exclude=exclude, on_block=on_block)
     votes = vote(similarity, labels[index], classes, ks, cfg.KNN.TEMPERATURE)
     bar.close()
     return {k: gather_rows(votes[k]) for k in ks}

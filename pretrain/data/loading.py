@@ -318,7 +318,7 @@ def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Request:
+class BatchRequest:
     """What a worker loads: the samples at positions `first`, `first` + 1, ... of an epoch."""
 
     epoch: int
@@ -333,7 +333,7 @@ class TrainLoader:
         self.source, self.rank, self.world = source, rank, world
         self.seed, self.batch_size = cfg.SEED, cfg.TRAIN.BATCH_SIZE
         self.batches = batches_per_epoch(source, cfg, world)
-        self._requests: list[Request] = []
+        self._requests: list[BatchRequest] = []
         dataset = TrainBatches(source, views, cfg)
         batch_bytes = cfg.TRAIN.BATCH_SIZE * sum(3 * view.size**2 for view in views)
         self._loader = batch_loader(
@@ -347,18 +347,11 @@ class TrainLoader:
         for number in range(first_batch, self.batches):
             # ranks take neighbouring slices: N processes see what one process with the N-fold batch would
             first = (number * self.world + self.rank) * self.batch_size
-            self._requests.append(Request(epoch, first, order[first : first + self.batch_size]))
+            self._requests.append(BatchRequest(epoch, first, order[first : first + self.batch_size]))
         for batch in self._loader:
             if isinstance(batch, InputError):  # raised here, it is one line; through the loader it would be a traceback
                 raise batch
             yield batch
-
-
-def train_batches(
-    source: Source, views: list[View], cfg: CfgNode, *, epoch: int, first_batch: int = 0, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
-    """The batches of one epoch of one process (see `TrainLoader`, which keeps its workers over several epochs)."""
-    yield from TrainLoader(source, views, cfg, rank=rank, world=world).epoch(epoch, first_batch)
 
 
 Decode = Callable[[bytes, float], Any]  # gives the DecodedImage that its Render takes
@@ -373,20 +366,20 @@ def pipeline(name: str) -> tuple[Decode, Render]:
 
 
 class TrainBatches(Dataset):
-    """`Request` -> `Batch`."""
+    """`BatchRequest` -> `Batch`."""
 
     def __init__(self, source: Source, views: list[View], cfg: CfgNode):
         self.source, self.views, self.seed = source, views, cfg.SEED
         self.color_later = cfg.DATA.COLOR_ON_DEVICE
         self.decode, self.render = pipeline(cfg.DATA.PIPELINE)
 
-    def __getitem__(self, request: Request) -> Batch | InputError:
+    def __getitem__(self, request: BatchRequest) -> Batch | InputError:
         try:
             return self._make(request)
         except InputError as error:
             return error
 
-    def _make(self, request: Request) -> Batch:
+    def _make(self, request: BatchRequest) -> Batch:
         count = len(request.indices)
         numbers = uniforms(self.seed, request.epoch, request.first, count, len(self.views) * UNIFORMS)
         numbers = numbers.reshape(count, len(self.views), UNIFORMS)
@@ -405,7 +398,7 @@ class TrainBatches(Dataset):
         color = list(torch.from_numpy(colors).float().unbind(1)) if self.color_later else None
         return Batch([images.permute(0, 3, 1, 2) for images in out], torch.from_numpy(used), color, corrupt)
 
-    def _decode(self, request: Request, i: int, corrupt: list[tuple[str, str]]) -> tuple[int, DecodedImage]:
+    def _decode(self, request: BatchRequest, i: int, corrupt: list[tuple[str, str]]) -> tuple[int, DecodedImage]:
         """The sample at place `i` of the request, or the replacement that its position alone decides."""
         for index in self._candidates(request, i):
             try:
@@ -419,7 +412,7 @@ class TrainBatches(Dataset):
             f"{'; '.join(f'{name} ({reason})' for name, reason in corrupt)}"
         )
 
-    def _candidates(self, request: Request, i: int) -> Iterator[int]:
+    def _candidates(self, request: BatchRequest, i: int) -> Iterator[int]:
         yield int(request.indices[i])
         numbers = uniforms(self.seed, request.epoch | REPLACEMENT_STREAM, request.first + i, 1, REPLACEMENT_TRIES)
         yield from (int(u * len(self.source)) for u in numbers[0])

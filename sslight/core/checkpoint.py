@@ -178,7 +178,7 @@ def _sort_metadata(path: Path) -> None:
             file.write(text)
 
 
-def load_backbone(path: Path | str) -> tuple[dict[str, Tensor], dict]:
+def read_backbone_file(path: Path | str) -> tuple[dict[str, Tensor], dict]:
     """Tensors and header of a backbone file, `preprocess` as a dict. Raises InputError if it is not one."""
     check_archive(path)
     try:

@@ -119,11 +119,6 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def all_reduce_mean(tensor: Tensor) -> Tensor:
-    """Mean over all ranks, in place, without gradient."""
-    return all_reduce_sum(tensor).div_(world_size()) if world_size() > 1 else tensor
-
-
 def all_gather(tensor: Tensor) -> Tensor:
     """Concatenation over all ranks along the first dimension, in rank order, without gradient; equal shapes."""
     if world_size() == 1:

@@ -14,8 +14,8 @@ from pretrain.backbones import build_backbone
 from sslight.core.checkpoint import (
     FORMAT,
     backbone_state,
-    load_backbone,
     load_checkpoint,
+    read_backbone_file,
     save_backbone,
     save_checkpoint,
     sha256,
@@ -75,7 +75,7 @@ def test_backbone_file_loads_strictly_in_timm_and_carries_its_header(tmp_path):
     model = timm.create_model("resnet18", num_classes=0, checkpoint_path=str(path))
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
     assert len(model.state_dict()) == len(state)
-    tensors, header = load_backbone(path)
+    tensors, header = read_backbone_file(path)
     assert header["preprocess"] == PREPROCESS and header["arch"] == "resnet18" and tensors.keys() == state.keys()
     save_backbone(path, state, arch="resnet18", method="dino", preprocess=PREPROCESS)
     first = sha256(path)

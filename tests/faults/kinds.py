@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sslight.core.checkpoint import check_archive, load_backbone, load_checkpoint
+from sslight.core.checkpoint import check_archive, load_checkpoint, read_backbone_file
 from tests.benchmarks.detection.coco_sets import write_set
 from tests.benchmarks.detection.coco_tiny import tiny_detectron2, tiny_mmdet
 from tests.faults.tiny_runs import linear, pretrain, semisup, write_images
@@ -74,7 +74,7 @@ def pretrain_kept(out: Path) -> str:
         if path.name == "last.pth" and step < steps_logged(out):
             return f"last.pth is of step {step}, {steps_logged(out)} were logged"
     if (out / "backbone.safetensors").exists():
-        load_backbone(out / "backbone.safetensors")
+        read_backbone_file(out / "backbone.safetensors")
     return ""
 
 
@@ -90,7 +90,7 @@ def pretrain_end(out: Path) -> dict:
     return {
         **{key: last[key] for key in ("step", "epoch", "model", "optimizer", "rng")},
         "kept": sorted(path.name for path in (out / "checkpoints").iterdir()),
-        "backbone": load_backbone(out / "backbone.safetensors")[0],
+        "backbone": read_backbone_file(out / "backbone.safetensors")[0],
         "metrics": metrics(out),
     }
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pretrain import neighbours
-from pretrain.neighbours import nearest, vote
+from pretrain.neighbours import nearest_neighbours, vote
 
 
 def brute_force(queries, bank, k, exclude=None):
@@ -36,7 +36,7 @@ def test_neighbours_of_exactly_representable_features(block_sizes, k, levels):
     bank = rng.integers(-levels, levels, (211, 5)).astype(np.float32)
     bank[100:130] = bank[3]
     queries = rng.integers(-levels, levels, (37, 5)).astype(np.float32)
-    value, index = nearest(torch.from_numpy(queries), torch.from_numpy(bank), k, normalise=False)
+    value, index = nearest_neighbours(torch.from_numpy(queries), torch.from_numpy(bank), k, normalise=False)
     expected_value, expected_index = brute_force(queries, bank, k)
     np.testing.assert_array_equal(index.numpy(), expected_index)
     np.testing.assert_array_equal(value.numpy(), expected_value)
@@ -46,7 +46,9 @@ def test_neighbours_of_exactly_representable_features(block_sizes, k, levels):
 def test_leave_one_out(block_sizes, k):
     rng = np.random.default_rng(k)
     bank = rng.integers(-2, 2, (47, 4)).astype(np.float32)
-    value, index = nearest(torch.from_numpy(bank), torch.from_numpy(bank), k, exclude=torch.arange(47), normalise=False)
+    value, index = nearest_neighbours(
+        torch.from_numpy(bank), torch.from_numpy(bank), k, exclude=torch.arange(47), normalise=False
+    )
     np.testing.assert_array_equal(index.numpy(), brute_force(bank, bank, k, np.arange(47))[1])
     assert torch.isfinite(value).all()
 
@@ -78,7 +80,7 @@ def test_the_bound_in_bfloat16_loses_no_neighbour(bounds, query, row, offset, ex
     bank = np.stack([half, -half], axis=1).reshape(-1, 3) + offset  # every block has the same centre
     bank[3000:3100] = bank[:100]
     queries = rng.integers(-query, query, (200, 3)).astype(np.float32)
-    value, index = nearest(
+    value, index = nearest_neighbours(
         torch.from_numpy(queries),
         torch.from_numpy(bank),
         15,
@@ -97,7 +99,7 @@ def test_rows_too_close_for_bfloat16_are_compared_in_float32(bounds):
     bank[:1000] *= 1e-4  # what the centre is taken of
     bank[1000:] = bank[0] + 100 + 1e-3 * bank[1000:]
     queries = rng.normal(size=(40, 8)).astype(np.float32)
-    index = nearest(torch.from_numpy(queries), torch.from_numpy(bank), 10, normalise=False)[1]
+    index = nearest_neighbours(torch.from_numpy(queries), torch.from_numpy(bank), 10, normalise=False)[1]
     similarity = torch.from_numpy(queries) @ torch.from_numpy(bank).T
     reached = similarity.gather(1, index).double()
     assert (reached >= similarity.sort(1, descending=True).values[:, :10].double() - 1e-4).all()
@@ -109,8 +111,8 @@ def test_a_bank_on_disk_is_normalised_and_equal_to_one_in_memory(tmp_path):
     bank, queries = rng.normal(size=(300, 8)).astype(np.float32), rng.normal(size=(20, 8)).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     np.save(tmp_path / "bank.npy", bank)
-    on_disk = nearest(torch.from_numpy(queries), np.load(tmp_path / "bank.npy", mmap_mode="r"), 10)
-    in_memory = nearest(torch.from_numpy(queries), torch.from_numpy(bank), 10)
+    on_disk = nearest_neighbours(torch.from_numpy(queries), np.load(tmp_path / "bank.npy", mmap_mode="r"), 10)
+    in_memory = nearest_neighbours(torch.from_numpy(queries), torch.from_numpy(bank), 10)
     assert torch.equal(on_disk[0], in_memory[0]) and torch.equal(on_disk[1], in_memory[1])
     value, index = brute_force(queries, bank / np.linalg.norm(bank, axis=1, keepdims=True), 10)
     np.testing.assert_array_equal(in_memory[1].numpy(), index)
@@ -120,9 +122,9 @@ def test_a_bank_on_disk_is_normalised_and_equal_to_one_in_memory(tmp_path):
 def test_more_neighbours_than_rows_is_refused():
     rows = torch.ones(5, 2)
     with pytest.raises(ValueError, match="between 1 and"):
-        nearest(rows, rows, 6)
+        nearest_neighbours(rows, rows, 6)
     with pytest.raises(ValueError, match="between 1 and"):
-        nearest(rows, rows, 5, exclude=torch.arange(5))
+        nearest_neighbours(rows, rows, 5, exclude=torch.arange(5))
 
 
 def test_votes_of_every_k_against_a_plain_loop():

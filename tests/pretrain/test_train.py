@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from pretrain import train
-from sslight.core.checkpoint import load_backbone
+from sslight.core.checkpoint import read_backbone_file
 from sslight.core.errors import InputError
 from tests.conftest import ROOT
 
@@ -140,7 +140,7 @@ def test_a_run_leaves_what_it_promises(finished):
     lines = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "knn_top1" in line] == [1, 2]
     assert all(0 <= line["probe_top1"] <= 1 for line in lines if "loss" in line)
-    tensors, header = load_backbone(out_dir / "backbone.safetensors")
+    tensors, header = read_backbone_file(out_dir / "backbone.safetensors")
     assert header["arch"] == "resnet18" and header["method"] == "swav" and header["preprocess"]["size"] == 32
     model = model_of(out_dir)
     assert all(torch.equal(model[f"network.backbone.{key}"], value) for key, value in tensors.items())

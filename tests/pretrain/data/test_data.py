@@ -18,7 +18,6 @@ from pretrain.data.loading import (
     normalize,
     random_resized_crop,
     to_device,
-    train_batches,
 )
 from pretrain.data.sources import open_source
 from pretrain.data.views import view_set
@@ -57,8 +56,8 @@ def source(folder):
     return open_source(folder, "train")
 
 
-def batches(source, cfg, epoch=3, **options):
-    return list(train_batches(source, view_set(cfg), cfg, epoch=epoch, **options))
+def batches(source, cfg, epoch=3, first_batch=0, **ranks):
+    return list(TrainLoader(source, view_set(cfg), cfg, **ranks).epoch(epoch, first_batch))
 
 
 def assert_same(a, b):

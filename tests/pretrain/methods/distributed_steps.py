@@ -48,7 +48,7 @@ def train(name: str) -> dict:
         method.after_backward(progress)
         optimizer.step()
         method.after_step(progress)
-        losses.append(distributed.all_reduce_mean(loss.detach().clone()))
+        losses.append(distributed.all_reduce_sum(loss.detach() / distributed.world_size()))
     states = {key: distributed.all_gather(value[None]) for key, value in method.state_dict().items()}
     return {"losses": torch.stack(losses), "states": states}
 
