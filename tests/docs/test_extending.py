@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -110,7 +111,10 @@ def test_the_new_framework_gets_its_file_and_its_snippet(extended, tmp_path):
 
 
 def test_the_new_benchmark_measures_what_its_name_says(extended, image_folder, tmp_path):
-    """Top-1 equals that of scikit-learn's class means on the features which the run left in its cache, exactly."""
+    """Top-1 equals that of scikit-learn's class means on the features which the run left in its cache, exactly.
+
+    A suite that lists it estimates its time, runs it, and the report shows it.
+    """
     run, out = extended("benchmark"), tmp_path / "out"
     assert "class_means" in run("-m", "sslight", "bench", "--help")
     run(
@@ -142,3 +146,19 @@ def test_the_new_benchmark_measures_what_its_name_says(extended, image_folder, t
     guessed = (val @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T).argmax(1)
     expected = 100 * (guessed == np.repeat(np.arange(4), 8)).mean()
     assert json.loads((out / "result.json").read_text())["metrics"]["top1"]["value"] == expected
+
+    (tmp_path / "suite.yaml").write_text(
+        f"""evaluations:
+  means: {{benchmark: class_means, config: {tmp_path}/tree/configs/classification/class_means.yaml}}
+settings: {{DATA.RESIZE: 36, DATA.SIZE: 32, DATA.WORKERS: 0}}
+"""
+    )
+    words = ["bench", "all", "--suite", tmp_path / "suite.yaml", "--weights", "random", "--arch", "resnet18"]
+    words += ["DATA.PATH_TO_DATA_DIR", image_folder, "OUTPUT_DIR", tmp_path / "all"]
+    planned = run("-m", "sslight", *words, "--dry-run")
+    [estimate] = [line for line in planned.splitlines() if "random-resnet18/means" in line]
+    assert re.search(r"\d+ (s|min)\b", estimate), planned
+    run("-m", "sslight", *words)
+    [result] = (tmp_path / "all").rglob("result.json")
+    assert json.loads(result.read_text())["metrics"]["top1"]["value"] == expected
+    assert f"{expected:.2f}" in run("-m", "sslight", "report", tmp_path / "all", "-o", tmp_path / "report.md")
