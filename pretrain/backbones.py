@@ -167,7 +167,7 @@ def check_options(arch: str, options: Mapping[str, Any]) -> None:
             raise InputError(f"{arch} has no build option '{key}'{nearest(key, known)}: timm's has {', '.join(known)}")
         wanted = _wanted(value, known[key])
         if wanted:
-            raise InputError(f"{arch} cannot be built with {key}={value}: {key} wants {wanted}")
+            raise InputError(f"{arch} cannot be built with {key}={value}: {key} expects {wanted}")
     meta_backbone(arch, **options)
 
 

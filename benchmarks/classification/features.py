@@ -123,7 +123,7 @@ def widths(features: Features, size: int) -> dict[str, int]:
 
 
 def prepare(images: Tensor, preprocess: dict, device: torch.device) -> Tensor:
-    """uint8 RGB [N, 3, H, W] as the network wants it: in its order of channels, normalised float32, channels last."""
+    """uint8 RGB [N, 3, H, W] as the network expects it: in its order of channels, normalised float32, channels last."""
     images = images.flip(1) if preprocess["color_order"] == "BGR" else images
     return normalize(images, preprocess["mean"], preprocess["std"], device, channels_last=True)
 

@@ -51,9 +51,9 @@ class KNN(Classification):
 
     def validate(self, cfg: CfgNode) -> None:
         if any(not isinstance(k, int) or k < 1 for k in cfg.KNN.K):
-            raise InputError(f"config key 'KNN.K' wants positive integers, not {cfg.KNN.K}")
+            raise InputError(f"config key 'KNN.K' expects positive integers, not {cfg.KNN.K}")
         if not cfg.KNN.TEMPERATURE > 0:
-            raise InputError(f"config key 'KNN.TEMPERATURE' wants a positive number, not {cfg.KNN.TEMPERATURE}")
+            raise InputError(f"config key 'KNN.TEMPERATURE' expects a positive number, not {cfg.KNN.TEMPERATURE}")
         if cfg.KNN.HEADLINE_K not in cfg.KNN.K:
             raise InputError(f"config key 'KNN.HEADLINE_K' {cfg.KNN.HEADLINE_K} is not one of KNN.K {cfg.KNN.K}")
 

@@ -110,7 +110,7 @@ def labelled_subset(cfg: CfgNode, train: Labelled, seed: int) -> tuple[np.ndarra
     """
     fraction = cfg.LABELS.FRACTION
     if not 0 < fraction <= 1:
-        raise InputError(f"config key 'LABELS.FRACTION' wants a number in (0, 1], not {fraction}")
+        raise InputError(f"config key 'LABELS.FRACTION' expects a number in (0, 1], not {fraction}")
     if cfg.LABELS.LIST and cfg.LABELS.LIST != "standard":
         return from_list(Path(cfg.LABELS.LIST), train), str(cfg.LABELS.LIST)
     if fraction == 1:

@@ -44,11 +44,11 @@ class Linear(Classification):
 
     def validate(self, cfg: CfgNode) -> None:
         if not 0 <= cfg.PROBE.HOLDOUT < 1:
-            raise InputError(f"config key 'PROBE.HOLDOUT' wants a number in [0, 1), not {cfg.PROBE.HOLDOUT}")
+            raise InputError(f"config key 'PROBE.HOLDOUT' expects a number in [0, 1), not {cfg.PROBE.HOLDOUT}")
         if any(not rate > 0 for rate in [*cfg.PROBE.LEARNING_RATES, cfg.SOLVER.BASE_LR]):
             raise InputError("config keys 'PROBE.LEARNING_RATES' and 'SOLVER.BASE_LR' want positive numbers")
         if cfg.PROBE.CACHED and (not cfg.PROBE.PENALTIES or any(p < 0 for p in cfg.PROBE.PENALTIES)):
-            raise InputError(f"config key 'PROBE.PENALTIES' wants non-negative numbers, not {cfg.PROBE.PENALTIES}")
+            raise InputError(f"config key 'PROBE.PENALTIES' expects non-negative numbers, not {cfg.PROBE.PENALTIES}")
         if cfg.PROBE.CACHED and not cfg.PROBE.HOLDOUT:
             raise InputError("PROBE.CACHED chooses the penalty on a held-out part of train: set PROBE.HOLDOUT")
 

@@ -52,7 +52,7 @@ class SemiSupervised(Classification):
 
     def validate(self, cfg: CfgNode) -> None:
         if cfg.HEAD.KIND not in ("mlp", "linear"):
-            raise InputError(f"config key 'HEAD.KIND' wants mlp or linear, not {cfg.HEAD.KIND!r}")
+            raise InputError(f"config key 'HEAD.KIND' expects mlp or linear, not {cfg.HEAD.KIND!r}")
 
     def prepare(self, cfg: CfgNode, train: Labelled, val: Labelled, subject: Subject) -> list[tuple[np.ndarray, str]]:
         """Per seed the labelled images and where they come from; too few for a step are refused."""

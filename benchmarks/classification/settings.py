@@ -176,12 +176,12 @@ def _check(cfg: CfgNode) -> None:
     if not cfg.WEIGHTS:
         raise InputError("WEIGHTS is not set: add WEIGHTS CHECKPOINT, or WEIGHTS random for an untrained network")
     if not cfg.SEEDS or any(not isinstance(seed, int) or seed < 0 for seed in cfg.SEEDS):
-        raise InputError(f"config key 'SEEDS' wants a list of non-negative integers such as [0,1,2], not {cfg.SEEDS}")
+        raise InputError(f"config key 'SEEDS' expects a list of non-negative integers such as [0,1,2], not {cfg.SEEDS}")
     if len(set(cfg.SEEDS)) < len(cfg.SEEDS):
         raise InputError(f"config key 'SEEDS' names a seed twice: {cfg.SEEDS}")
     for key in ("MEAN", "STD"):
         if len(cfg.DATA[key]) not in (0, 3):
-            raise InputError(f"config key 'DATA.{key}' wants three numbers (or none), not {cfg.DATA[key]}")
+            raise InputError(f"config key 'DATA.{key}' expects three numbers (or none), not {cfg.DATA[key]}")
     check_numbers(cfg, POSITIVE, MOST, {})
     choices = [
         ("FEATURES.AMP", ("none", "bf16")),
@@ -193,7 +193,7 @@ def _check(cfg: CfgNode) -> None:
     known = dict(flatten(to_dict(cfg)))
     for key, allowed in choices:
         if key in known and known[key] not in allowed:
-            raise InputError(f"config key '{key}' wants one of {', '.join(allowed)}, not {known[key]!r}")
+            raise InputError(f"config key '{key}' expects one of {', '.join(allowed)}, not {known[key]!r}")
     if cfg.DATA.SIZE > cfg.DATA.RESIZE:
         raise InputError(
             f"a central crop of DATA.SIZE {cfg.DATA.SIZE} pixels does not fit into DATA.RESIZE "

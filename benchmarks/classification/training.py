@@ -65,7 +65,7 @@ class FitJob:
     """What one run trains and on what.
 
     groups: per optimizer group its `module` and `lr_factor`. subset: indices into train.
-    preprocess: how the backbone wants its images.
+    preprocess: how the backbone expects its images.
     """
 
     model: Heads

@@ -26,7 +26,7 @@ class Subject:
     """A backbone and what is known of it.
 
     `about` is the `checkpoint` field of a result. `head` holds DINO's projection head (`mlp.N.weight`, ...) or None.
-    mean and std are of images in [0, 1], in the network's order of channels; `bgr`: it wants blue first.
+    mean and std are of images in [0, 1], in the network's order of channels; `bgr`: it expects blue first.
     """
 
     backbone: Backbone

@@ -33,13 +33,13 @@ def decode_fast(data: bytes, max_value: float = 0.0) -> np.ndarray:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is not None:
             return image
-    return np.array(decode_reference(data, max_value))  # writable, as torch wants it
+    return np.array(decode_reference(data, max_value))  # writable, as torch expects it
 
 
 def render_fast(image: np.ndarray, view: View, d: Draw, out: np.ndarray) -> None:
     """Write one view into `out`, uint8 [size, size, 3], contiguous."""
     part = image[d.top : d.top + d.height, d.left : d.left + d.width]
-    # the kernel wants its input contiguous: a flip costs no more than that copy, and all that follows is symmetric
+    # the kernel expects its input contiguous: a flip costs no more than that copy, and all that follows is symmetric
     resize_fast(cv2.flip(part, 1) if d.flip else np.ascontiguousarray(part), out)
     done = recolor_fast(out, d.color, _scratch(view.size))
     if done.ndim == 2:

@@ -75,7 +75,7 @@ def check_numbers(
             else ""
         )
         if wanted:
-            raise InputError(f"config key '{key}' wants {wanted}, not {value}")
+            raise InputError(f"config key '{key}' expects {wanted}, not {value}")
 
 
 def to_dict(cfg: CfgNode) -> dict:
@@ -189,7 +189,7 @@ def _set(cfg: CfgNode, key: str, value: object, where: str) -> None:
     try:
         fitted = _fit(known[key], value)
     except (TypeError, OverflowError):
-        raise InputError(f"config key '{key}' ({where}) wants {_due(known[key])}, not {value!r:.200}") from None
+        raise InputError(f"config key '{key}' ({where}) expects {_expected(known[key])}, not {value!r:.200}") from None
     *parents, leaf = key.split(".")
     node = cfg
     for parent in parents:
@@ -210,7 +210,7 @@ def _fit(default: object, value: object) -> object:
     return value
 
 
-def _due(default: object) -> str:
+def _expected(default: object) -> str:
     if isinstance(default, list):
-        return f"list of {_due(default[0]) if default else 'numbers'}" + f", such as {default}" * bool(default)
+        return f"list of {_expected(default[0]) if default else 'numbers'}" + f", such as {default}" * bool(default)
     return "finite float" if isinstance(default, float) else type(default).__name__

@@ -195,11 +195,11 @@ def test_files_converted_before_heads_were_recorded_are_not_trusted(twelve, tmp_
         (["heads=12"], "no build option 'heads' (did you mean 'num_heads'?)"),
         (["num_heads"], "as KEY=VALUE"),
         (["num_heads=7"], "timm builds no vit_tiny_patch16_224 with num_heads=7"),
-        *(([f"num_heads={value}"], "wants a whole number") for value in ("0", "-3", "2.5", "True")),
+        *(([f"num_heads={value}"], "expects a whole number") for value in ("0", "-3", "2.5", "True")),
         (["act_layer=none_such"], "timm builds no"),
         (["num_heads=3", "num_heads=12"], "each once"),
         (["checkpoint_path=other.pth"], "no build option"),
-        (["depth=1000000000"], "wants a whole number"),
+        (["depth=1000000000"], "expects a whole number"),
     ],
 )
 def test_options_that_cannot_be_are_refused(words, said, twelve, tmp_path):

@@ -33,9 +33,9 @@ def test_dump_reads_back_to_the_same_configuration(tmp_path):
         (["TRAIN.EPOCHS", "1"], "did you mean 'SOLVER.TOTAL_EPOCHS'?"),
         (["SOLVER.BASE_LR=1", "2"], "write KEY VALUE"),
         (["SOLVER", "1"], "unknown config key 'SOLVER'"),
-        (["TRAIN.BATCH_SIZE", "many"], "'TRAIN.BATCH_SIZE' (command line) wants int, not 'many'"),
-        (["TRAIN.BATCH_SIZE", "1.5"], "wants int"),
-        (["TRAIN.COMPILE", "1"], "wants bool"),
+        (["TRAIN.BATCH_SIZE", "many"], "'TRAIN.BATCH_SIZE' (command line) expects int, not 'many'"),
+        (["TRAIN.BATCH_SIZE", "1.5"], "expects int"),
+        (["TRAIN.COMPILE", "1"], "expects bool"),
         (["TRAIN.BATCH_SIZE"], "has no value"),
     ],
 )
