@@ -1,4 +1,4 @@
-"""Which pairs of rows are more similar than is known already: the inner loop of exact nearest neighbours.
+"""Exact nearest neighbours in bounded memory, their votes, and the k-NN accuracy that is measured in training.
 
 Where the processor multiplies bfloat16 several times faster than float32, the comparison is made on rounded rows, with
 a bound on what rounding can change, and only the pairs that may pass it are multiplied in float32.
@@ -13,7 +13,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fvcore.common.config import CfgNode
 from torch import Tensor
+
+from pretrain.backbones import Backbone
+from pretrain.data.loading import center_crop, image_batches, normalize
+from pretrain.data.sources import Source
+from sslight.core import distributed
 
 WORD = 8  # booleans in an int64
 FEW = 32  # one pair in so many, at most, is worth multiplying by itself
@@ -272,3 +278,46 @@ def vote(
 def rank_classes(scores: Tensor, r: int = 5) -> Tensor:
     """The `r` best classes of every row of scores [N, C], best first, ties in class order: int64 [N, min(r, C)]."""
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :r]
+
+
+@torch.no_grad()
+def extract(backbone: Backbone, source: Source, cfg: CfgNode, device: torch.device) -> tuple[Tensor, Tensor]:
+    """L2-normalised features [N, D] and labels [N] of a whole source, shared over the ranks, every image once.
+
+    The network is put into eval mode for it and back. The centre crop keeps the published ratio 224 of 256.
+    """
+    rank, world = distributed.rank(), distributed.world_size()
+    count = -(-len(source) // world)
+    mine = np.arange(rank * count, min((rank + 1) * count, len(source)))
+    size = cfg.VIEWS.GLOBAL_SIZE
+    features = torch.zeros(count, backbone.feature_dim, device=device)
+    was_training = backbone.training
+    backbone.eval()
+    done = 0
+    for images, _ in image_batches(
+        source,
+        mine,
+        center_crop(round(size * 256 / 224), size),
+        batch_size=cfg.TRAIN.BATCH_SIZE,
+        workers=cfg.DATA.WORKERS,
+    ):
+        out = backbone(normalize(images, cfg.DATA.MEAN, cfg.DATA.STD, device))
+        features[done : done + len(out)] = F.normalize(out.float(), dim=1)
+        done += len(out)
+    backbone.train(was_training)
+    return distributed.all_gather(features)[: len(source)], torch.as_tensor(source.labels, device=device)
+
+
+def knn_top1(backbone: Backbone, val: Source, train: Source | None, cfg: CfgNode, device: torch.device) -> float:
+    """Weighted k-NN accuracy of the validation images, as a fraction.
+
+    Without `train` each image is judged by the other validation images (leave-one-out, the published in-training
+    measure); with it by the training images.
+    """
+    features, labels = extract(backbone, val, cfg, device)
+    bank, bank_labels = extract(backbone, train, cfg, device) if train else (features, labels)
+    exclude = None if train else torch.arange(len(features), device=device)
+    k = min(cfg.KNN.K, len(bank) - (train is None))
+    similarity, index = nearest_neighbours(features, bank, k, exclude=exclude, normalise=False)
+    ranked = vote(similarity, bank_labels[index], int(bank_labels.max()) + 1, [k], cfg.KNN.TEMPERATURE, r=1)
+    return float((ranked[k][:, 0] == labels).double().mean())

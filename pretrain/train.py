@@ -15,11 +15,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pretrain import settings as command_line
 from pretrain.batch_norm import sound_batch_norm
-from pretrain.data.loading import Batch, CorruptCounter, TrainLoader, batches_per_epoch, to_device
+from pretrain.data.loading import (
+    Batch,
+    CorruptCounter,
+    TrainLoader,
+    batches_per_epoch,
+    first_views,
+    save_picture,
+    to_device,
+    write_views,
+)
 from pretrain.data.sources import Source, open_source
 from pretrain.data.views import view_set
 from pretrain.methods import METHODS, Progress, build_method
-from pretrain.monitor import first_views, knn_top1, save_picture, write_views
+from pretrain.neighbours import knn_top1
 from pretrain.optim import build_optimizer, global_batch, hyperparameters, peak_learning_rate, set_hyperparameters
 from pretrain.original import translate
 from pretrain.settings import DEFAULTS, LENGTHS, MOST, POSITIVE

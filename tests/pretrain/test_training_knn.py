@@ -9,7 +9,7 @@ from torchvision import transforms
 from pretrain.backbones import build_backbone
 from pretrain.data.sources import open_source
 from pretrain.methods import METHODS, build_method
-from pretrain.monitor import knn_top1
+from pretrain.neighbours import knn_top1
 from pretrain.settings import DEFAULTS
 from pretrain.state import Objective
 from sslight.core.config import load_config
