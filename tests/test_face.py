@@ -22,7 +22,7 @@ from convert.reader import network_of, read_checkpoint
 from pretrain.backbones import build_backbone
 from sslight import cli
 from sslight.core import devices, processes
-from sslight.core.checkpoint import load_backbone, save_backbone
+from sslight.core.checkpoint import read_backbone_file, save_backbone
 from sslight.core.logs import Bar
 from sslight.core.result import read_result
 from sslight.core.rundir import StopSignal
@@ -158,7 +158,7 @@ def test_wrong_input_is_the_commands_line_as_an_exception(command, call, tmp_pat
 
 
 def without_source(backbone: Path) -> bytes:
-    _, header = load_backbone(backbone)
+    _, header = read_backbone_file(backbone)
     return backbone.read_bytes().replace(header["source_sha256"].encode(), b"")
 
 
