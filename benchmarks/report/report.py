@@ -26,7 +26,6 @@ from sslight.core.arguments import Parser
 from sslight.core.config import CONFIGS, find_config
 from sslight.core.errors import InputError
 from sslight.core.files import write_text
-from sslight.core.processes import run_command
 
 PUBLISHED = CONFIGS / "suites" / "published.yaml"
 MOST_ROWS = 80  # in the terminal; where there are more, it shows the headline metrics
@@ -216,7 +215,3 @@ def print_table(report: Report, console: Console | None = None) -> None:
 def _value(entry: Entry | None, value: float | None, interval: Sequence[float] | None) -> str:
     """A value above its interval, with a star where it departs from its protocol."""
     return f"{number(value, interval)}{' *' * bool(departing(entry))}\n{span(interval)}"
-
-
-if __name__ == "__main__":
-    run_command(main)
