@@ -26,7 +26,7 @@ PATIENCE = 60  # seconds that an evaluation of a killed suite may take to save
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     entries = read_suite(args.suite, args.framework)
-    given, out_dir = _read_overrides(args.overrides)
+    given, out_dir = read_overrides(args.overrides)
     cluster = suite_cluster.options(args.slurm, args.num_gpus) if args.launcher == "slurm" else None
     networks = find_networks(args.weights, args.arch, out_dir, given.get("MODEL.OPTIONS", ""))
     parts = make_parts(networks, entries, given, out_dir, args.num_gpus)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_all([step.part for step in todo], args.num_gpus)
 
 
-def _read_overrides(pairs: Sequence[str]) -> tuple[dict[str, str], Path]:
+def read_overrides(pairs: Sequence[str]) -> tuple[dict[str, str], Path]:
     """The KEY VALUE pairs but OUTPUT_DIR, and that."""
     if len(pairs) % 2:
         raise InputError(f"overrides are KEY VALUE pairs; '{pairs[-1]}' has no value")

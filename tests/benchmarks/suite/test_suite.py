@@ -260,7 +260,7 @@ def test_the_plan_says_what_is_done_and_estimates_the_rest(place, words, tmp_pat
 
 def planned(weights, words):
     args = suite.parser().parse_intermixed_args(["--weights", *weights, *words])
-    given, out_dir = suite._read_overrides(args.overrides)
+    given, out_dir = suite.read_overrides(args.overrides)
     return make_parts(suite.find_networks(args.weights, None, out_dir), read_suite(args.suite, []), given, out_dir, 1)
 
 
