@@ -37,6 +37,7 @@ def install(*, replace: bool = False) -> bool:
         loaded = importlib.util.module_from_spec(ModuleSpec(NAME, loader, origin=__file__))
         loader.exec_module(loaded)
         sys.modules[NAME] = loaded
+        compat.import_mmpretrain()
     return isinstance(loaded, _StandIn)
 
 

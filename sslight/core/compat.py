@@ -11,6 +11,7 @@ A class of ours that overrides a private method must keep its name where it is: 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from types import MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -213,3 +214,29 @@ def slurm_parameters() -> set[str]:
     from submitit.slurm.slurm import SlurmExecutor
 
     return set(SlurmExecutor._valid_parameters())
+
+
+# mmpretrain
+
+
+def import_mmpretrain() -> None:
+    """Import mmpretrain, if installed, without its language models, as mmdet does: 1.2's fail beside a newer transformers.
+
+    It asks for the versions of installed packages where transformers may not be found, and takes no setting.
+    """
+    if importlib.util.find_spec("mmpretrain") is None:
+        return
+    import importlib_metadata
+
+    real = importlib_metadata.distribution
+
+    def distribution(name: str) -> Any:
+        if name == "transformers":
+            raise importlib_metadata.PackageNotFoundError(name)
+        return real(name)
+
+    importlib_metadata.distribution = distribution
+    try:
+        importlib.import_module("mmpretrain")
+    finally:
+        importlib_metadata.distribution = real
