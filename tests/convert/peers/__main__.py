@@ -23,10 +23,11 @@ def table() -> str:
         read = f"refused: {case.refused}" if case.refused else f"`{case.arch}`{f', {options}' if options else ''}"
         ask = {key: value for key, value in case.ask.items() if key != "options"}
         words = [
-            f"--{key.replace('_', '-')} {value}" if value is not True else f"--{key}" for key, value in ask.items()
+            f"--{key.replace('_', '-')}" + (f" {value}" if value is not True else "") for key, value in ask.items()
         ]
         words += [f"--set {key}={value}" for key, value in case.ask.get("options", {}).items()]
-        rows.append(f"| {case.project} | {case.file} | {read} | {f'`{" ".join(words)}`' if words else ''} |")
+        asked = f"`{' '.join(words)}`" if words else ""
+        rows.append(f"| {case.project} | {case.file} | {read} | {asked} |")
     return "\n".join(rows)
 
 

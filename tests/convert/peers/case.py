@@ -29,8 +29,10 @@ TOLERANCE = 1e-5  # of the largest feature
 
 @dataclass(frozen=True)
 class Made:
-    """What a project's code saved, and what its own network computes: `features` [N, C] of `images` [N, 3, H, W] are what
-    timm's network of that name returns as its pooled feature. `features` may be its first columns only.
+    """What a project's code saved, and what its own network computes.
+
+    `features` [N, C] of `images` [N, 3, H, W] are what timm's network returns as its pooled feature, or the first
+    columns of that.
     """
 
     path: Path
@@ -119,7 +121,7 @@ def formula(name: str, shape: Iterable[int]) -> Tensor:
 
 @torch.no_grad()
 def fill(module: nn.Module, prefix: str = "") -> nn.Module:
-    """Fill every floating-point parameter and buffer of a network's state dict by the formula; returns it, in eval mode."""
+    """Fill all floating-point tensors of a network's state dict by the formula; returns the network in eval mode."""
     for name, value in module.state_dict().items():
         if value.is_floating_point() or name.endswith("num_batches_tracked"):
             value.copy_(formula(prefix + name, value.shape))
@@ -165,8 +167,10 @@ def rebuild(told: Any) -> Any:
 
 
 def from_record(name: str, suffix: str = ".pth") -> Callable[[Path], Made]:
-    """`Case.make` from a record: {"source": repository and commit, "code": what was called, "content": as of `describe`,
-    "size": of the image, "features": the first values of what the project's own network computes for it}.
+    """`Case.make` from a record.
+
+    It holds {"source": repository and commit, "code": what was called, "content": as of `describe`, "size": of the
+    image, "features": the first values of what the project's own network computes for it}.
     """
 
     def make(folder: Path) -> Made:
