@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import FrozenBatchNormAct2d, RmsNorm, RmsNorm2d, to_2tuple
 from timm.models import is_model, list_models, model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -52,7 +53,20 @@ _OPTIONS = {
     "resnet": {"zero_init_last": False},  # torchvision's initialisation keeps the residual branch's last norm at 1
     "vision_transformer": {"dynamic_img_size": True},  # multi-crop feeds several image sizes
     "deit": {"dynamic_img_size": True},
+    "eva": {"dynamic_img_size": True},
 }
+# Layers whose epsilon `norm_eps` sets, the one build option that is ours.
+_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.SyncBatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    RmsNorm,
+    RmsNorm2d,
+    FrozenBatchNormAct2d,
+)
 _NOT_OPTIONS = {"num_classes", "in_chans", "device", "dtype"}  # fixed here: three channels in, features out
 _MOST = 16384  # of a whole number among the options: none is larger in any network, and a million blocks take hours
 
@@ -83,7 +97,7 @@ def build_backbone(arch: str, drop_path_rate: float = 0.0, pos_resize: str = "ti
     arch: an alias or a timm name.
     drop_path_rate: stochastic depth, rising linearly over the blocks (ViT).
     pos_resize: one of POS_RESIZE (ViT).
-    options: further arguments of the timm network.
+    options: further arguments of the timm network, and `norm_eps`.
 
     Raises InputError for an unknown name, as `check_options` does, or for a network that has no pooled feature. The
     result carries `arch` (timm's name), `feature_dim` (int) and, for a ViT, `pos_resize`.
@@ -97,7 +111,7 @@ def build_backbone(arch: str, drop_path_rate: float = 0.0, pos_resize: str = "ti
         nn.init.normal_(model.cls_token, std=0.02)  # as the positions; timm's starts with 1e-6
     set_pos_resize(model, pos_resize)
     model.arch = arch
-    model.feature_dim = _pooled_width(model, arch)
+    model.feature_dim = _pooled_width(arch, repr(sorted(options.items())))
     return model
 
 
@@ -122,21 +136,25 @@ def _meta(arch: str, num_classes: int, options: str) -> Backbone:
     try:
         with torch.device("meta"):
             return _create(arch, num_classes, **given)
+    except InputError:
+        raise
     except Exception as error:  # noqa: BLE001 - timm checks its arguments with whatever fails first
         if not given:
             raise
-        raise InputError(
-            f"timm builds no {arch} with {write_options(given)} ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:120]})"
-        ) from None
+        raise InputError(_refusal(arch, given, error)) from None
+
+
+def _refusal(arch: str, options: Mapping, error: Exception) -> str:
+    having = f" with {write_options(options)}" if options else ""
+    return f"timm builds no {arch}{having} ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
 
 
 def read_options(words: Iterable[str]) -> dict[str, Any]:
     """Build options from words such as `num_heads=12`. Raises InputError for a word that is not KEY=VALUE."""
     options = {}
     for word in words:
-        key, equals, value = word.partition("=")
-        if not (key.isidentifier() and equals and value) or key in options:
+        key, equals, value = word.partition("=")  # an empty value is an empty word, as timm's default of pad_type
+        if not (key.isidentifier() and equals) or key in options:
             raise InputError(f"'{word}' is no build option: write each once as KEY=VALUE, e.g. num_heads=12")
         options[key] = literal(value)
     return options
@@ -150,30 +168,42 @@ def write_options(options: Mapping[str, object]) -> str:
 def check_options(arch: str, options: Mapping[str, Any]) -> None:
     """Raise InputError unless timm's network has each of these options, builds with these values, and takes images.
 
-    The options of a network are the arguments of its class that are a number, a truth value or a word.
+    The options of a network are the arguments of its class that are a number, a truth value or a word, and `norm_eps`.
     """
     if not options:
         return
     arch = canonical_arch(arch)
-    parameters = inspect.signature(type(meta_backbone(arch))).parameters.values()
     known = {
         parameter.name: parameter.default
-        for parameter in parameters
+        for parameter in _parameters(type(meta_backbone(arch)))
         if parameter.name not in _NOT_OPTIONS
         and (parameter.default is None or isinstance(parameter.default, bool | int | float | str))
-    }
+    } | {"norm_eps": 1e-5}
     for key, value in options.items():
         if key not in known:
             raise InputError(f"{arch} has no build option '{key}'{nearest(key, known)}: timm's has {', '.join(known)}")
         wanted = _wanted(value, known[key])
+        if key == "pad_type" and value not in ("", "same"):
+            wanted = "same (TensorFlow's) or nothing (symmetric)"  # timm would take any word for the latter
         if wanted:
             raise InputError(f"{arch} cannot be built with {key}={value}: {key} expects {wanted}")
-    meta_backbone(arch, **options)
+    _pooled_width(arch, repr(sorted(options.items())))
+
+
+def _parameters(network: type) -> list[inspect.Parameter]:
+    """The arguments of a network's class, and of those classes that it hands the rest of its arguments on to."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for base in network.__mro__:
+        own = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+        parameters = {**own, **parameters}
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    return list(parameters.values())
 
 
 def _wanted(value: object, default: object) -> str:
     """What an option of this default takes, if not this value: its type, and for numbers a usable size."""
-    least = 0 if default is None or default == 0 else 1 if isinstance(default, int) else 1e-9
+    least = 0 if default is None or default == 0 else 1 if isinstance(default, int) else 1e-15
     if isinstance(default, bool) or default is None and isinstance(value, bool):
         return "" if isinstance(value, bool) else "True or False"
     if isinstance(default, str) or default is None and isinstance(value, str):
@@ -184,14 +214,31 @@ def _wanted(value: object, default: object) -> str:
 
 
 def _create(arch: str, num_classes: int = 0, **options) -> Backbone:
-    """timm's network, with the options that its module gets here."""
+    """timm's network, with the options that its module gets here, and its norms' epsilon."""
+    norm_eps = options.pop("norm_eps", None)
     module = model_entrypoint(arch).__module__.rsplit(".", 1)[-1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm announces renamed variants; the name in use is written to every file
         network: Any = timm.create_model(
             arch, pretrained=False, num_classes=num_classes, **{**_OPTIONS.get(module, {}), **options}
         )
-        return network
+    if norm_eps is not None:
+        set_norm_eps(network, norm_eps)
+    return network
+
+
+def norms_of(model: nn.Module) -> list[Any]:
+    """The norm layers of a network, those that have an epsilon."""
+    return [module for module in model.modules() if isinstance(module, _NORMS)]
+
+
+def set_norm_eps(model: nn.Module, eps: float) -> None:
+    """Give every norm layer of a network this epsilon. Raises InputError where it has none."""
+    norms = norms_of(model)
+    if not norms:
+        raise InputError(f"a {type(model).__name__} has no norm layers: leave norm_eps out")
+    for norm in norms:
+        norm.eps = eps
 
 
 def _init_mobilenet_v2(model: nn.Module) -> None:
@@ -235,19 +282,29 @@ def _add_published_positions(model: Backbone, patches: Tensor) -> Tensor:
     return model.pos_drop(torch.cat([*prefix, patches], 1) + positions)
 
 
+def own_size(model: Backbone) -> tuple[int, int]:
+    """Height and width, in pixels, of the images that a network is built for: of a ViT whole patches."""
+    patches = getattr(model, "patch_embed", None)  # options may differ from the default
+    sides = getattr(patches, "img_size", None) or model.default_cfg.get("input_size", (3, 224, 224))[1:]
+    patch = to_2tuple(getattr(patches, "patch_size", 1))
+    return sides[0] - sides[0] % patch[0], sides[1] - sides[1] % patch[1]
+
+
+@functools.lru_cache(maxsize=256)
 @torch.no_grad()
-def _pooled_width(model: Backbone, arch: str) -> int:
-    """Width of the pooled feature, seen on the network's own output for an image of the network's own size."""
-    state = torch.get_rng_state()  # looking must not change what is initialised next
-    size = model.default_cfg.get("input_size", (3, 224, 224))
-    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # options may differ from the default
-    if built_for:
-        size = (3, *built_for)
+def _pooled_width(arch: str, options: str) -> int:
+    """Width of the pooled feature, seen on the output for an image of the network's own size, without its numbers.
+
+    `options` as `_meta` takes them. Raises InputError where it has none.
+    """
+    model = _meta(arch, 0, options)
     try:
-        feature = model.eval()(torch.zeros(1, *size))
+        with torch.device("meta"):
+            feature = model.eval()(torch.zeros(1, 3, *own_size(model)))
+    except Exception as error:  # noqa: BLE001 - each of timm's families has its own way
+        raise InputError(_refusal(arch, ast.literal_eval(options), error)) from None
     finally:
         model.train()
-        torch.set_rng_state(state)
     if not isinstance(feature, Tensor) or feature.ndim != 2:
         shape = list(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
         raise InputError(

@@ -30,6 +30,13 @@ def nearest(name: str, known: Iterable[str], where: str = "") -> str:
     return f" (did you mean '{os.path.join(where, closest[0])}'?)" if closest else ""
 
 
+def listed(items: Iterable[str], most: int = 8, between: str = "; ") -> str:
+    """The first items, and how many more there are: a message is read, not scrolled."""
+    items = list(items)
+    more = f"{between}and {len(items) - most} more" if len(items) > most else ""
+    return between.join(items[:most]) + more
+
+
 def nearest_file(path: str | os.PathLike) -> str:
     """`nearest` for a file or folder that is not there, among what lies beside its place."""
     folder, name = os.path.split(os.path.normpath(path))

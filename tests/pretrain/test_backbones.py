@@ -1,4 +1,4 @@
-"""How a ViT starts and resizes its positions, and which way a checkpoint is carried to an evaluation."""
+"""How networks are built: widths, build options, how a ViT starts and resizes its positions, also in an evaluation."""
 
 import copy
 
@@ -14,7 +14,7 @@ from benchmarks.classification.weights import load_subject
 from convert.convert_ckpt import convert
 from convert.reader import load_network
 from pretrain import train
-from pretrain.backbones import build_backbone, set_pos_resize
+from pretrain.backbones import build_backbone, check_options, own_size, read_options, set_pos_resize, write_options
 from sslight.core.config import load_config
 from sslight.core.errors import InputError
 
@@ -159,3 +159,95 @@ def test_a_checkpoint_says_how_it_was_trained_and_is_evaluated_so(image_folder, 
         assert subject.backbone.pos_resize == subject.about["pos_resize"] == expected
         facts = entry_facts(cfg, subject, open_splits(cfg)[1], "pooled", flip=False)
         assert facts["transform"]["pos_resize"] == expected  # cached features are not taken for the other way's
+
+
+# One small network of each of timm's ways to pool.
+WIDTHS = """
+beit_base_patch16_224 botnet26t_256 cait_xxs24_224 coat_lite_tiny coatnet_nano_rw_224 convit_tiny convmixer_768_32
+convnext_atto crossvit_tiny_240 cspresnet50 davit_tiny deit_tiny_distilled_patch16_224 densenet121 dla34
+edgenext_xx_small efficientformer_l1 efficientnet_b0 efficientvit_b0 eva02_tiny_patch14_224 fastvit_t8 ghostnet_050
+hardcorenas_a hgnet_tiny inception_v3 lcnet_050 levit_128s mixer_s32_224 mobilenetv2_100 mobilenetv3_small_050
+mobilenetv4_conv_small mobilevit_xxs mvitv2_tiny nf_resnet26 poolformer_s12 pvt_v2_b0 regnetx_002 repvgg_a0
+res2net50_26w_4s resnet18 rexnet_100 sequencer2d_s swin_tiny_patch4_window7_224 tinynet_e
+tf_mobilenetv3_small_minimal_100 vgg11 vit_small_patch16_dinov3 vit_tiny_r_s16_p8_224 xcit_nano_12_p16_224
+""".split()
+
+
+@pytest.mark.parametrize("arch", WIDTHS)
+def test_the_width_is_that_of_the_networks_own_output(arch):
+    """And looking for it draws no random number: the next network starts as after timm's own."""
+    torch.manual_seed(0)
+    network = build_backbone(arch).eval()
+    drawn = torch.rand(1)
+    with torch.no_grad():
+        assert network(torch.zeros(1, 3, *own_size(network))).shape == (1, network.feature_dim)
+    torch.manual_seed(0)
+    build_backbone(arch)  # its width is known by now
+    assert torch.equal(torch.rand(1), drawn)
+
+
+@pytest.mark.parametrize(
+    "arch, words, size",
+    [
+        ("vit_small_patch14_dinov2", "patch_size=16", 512),  # 518 px are no whole number of such patches
+        ("vit_small_patch14_dinov2", "patch_size=16 img_size=224", 224),
+        ("deit3_small_patch16_224", "patch_size=14", 224),
+        ("vit_tiny_patch16_224", "class_token=False global_pool=avg fc_norm=False depth=2", 224),
+        (
+            "vit_tiny_patch16_224",
+            "pre_norm=True act_layer=quick_gelu norm_eps=1e-05 qk_norm=True mlp_ratio=2 depth=2",
+            224,
+        ),
+        (
+            "vit_tiny_patch16_224",
+            "embed_dim=96 num_heads=2 reg_tokens=4 no_embed_class=True qkv_bias=False depth=2",
+            224,
+        ),
+        ("vit_small_patch16_dinov3", "rope_temperature=50 rope_rotate_half=True global_pool=token depth=2", 256),
+        ("vit_small_patch16_dinov3", "num_reg_tokens=0 num_heads=12 qk_norm=True init_values=0.1 depth=2", 256),
+        ("mobilenetv2_100", "pad_type=same act_layer=relu", 224),
+        ("tf_mobilenetv3_small_100", "pad_type= norm_eps=1e-05", 224),
+        ("efficientnet_b0", "act_layer=relu6 global_pool=catavgmax", 224),
+    ],
+)
+def test_options_are_written_read_and_built(arch, words, size):
+    options = read_options(words.split())
+    assert read_options(write_options(options).split()) == options
+    check_options(arch, options)
+    network = build_backbone(arch, **options).eval()
+    assert own_size(network) == (size, size)
+    with torch.no_grad():
+        assert network(torch.zeros(1, 3, size, size)).shape == (1, network.feature_dim)
+
+
+@pytest.mark.parametrize(
+    "arch, words, said",
+    [
+        ("vit_tiny_patch16_224", "global_pool=", "has no pooled feature"),
+        ("vit_tiny_patch16_224", "class_token=False", "Token pooling needs the class token"),
+        ("vit_tiny_patch16_224", "act_layer=none_such", "timm builds no vit_tiny_patch16_224 with act_layer=none_such"),
+        ("vit_tiny_patch16_224", "num_heads=", "a whole number"),
+        ("vit_small_patch16_dinov3", "reg_tokens=4", "did you mean 'num_reg_tokens'"),
+        ("mobilenetv2_100", "pad_type=valid_", "pad_type expects same"),
+        ("resnet18", "norm_eps=0", "norm_eps expects a number"),
+        ("resnet18", "norm_eps=small", "norm_eps expects a number"),
+        ("dm_nfnet_f0", "norm_eps=1e-5", "has no norm layers"),
+    ],
+)
+def test_options_that_cannot_be_built_are_refused_in_one_line(arch, words, said):
+    with pytest.raises(InputError) as raised:
+        check_options(arch, read_options(words.split()))
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "vit_tiny", "convnext_atto", "levit_128s", "test_efficientnet_gn"])
+def test_norm_eps_reaches_every_norm_layer(arch):
+    """Against the modules' own attribute, but those whose epsilon is of no norm layer."""
+    torch.manual_seed(0)
+    usual = build_backbone(arch).eval()
+    torch.manual_seed(0)
+    other = build_backbone(arch, norm_eps=0.5).eval()
+    assert {module.eps for module in other.modules() if hasattr(module, "eps")} == {0.5}
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert not torch.allclose(usual(images), other(images), rtol=1e-3)
