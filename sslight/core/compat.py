@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 OVERRIDDEN = {
+    "pickle:_Unpickler": "_instantiate",  # convert.pickled: what two of its instructions would build is data
     "argparse:ArgumentParser": "_check_value",  # sslight.core.arguments: a wrong choice names the nearest
     "fvcore.common.config:CfgNode": "_open_cfg",  # sslight.core.config: looks at every file of a _BASE_ chain first
     "detectron2.modeling.roi_heads:Res5ROIHeads": "_build_res5_block",  # convert.targets.detectron2_backbones
@@ -38,6 +39,13 @@ def option_strings(parser: argparse.ArgumentParser) -> list[str]:
 def actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """Every argument, positional ones too, in their order. argparse has no public list of them."""
     return parser._actions
+
+
+def python_unpickler() -> Any:
+    """The pickle module's unpickler in Python, whose instructions can be replaced one by one, and not in C."""
+    import pickle
+
+    return pickle._Unpickler
 
 
 # tqdm
@@ -83,11 +91,6 @@ def shared_storage(size: int) -> torch.UntypedStorage:
     import torch
 
     return torch.UntypedStorage._new_shared(size)
-
-
-def untyped(storage: Any) -> torch.UntypedStorage:
-    """The bytes below a storage that an old file holds. The public way warns that such storages will go."""
-    return storage._untyped_storage
 
 
 def batch_norm_class() -> type[nn.Module]:
@@ -220,23 +223,22 @@ def slurm_parameters() -> set[str]:
 
 
 def import_mmpretrain() -> None:
-    """Import mmpretrain, if installed, without its language models, as mmdet does: 1.2's fail beside a newer transformers.
+    """Import mmpretrain, if installed, as mmdet does, but for its language models: 1.2 fails beside newer transformers.
 
     It asks for the versions of installed packages where transformers may not be found, and takes no setting.
     """
     if importlib.util.find_spec("mmpretrain") is None:
         return
-    import importlib_metadata
-
-    real = importlib_metadata.distribution
+    metadata: Any = importlib.import_module("importlib_metadata")
+    real = metadata.distribution
 
     def distribution(name: str) -> Any:
         if name == "transformers":
-            raise importlib_metadata.PackageNotFoundError(name)
+            raise metadata.PackageNotFoundError(name)
         return real(name)
 
-    importlib_metadata.distribution = distribution
+    metadata.distribution = distribution
     try:
         importlib.import_module("mmpretrain")
     finally:
-        importlib_metadata.distribution = real
+        metadata.distribution = real

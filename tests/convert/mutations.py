@@ -99,7 +99,7 @@ def inserted(data: bytes, chance: random.Random) -> bytes:
     return data[:place] + chance.randbytes(chance.choice((1, 8, 300))) + data[place:]
 
 
-def _rewritten(data: bytes, change) -> bytes:
+def rewritten(data: bytes, change) -> bytes:
     """A zip with its records passed through `change(list of (name, bytes))`, all checksums right."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         records = [(info.filename, archive.read(info)) for info in archive.infolist()]
@@ -123,7 +123,7 @@ def swapped_records(data: bytes, chance: random.Random) -> bytes:
         records[one], records[other] = (first[0], second[1]), (second[0], first[1])
         return records
 
-    return _rewritten(data, change)
+    return rewritten(data, change)
 
 
 def doubled_record(data: bytes, chance: random.Random) -> bytes:
@@ -133,7 +133,7 @@ def doubled_record(data: bytes, chance: random.Random) -> bytes:
         name, content = chance.choice(records)
         return [*records, (name, bytes(len(content)))]
 
-    return _rewritten(data, change)
+    return rewritten(data, change)
 
 
 def retyped(data: bytes, chance: random.Random) -> bytes:
@@ -197,7 +197,7 @@ def hostile(name: str, data: bytes, chance: random.Random, canary: Path) -> byte
     if name.endswith(".pkl") or chance.random() < 0.2:
         return raw
     if name in CHECKSUMMED:
-        return _rewritten(
+        return rewritten(
             data, lambda records: [(file, raw if file.endswith("data.pkl") else kept) for file, kept in records]
         )
     legacy = io.BytesIO()
