@@ -1,4 +1,4 @@
-"""Whose checkpoint is this, where in it are its networks, and what does it record that shapes do not show?
+"""Whose checkpoint is this, and what does its project call the networks in it?
 
 One table entry per family (`FAMILIES`, the registry that commands and documentation read), recognised from the keys
 alone: patterns are anchored and apply to the flat, unwrapped keys of `convert.safe_files`. Families are tried in the
@@ -10,39 +10,19 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from convert.names import RESNET_DETECTRON2, Layout
 from sslight.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from convert.safe_files import Flat
-
 IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "color_order": "RGB"}
+PLAIN = "torchvision-timm"  # the family of files without any sign
 AS_TIMM = 0  # for a number of heads: timm's of the same width
-
-# mmpretrain's names of its plain ViTs, in small letters, and their attention heads.
-_MMPRETRAIN_HEADS = {
-    "mocov3-s": 12,
-    "mocov3-small": 12,
-    "s": 8,
-    "small": 8,
-    "deit-t": 3,
-    "deit-tiny": 3,
-    "dinov2-s": 6,
-    "dinov2-small": 6,
-    "deit-s": 6,
-    "deit-small": 6,
-    "b": 12,
-    "base": 12,
-    "deit-b": 12,
-    "deit-base": 12,
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +34,9 @@ class Checkpoint:
     timm's name (until the network is identified: the file's own word for it, or ""), `kind` as of `names.kind_of`,
     `options` are `build_backbone` arguments beside `arch`; `head` holds DINO's projection head (`mlp.N.*`) or None;
     `dropped` maps a reason to the file's keys; `counts` says how many keys each renaming rule took; `assumed` says by
-    topic what neither the file nor the user states; `hashing` is the file's SHA-256 being computed.
+    topic what neither the file nor the user states; `own` maps a package to the recorded settings that its code builds
+    the network from; `revision` is the commit of a hub's repository, "" of all else; `hashing` is the SHA-256 being
+    computed (of shards: as of `convert.sources.Source`).
     """
 
     source: str
@@ -74,6 +56,8 @@ class Checkpoint:
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     assumed: dict[str, str] = field(default_factory=dict)
+    own: dict[str, dict] = field(default_factory=dict)
+    revision: str = ""
     hashing: Future[str] | Any = None
 
     @property
@@ -87,7 +71,8 @@ def spelled(assumed: Mapping[str, str], option: str) -> list[str]:
     ways = {
         "num_heads": f": {option} num_heads=12"
         if "MoCo" in assumed.get("num_heads", "")
-        else f"; for another number: {option} num_heads=N"
+        else f"; for another number: {option} num_heads=N",
+        **{topic: f"; else {option} {topic}=..." for topic in ("norm_eps", "act_layer", "pad_type")},
     }
     return [text + ways.get(topic, "") for topic, text in assumed.items()]
 
@@ -100,13 +85,17 @@ class Family:
     architectures: whose published checkpoints are read; for `--help` and the documentation.
     needs: patterns of which each must match a key; `lacks`: patterns that no key may match.
     networks: (name, pattern of its backbone's prefix), the one to evaluate first; empty where the file itself says so.
+        Backbones elsewhere in the file are found, too, after these.
     heads: (network, pattern of the prefix of its DINO head).
-    drops: (reason, pattern) of keys that belong to no backbone. A key that no network and no reason takes is an error.
+    drops: (reason, pattern) of keys that belong to no backbone, and are not looked for one. What no network and no
+        reason takes is dropped with a note.
     method: (network, the method that trained it), "*" for all; absent where the keys do not say.
     detector: a trained detector, read only where that is asked for.
     framework: "detectron2" or "mmdet", whose settings and default strides such a file has.
     vit_heads: attention heads of the ViT-Ti/S/B that the family's own code defines, AS_TIMM for timm's numbers, None
         where files of many codes look so: no shape shows it.
+    options: name of a naming -> build options that the family's own code has with it, and timm's network has not.
+    preprocess: mean, std and color_order that the family's own code has; None: ImageNet's are assumed.
     """
 
     name: str
@@ -121,12 +110,18 @@ class Family:
     detector: bool = False
     framework: str = ""
     vit_heads: int | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    preprocess: Mapping[str, Any] | None = None
 
     def fits(self, keys: list[str]) -> bool:
         """Whether the keys bear all of its signs."""
         return all(_any_key(pattern, keys) for pattern in self.needs) and not any(
             _any_key(pattern, keys) for pattern in self.lacks
         )
+
+    def has_networks(self, keys: Iterable[str]) -> bool:
+        """Whether any key lies where it has a network."""
+        return any(_any_start(pattern, keys) for _, pattern in self.networks)
 
 
 _CNNS, _ALL = ("ResNet", "MobileNetV2"), ("ResNet", "MobileNetV2", "ViT")
@@ -176,6 +171,92 @@ _FAMILIES = (
         vit_heads=AS_TIMM,
     ),
     Family(
+        "mae-lite",
+        "MAE-Lite: a ViT beside 'best_top1_epoch'",
+        architectures=("ViT",),
+        needs=(r"best_top1_epoch", r"blocks\.0\.attn\.qkv\.weight"),
+        networks=(("encoder", r"(?=[a-z])(?!decoder_|mask_token)"),),
+        drops=(("decoder", r"(decoder_.+|mask_token)"),),
+        method=(("*", "mae"),),
+        vit_heads=12,
+    ),
+    Family(
+        "mae",
+        "MAE: a ViT beside 'decoder_embed.' and 'decoder_blocks.'",
+        architectures=("ViT",),
+        needs=(r"decoder_embed\.weight", r"decoder_blocks\.0\..+", r"blocks\.0\.attn\.qkv\.weight"),
+        networks=(("encoder", r"(?=[a-z])(?!decoder_|mask_token)"),),
+        drops=(("decoder", r"(decoder_.+|mask_token)"),),
+        method=(("*", "mae"),),
+    ),
+    Family(
+        "fcmae",
+        "ConvNeXt V2's pre-training: 'encoder.' beside 'decoder.' and 'mask_token'",
+        architectures=("other timm network",),
+        needs=(r"encoder\.downsample_layers\.0\.0\.weight", r"decoder\.0\.dwconv\..+", r"mask_token"),
+        networks=(("encoder", r"encoder\."),),
+        drops=(("decoder", r"((decoder|proj|pred)\..+|mask_token)"),),
+        method=(("*", "fcmae"),),
+    ),
+    Family(
+        "msn",
+        "MSN: 'target_encoder.' and 'encoder.' beside 'prototypes'",
+        architectures=("ViT",),
+        needs=(r"target_encoder\.blocks\..+", r"encoder\.blocks\..+", r"prototypes"),
+        networks=_prefixes("", "target_encoder", "encoder"),
+        drops=(("projection head or prototypes", r"((target_)?encoder\.(fc|pred)\..+|prototypes)"),),
+        method=(("*", "msn"),),
+        vit_heads=AS_TIMM,
+    ),
+    Family(
+        "ijepa",
+        "I-JEPA: 'target_encoder.' and 'encoder.' beside 'predictor.predictor_embed.'",
+        architectures=("ViT",),
+        needs=(r"target_encoder\.blocks\..+", r"predictor\.predictor_embed\.weight"),
+        networks=_prefixes("", "target_encoder", "encoder"),
+        drops=(("predictor", r"predictor\..+"),),
+        method=(("*", "ijepa"),),
+        vit_heads=AS_TIMM,
+    ),
+    Family(
+        "clip",
+        "CLIP or OpenCLIP: 'visual.' beside a tower for texts",
+        architectures=("ViT",),
+        needs=(
+            rf"(?:{_STATE})?visual\.(class_embedding|trunk\..+|attnpool\..+)",
+            rf"(?:{_STATE})?(logit_scale|text\..+)",
+        ),
+        networks=(("visual", rf"(?:{_STATE})?visual\.(?:trunk\.)?"),),
+        drops=(
+            (
+                "tower for texts",
+                rf"(?:{_STATE})?((transformer|token_embedding|ln_final|text)\..+|positional_embedding|text_projection)",
+            ),
+            ("scale of the loss", rf"(?:{_STATE})?logit_(scale|bias)"),
+        ),
+        method=(("*", "clip"),),
+        vit_heads=AS_TIMM,
+        preprocess={
+            "mean": [0.48145466, 0.4578275, 0.40821073],
+            "std": [0.26862954, 0.26130258, 0.27577711],
+            "color_order": "RGB",
+        },
+    ),
+    Family(
+        "dinov3",
+        "DINOv3: a ViT with 'rope_embed.periods', or a ConvNeXt with 'norms.3.'",
+        architectures=("other timm network",),
+        needs=(r"((teacher|student|backbone)\.)*(rope_embed\.periods|norms\.3\.weight)",),
+        networks=(*_prefixes("", "teacher", "student", tail=r"backbone\."), ("model", r"(?!teacher\.|student\.)")),
+        heads=(("teacher", r"teacher\.dino_head\."), ("student", r"student\.dino_head\.")),
+        drops=(
+            ("projection head", r"(teacher|student)\.(dino_head|ibot_head)\..+"),
+            ("loss centre", r"(dino_loss|ibot_patch_loss|koleo_loss|gram\w*)\..+"),
+        ),
+        method=(("*", "dinov3"),),
+        vit_heads=AS_TIMM,
+    ),
+    Family(
         "dinov2",
         "DINOv2: 'teacher' with 'backbone.' and a 'dino_head.' or a mask token; or flat with a mask token",
         architectures=("ViT",),
@@ -191,6 +272,30 @@ _FAMILIES = (
         vit_heads=AS_TIMM,
     ),
     Family(
+        "ibot",
+        "iBOT: 'student' and 'teacher' with 'backbone.' beside 'ibot_loss'",
+        architectures=("ViT", "other timm network"),
+        needs=(r"(student|teacher)\.backbone\..+", r"ibot_loss\..+"),
+        networks=_prefixes("", "teacher", "student", tail=r"backbone\."),
+        heads=(("teacher", r"teacher\.head\."), ("student", r"student\.head\.")),
+        drops=(("projection head", r"(student|teacher)\.head\..+"), ("loss centre", r"ibot_loss\..+")),
+        method=(("*", "ibot"),),
+        vit_heads=AS_TIMM,
+        options={"Swin": {"norm_eps": 1e-6}},
+    ),
+    Family(
+        "esvit",
+        "EsViT: 'student' and 'teacher', each with blocks and 'head.mlp.'",
+        architectures=("ViT", "other timm network"),
+        needs=(r"(student|teacher)\.head\.mlp\..+", r"(student|teacher)\.(blocks|layers)\..+"),
+        networks=_prefixes("", "teacher", "student"),
+        heads=(("teacher", r"teacher\.head\."), ("student", r"student\.head\.")),
+        drops=(("projection head", r"(student|teacher)\.head(_dense)?\..+"), ("loss centre", r"dino_loss\..+")),
+        method=(("*", "esvit"),),
+        vit_heads=AS_TIMM,
+        options={"Swin": {"norm_eps": 1e-6}},
+    ),
+    Family(
         "dino",
         "DINO: 'student' or 'teacher' with 'backbone.'",
         architectures=_ALL,
@@ -202,10 +307,61 @@ _FAMILIES = (
         vit_heads=AS_TIMM,
     ),
     Family(
+        "byol",
+        "BYOL: 'online_encoder.net.' beside 'target_encoder.', or 'online_network_state_dict.encoder.'",
+        architectures=("ResNet",),
+        needs=(r"(online_encoder\.net|online_network_state_dict\.encoder)\..+",),
+        networks=(
+            ("online", r"(?:online_encoder\.net|online_network_state_dict\.encoder)\."),
+            ("target", r"(?:target_encoder\.net|target_network_state_dict\.encoder)\."),
+        ),
+        drops=(
+            (
+                "projection and prediction heads",
+                r"((online|target)_encoder\.projector|online_predictor|(online|target)_network_state_dict\.projetion)\..+",
+            ),
+            ("optimizer", r"optimizer_state_dict\..+"),
+        ),
+        method=(("*", "byol"),),
+    ),
+    Family(
+        "distillation",
+        "a student beside its teacher: 'student.' and 'teacher.' with a 'queue' (SEED), 'encoder_q.' and "
+        "'teacher_encoder_q.' (DisCo) or 'encoder_t.' (SimReg)",
+        architectures=_CNNS,
+        needs=(
+            rf"(?:{_STATE})?(student|encoder_q)\..+",
+            rf"(?:{_STATE})?(teacher|teacher_encoder_q|encoder_t)\..+",
+            rf"(?:{_STATE})?(queue|predict_q\..+)",
+        ),
+        networks=_prefixes(
+            rf"(?:{_STATE})?", "student", "encoder_q", "encoder_k", "teacher", "teacher_encoder_q", "encoder_t"
+        ),
+        drops=(
+            ("queue", rf"(?:{_STATE})?queue(_ptr)?"),
+            ("prediction head", rf"(?:{_STATE})?predict_q\..+"),
+            ("momentum teacher", rf"(?:{_STATE})?teacher_encoder_k\..+"),
+        ),
+        method=(("student", "distillation"), ("encoder_q", "distillation"), ("encoder_k", "distillation")),
+    ),
+    Family(
+        "ressl",
+        "ReSSL: 'encoder_q.net.' beside 'encoder_q.head.'",
+        architectures=("ResNet",),
+        needs=(rf"(?:{_STATE})?encoder_q\.net\..+", rf"(?:{_STATE})?encoder_q\.head\..+"),
+        networks=_prefixes(rf"(?:{_STATE})?", "encoder_q", "encoder_k", tail=r"net\."),
+        drops=(
+            ("projection head", rf"(?:{_STATE})?encoder_[qk]\.head\..+"),
+            ("queue", rf"(?:{_STATE})?queue(_ptr)?"),
+        ),
+        method=(("*", "ressl"),),
+    ),
+    Family(
         "moco",
         "MoCo v1/v2: 'encoder_q.' beside a 'queue'",
         architectures=_CNNS,
         needs=(rf"(?:{_STATE})?encoder_q\..+",),
+        lacks=(_STATE + r"backbone\..+",),  # OpenMMLab's
         networks=_prefixes(rf"(?:{_STATE})?", "encoder_q", "encoder_k"),
         drops=(("queue", rf"(?:{_STATE})?queue(_ptr)?"),),
         method=(("*", "moco"),),
@@ -222,10 +378,10 @@ _FAMILIES = (
     ),
     Family(
         "vissl",
-        "VISSL: 'classy_state_dict.base_model.model.trunk'",
+        "VISSL: 'classy_state_dict.base_model.model.trunk', or 'model_state_dict._feature_blocks.'",
         architectures=("ResNet", "ViT"),
-        needs=(r"classy_state_dict\.base_model\.trunk\..+",),
-        networks=(("trunk", r"classy_state_dict\.base_model\.trunk\.(?:_feature_blocks\.)?"),),
+        needs=(r"(classy_state_dict\.base_model\.trunk|model_state_dict\._feature_blocks)\..+",),
+        networks=(("trunk", r"(?:classy_state_dict\.base_model\.trunk|model_state_dict)\.(?:_feature_blocks\.)?"),),
         drops=(
             ("head", r"classy_state_dict\.base_model\.heads\..+"),
             ("loss, optimizer and counters", r"classy_state_dict\.(?!base_model\.(trunk|heads)\.).+"),
@@ -286,7 +442,7 @@ _FAMILIES = (
             _LIGHTNING,
             _STATE + r"(projector|classifier|momentum_backbone|momentum_encoder|predictor|prototypes)\..+",
         ),
-        lacks=(_STATE + r"backbone\.\d+\..+",),
+        lacks=(_STATE + r"(backbone\.(\d+|vit)|projection_head|target_encoder)\..+",),
         networks=_prefixes(_STATE, "backbone", "encoder", "momentum_backbone", "momentum_encoder"),
         drops=(
             ("heads of the method", _STATE + r"(momentum_)?(projector|classifier|predictor|prototypes|head)(\..+)?"),
@@ -295,26 +451,56 @@ _FAMILIES = (
         ),
     ),
     Family(
-        "lightly",
-        "lightly: Lightning 'state_dict' with 'backbone.' or 'student_backbone.'",
-        architectures=_ALL,
-        needs=(_STATE + r"(backbone|student_backbone|online_backbone)\..+", _LIGHTNING),
+        "lightly-train",
+        "lightly-train: 'embedding_model.wrapped_model.', alone or as teacher's and student's",
+        architectures=_ANY,
+        needs=(_STATE + r"(\w+_)?embedding_model\.wrapped_model\..+",),
+        # What it exports: in DINO and DINOv2 the teacher; distillation leaves its teacher out of the file.
         networks=_prefixes(
             _STATE,
-            "backbone",
-            "student_backbone",
-            "online_backbone",
-            "teacher_backbone",
-            "backbone_momentum",
-            "momentum_backbone",
+            "embedding_model",
+            "teacher_embedding_model",
+            "student_embedding_model",
+            tail=r"wrapped_model\.(?:_model|_features)\.",
+        ),
+        drops=(
+            ("heads of the method", _STATE + r"(?!\w*embedding_model)\w*head\w*(\..+)?"),
+            ("loss and queue", _STATE + r"(criterion|\w+_loss|\w*queue\w*)(\..+)?"),
+            ("the trained modules, pickled, and settings", r"lightly_train(\..*)?"),
+        ),
+    ),
+    Family(
+        "lightly",
+        "lightly: '[teacher_|student_]backbone.' in a Lightning file, or beside a second one or a head",
+        architectures=_ANY,
+        needs=(
+            rf"(?:{_STATE})?(((student|teacher|online)_)?backbone|target_encoder\.encoder)\..+",
+            rf"{_LIGHTNING}|(?:{_STATE})?(projection_head|\w+_backbone|backbone_momentum|backbone\.vit|target_encoder)\..+",
+        ),
+        # What lightly's own benchmarks evaluate: `backbone`, in DINO the teacher; where there is none, the teacher.
+        networks=(
+            *_prefixes(
+                rf"(?:{_STATE})?",
+                "backbone",
+                "teacher_backbone",
+                "online_backbone",
+                "student_backbone",
+                "backbone_momentum",
+                "momentum_backbone",
+                "key_backbone",
+                "anchor_backbone",
+                tail=r"(?:vit\.)?",
+            ),
+            *_prefixes(rf"(?:{_STATE})?", "target_encoder", "encoder"),
         ),
         drops=(
             (
                 "heads of the method",
-                _STATE + r"(?!(student_|teacher_|online_|momentum_)?backbone)"
-                r"(\w*(head|projector|predictor|prototypes|classifier)\w*)(\..+)?",
+                rf"(?:{_STATE})?(?!(\w+_)?backbone|backbone_)"
+                r"(\w*(head|projector|predictor|prototypes|classifier|decoder)\w*)(\..+)?",
             ),
-            ("queue or memory bank", _STATE + r".*(queue|bank|criterion|loss).*"),
+            ("mask token of masked-image training", rf"(?:{_STATE})?(\w+_)?backbone\.mask_token"),
+            ("queue or memory bank", rf"(?:{_STATE})?.*(queue|bank|criterion|loss).*"),
         ),
     ),
     Family(
@@ -332,6 +518,52 @@ _FAMILIES = (
         ),
     ),
     Family(
+        "pixpro",
+        "PixPro: 'encoder.' and 'encoder_k.' beside 'projector_k.'",
+        architectures=("ResNet",),
+        needs=(r"encoder\..+", r"encoder_k\..+", r"projector_k\..+"),
+        networks=_prefixes("", "encoder", "encoder_k"),
+        drops=(("heads of the method", r"(projector\w*|predictor|value_transform)\..+"),),
+        method=(("*", "pixpro"),),
+    ),
+    Family(
+        "simsiam",
+        "SimSiam: 'encoder.' beside 'predictor.'",
+        architectures=("ResNet",),
+        needs=(rf"(?:{_STATE})?encoder\.fc\.6\.weight", rf"(?:{_STATE})?predictor\..+"),
+        networks=_prefixes(rf"(?:{_STATE})?", "encoder"),
+        drops=(("prediction head", rf"(?:{_STATE})?predictor\..+"),),
+        method=(("*", "simsiam"),),
+    ),
+    Family(
+        "barlowtwins",
+        "Barlow Twins: 'backbone.' beside 'projector.' and the norm 'bn.' of the projections",
+        architectures=("ResNet",),
+        needs=(r"backbone\..+", r"projector\..+", r"bn\.running_mean"),
+        networks=_prefixes("", "backbone"),
+        drops=(("projection head and its norm", r"(projector|bn)\..+"),),
+        method=(("*", "barlowtwins"),),
+    ),
+    Family(
+        "vicreg",
+        "VICReg: 'backbone.' beside 'projector.', an MLP with biases and norms",
+        architectures=("ResNet",),
+        needs=(r"backbone\..+", r"projector\.0\.bias", r"projector\.1\.running_mean"),
+        networks=_prefixes("", "backbone"),
+        drops=(("projection head", r"projector\..+"),),
+        method=(("*", "vicreg"),),
+    ),
+    Family(
+        "simclr",
+        "SimCLR: 'backbone.' with an MLP 'backbone.fc.', or 'encoder.' beside a 'projector.' without norms",
+        architectures=("ResNet",),
+        needs=(rf"(?:{_STATE})?(backbone\.(?=fc)|encoder\.).+", rf"(?:{_STATE})?(backbone\.fc|projector)\.2\.weight"),
+        lacks=(rf"(?:{_STATE})?(projector\.\d+\.running_mean|(predictor|encoder_k|momentum_\w+|head)\..+)",),
+        networks=(("encoder", rf"(?:{_STATE})?(?:backbone|encoder)\."),),
+        drops=(("projection head", rf"(?:{_STATE})?projector\..+"),),
+        method=(("*", "simclr"),),
+    ),
+    Family(
         "backbone",
         "tensors under 'backbone.' and nothing else that names a family",
         architectures=_ALL,
@@ -339,7 +571,23 @@ _FAMILIES = (
         networks=(("backbone", rf"(?:{_STATE})?backbone\."),),
     ),
     Family(
-        "torchvision-timm",
+        "huggingface",
+        "transformers: its names of layers in 'embeddings.', 'embedder.', 'conv_stem.' or 'downsample_layers.'",
+        architectures=_ANY,
+        needs=(
+            r"(.+\.)?(embeddings\.(patch_embeddings?\.(projection\.)?|convolution\.)|embedder\.embedder\.convolution\."
+            r"|conv_stem\.(first_conv\.)?convolution\.|stages\.0\.downsample_layers\.0\.)weight",
+        ),
+        networks=(
+            (
+                "model",
+                r"(?:(?:vit|deit|dinov2(?:_with_registers)?|beit|data2vec_vision|swin|convnext(?:v2)?|resnet|regnet"
+                r"|mobilenet_v[12]|efficientnet|vision_model)\.)?",
+            ),
+        ),
+    ),
+    Family(
+        PLAIN,
         "a plain network: torchvision's or timm's own names",
         architectures=_ANY,
         needs=(r".+",),
@@ -369,11 +617,16 @@ def recognise(keys: Iterable[str], name: str | None = None) -> Family:
             raise InputError(f"unknown family '{name}'{nearest(name, FAMILIES)}: use one of {', '.join(FAMILIES)}")
         return FAMILIES[name]
     keys = list(keys)
-    return next(family for family in FAMILIES.values() if family.fits(keys))
+    return next((family for family in FAMILIES.values() if family.fits(keys)), FAMILIES[PLAIN])
 
 
 def _any_key(pattern: str, keys: list[str]) -> bool:
     match = compiled(pattern).fullmatch
+    return any(match(key) for key in keys)
+
+
+def _any_start(pattern: str, keys: Iterable[str]) -> bool:
+    match = compiled(pattern + "(?=.)").match
     return any(match(key) for key in keys)
 
 
@@ -388,86 +641,14 @@ def brief(value: object) -> str:
     return " ".join(str(value).split())[:120]
 
 
-def choose(family: Family, flat: Flat, network: str | None, source: str) -> Checkpoint:
-    """The chosen network's tensors as the file names them; every other key is dropped by a named rule or an error."""
-    from timm.models import is_model  # imports torch
+def of_run(family: Family, content: object, source: str) -> Family:
+    """The family of this project's run checkpoints, completed by what one of them says of its networks.
 
-    if not family.networks:
-        return _choose_by_record(family, flat, network, source)
-    tensors = flat.tensors
-    present = {
-        name: pattern
-        for name, pattern in family.networks
-        if any(compiled(pattern + "(?=.)").match(key) and not _drop_reason(family, key) for key in tensors)
-    }
-    if not present:
-        raise InputError(
-            f"{source} is not of the family {family.name} ({family.rule}); "
-            "without --family it is recognised from its keys"
-        )
-    chosen = network or next(iter(present))
-    if chosen not in present:
-        raise InputError(
-            f"{source} ({family.name}) has no network '{chosen}'{nearest(chosen, present)}; it has {', '.join(present)}"
-        )
-    prefix = compiled(present.pop(chosen))
-    body: dict[str, Tensor] = {}
-    dropped: dict[str, list[str]] = {}
-    unknown: list[str] = []
-    for key in flat.values:
-        reason = _drop_reason(family, key)
-        start = prefix.match(key)
-        if key not in tensors:
-            reason = "not a tensor (settings and counters)"
-        elif reason is None and start:
-            body[key[start.end() :]] = tensors[key]
-            continue
-        elif reason is None:
-            other = [name for name, pattern in present.items() if compiled(pattern).match(key)]
-            reason = f"other network '{other[0]}'" if other else None
-        if reason is None:
-            unknown.append(flat.raw[key])
-        else:
-            dropped.setdefault(reason, []).append(flat.raw[key])
-    if unknown:
-        raise InputError(
-            f"{source} ({family.name}): {len(unknown)} keys belong to no rule of the family: {', '.join(unknown)}"
-        )
-    methods, arch = dict(family.method), flat.values.get("arch")
-    head_prefix = dict(family.heads).get(chosen)
-    heads = {
-        key[match.end() :]: value
-        for key, value in tensors.items()
-        if head_prefix and (match := compiled(head_prefix).match(key))
-    }
-    return Checkpoint(
-        source,
-        family.name,
-        family.rule,
-        chosen,
-        methods.get(chosen) or methods.get("*") or "unknown",
-        arch if isinstance(arch, str) and is_model(arch) else "",  # other projects' names may be none of timm's
-        body=body,
-        head=_only_mlp(heads),
-        dropped=dropped,
-    )
-
-
-def _drop_reason(family: Family, key: str) -> str | None:
-    return next(
-        (reason for reason, pattern in (*family.drops, *ALWAYS_DROPPED) if compiled(pattern).fullmatch(key)), None
-    )
-
-
-def _only_mlp(head: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    return {key: value for key, value in head.items() if key.startswith("mlp.")} or None
-
-
-def _choose_by_record(family: Family, flat: Flat, network: str | None, source: str) -> Checkpoint:
-    """A run checkpoint says itself where its networks are."""
+    Raises InputError if it is of another format or damaged.
+    """
     from sslight.core.checkpoint import FORMAT  # imports torch
 
-    content: dict[str, Any] = flat.content if isinstance(flat.content, dict) else {}
+    content = content if isinstance(content, dict) else {}
     if content.get("format") != FORMAT:
         raise InputError(f"{source} has format '{brief(content.get('format'))}'; this version reads '{FORMAT}'")
     model: Any = content.get("model")
@@ -476,166 +657,15 @@ def _choose_by_record(family: Family, flat: Flat, network: str | None, source: s
     usable = isinstance(model, dict) and isinstance(networks, dict) and networks
     if not usable or not all(isinstance(text, str) for text in (*model, *networks, *networks.values())):
         raise InputError(f"not a readable checkpoint: {source} lacks a usable 'model' or 'networks'")
-    chosen = network or next(iter(networks))
-    if chosen not in networks:
-        raise InputError(f"{source} has no network '{chosen}'{nearest(chosen, networks)}; it has {', '.join(networks)}")
-    prefix = networks[chosen]
-    head_prefix = prefix.removesuffix("backbone.") + "head."
-    body: dict[str, Tensor] = {}
-    head: dict[str, Tensor] = {}
-    dropped: dict[str, list[str]] = {}
-    for key, value in model.items():
-        other = next((name for name, start in networks.items() if name != chosen and key.startswith(start)), None)
-        if key.startswith(prefix):
-            body[key[len(prefix) :]] = value
-            continue
-        if key.startswith(head_prefix):
-            head[key[len(head_prefix) :]] = value
-        reason = f"other network '{other}'" if other else "heads, prototypes, queues and centres of the method"
-        dropped.setdefault(reason, []).append(f"model.{key}")
-    for key in flat.values:
-        if not flat.raw[key].startswith("model."):
-            dropped.setdefault("settings and trainer state", []).append(flat.raw[key])
-    tensors = {flat.raw[key] for key in flat.tensors}
-    if not body or not all(f"model.{prefix}{key}" in tensors for key in body):
-        raise InputError(f"not a readable checkpoint: {source} has no tensors under '{prefix}'")
-    return Checkpoint(
-        source,
-        family.name,
-        family.rule,
-        chosen,
-        method,
-        brief(content.get("arch")),
-        preprocess=content.get("preprocess"),
-        body=body,
-        head=_only_mlp(head) if method.startswith("dino") else None,
-        dropped=dropped,
+    for prefix in networks.values():
+        if not any(key.startswith(prefix) for key in model):
+            raise InputError(f"not a readable checkpoint: {source} has no tensors under '{prefix}'")
+    prefixes = {name: re.escape(prefix) for name, prefix in networks.items()}
+    heads = {name: re.escape(prefix.removesuffix("backbone.") + "head.") for name, prefix in networks.items()}
+    return replace(
+        family,
+        networks=tuple(prefixes.items()),
+        heads=tuple(heads.items()) if method.startswith("dino") else (),
+        drops=(("heads, optimizer and state of the method", rf"(?!{'|'.join(prefixes.values())}).+"),),
+        method=(("*", method),),
     )
-
-
-@dataclass
-class Recorded:
-    """`heads`: number of a ViT's attention heads, AS_TIMM, or None if unknown; `preprocess`: mean and std (of images in
-    [0, 1], in the network's own order of channels) and color_order, or None; `assumed`: what is assumed instead, by
-    topic.
-    """
-
-    heads: int | None
-    preprocess: dict | None
-    assumed: dict[str, str]
-
-
-def recorded(family: Family, flat: Flat, layout: Layout, checkpoint: Checkpoint) -> Recorded:
-    """What the file's settings, or else its family's own code, say of the network that shapes do not show.
-
-    Raises InputError for a ResNet whose strides timm's has not.
-    """
-    resnet = layout.kind == "resnet"
-    strides = _strides(family, flat, layout, checkpoint) if resnet else {}
-    preprocess, assumed = _preprocess(family, flat)
-    return Recorded(None if resnet else _heads(family, flat), preprocess, strides | assumed)
-
-
-def _heads(family: Family, flat: Flat) -> int | None:
-    name = flat.openmmlab_setting("model", "backbone", "arch")
-    config = _MMPRETRAIN_HEADS.get(name.lower()) if isinstance(name, str) else None
-    for number in (
-        config or flat.openmmlab_setting("model", "backbone", "arch", "num_heads"),
-        flat.setting("args", "model_kwargs", "num_heads"),
-        *_lightning_heads(flat),
-    ):
-        if type(number) is int:
-            return number
-    return family.vit_heads
-
-
-def _lightning_heads(flat: Flat) -> Iterator[object]:
-    """solo-learn's settings, flat or under `cfg`: its MoCo v3 has ViTs of its own, the other methods have timm's."""
-    for root in (("hyper_parameters",), ("hyper_parameters", "cfg")):
-        for arguments in (("backbone", "kwargs"), ("backbone_args",)):
-            yield flat.setting(*root, *arguments, "num_heads")
-        method = flat.setting(*root, "method")
-        if isinstance(method, str):
-            yield 12 if method.lower() == "mocov3" else AS_TIMM
-
-
-def _strides(family: Family, flat: Flat, layout: Layout, checkpoint: Checkpoint) -> dict[str, str]:
-    """What is assumed of a ResNet's strides, by topic. Raises InputError for recorded ones that no timm ResNet has."""
-    bottleneck = any(".conv3." in key for key in checkpoint.state)
-    resnets = ("cfg", "MODEL", "RESNETS")
-    wrong = []
-    if bottleneck and flat.openmmlab_setting("model", "backbone", "style") == "caffe":
-        wrong.append("style='caffe' (the 1x1 convolution strides)")
-    if bottleneck and flat.setting(*resnets, "STRIDE_IN_1X1") is True:
-        wrong.append("STRIDE_IN_1X1 True (the 1x1 convolution strides)")
-    for name, usual in (("strides", (1, 2, 2, 2)), ("dilations", (1, 1, 1, 1))):
-        given = flat.openmmlab_setting("model", "backbone", name)
-        if isinstance(given, list | tuple) and tuple(given) != usual[: len(given)]:
-            wrong.append(f"{name}={tuple(given)}")
-    dilation = flat.setting(*resnets, "RES5_DILATION")
-    if dilation not in (None, 1):
-        wrong.append(f"RES5_DILATION {dilation}")
-    if wrong:
-        raise InputError(
-            f"{checkpoint.source}: its recorded settings say {' and '.join(wrong)}; timm's ResNet, through which "
-            "every conversion goes, cannot have such strides, and its features would be others"
-        )
-    if layout.table is RESNET_DETECTRON2:
-        unknown, other = flat.setting(*resnets, "STRIDE_IN_1X1") is None, "detectron2's default, STRIDE_IN_1X1 True,"
-    else:
-        unknown = family.framework == "mmdet" and not flat.openmmlab_setting("model", "backbone")
-        other = "mmdet's style='caffe'"
-    if not (bottleneck and unknown):
-        return {}
-    return {
-        "strides": "strides are not recorded in the file: in the 3x3 convolutions assumed (timm's, "
-        f"torchvision's); {other} puts them in the 1x1, which timm's ResNet cannot"
-    }
-
-
-def _preprocess(family: Family, flat: Flat) -> tuple[dict | None, dict[str, str]]:
-    """`Recorded.preprocess`, and what is assumed of it."""
-    assumed = {}
-    if family.framework == "detectron2":
-        mean, std = (
-            _pixels(flat.tensors.get(f"pixel_{name}"))
-            or _numbers(flat.setting("cfg", "MODEL", f"PIXEL_{name.upper()}"))
-            for name in ("mean", "std")
-        )
-        order = flat.setting("cfg", "INPUT", "FORMAT")
-        if mean and std and order not in ("RGB", "BGR"):
-            order = "BGR" if mean[0] <= mean[2] else "RGB"
-            usual = [255 * value for value in IMAGENET["mean"]][:: -1 if order == "BGR" else 1]
-            if any(abs(value - known) > 2 for value, known in zip(mean, usual, strict=True)):
-                assumed["color_order"] = (
-                    f"colour order is not recorded in the file: {order} assumed, by the order of its pixel means {mean}"
-                )
-    else:
-        mean, std, order = _openmmlab_preprocess(flat)
-    if mean and std:
-        unit = ([value / 255 for value in values] for values in (mean, std))
-        return {**dict(zip(("mean", "std"), unit, strict=True)), "color_order": order}, assumed
-    detectron2 = "; detectron2's default is BGR, mean 103.53, 116.28, 123.675, std 1"
-    text = "preprocessing is not recorded in the file: ImageNet mean and std, RGB assumed"
-    return None, {"preprocess": text + detectron2 * (family.detector and family.framework == "detectron2")}
-
-
-def _openmmlab_preprocess(flat: Flat) -> tuple[list[float] | None, list[float] | None, str]:
-    """OpenMMLab's `data_preprocessor`, or the older `img_norm_cfg`; images are loaded BGR."""
-    for place in (("model", "data_preprocessor"), ("data_preprocessor",), ("img_norm_cfg",)):
-        mean, std, *turned = (flat.openmmlab_setting(*place, name) for name in ("mean", "std", "bgr_to_rgb", "to_rgb"))
-        mean, std = _numbers(mean), _numbers(std)
-        if mean and std:
-            return mean, std, "RGB" if any(turned) else "BGR"
-    return None, None, ""
-
-
-def _pixels(values: Tensor | None) -> list[float] | None:
-    return _numbers(values.flatten().tolist()) if values is not None and values.numel() == 3 else None
-
-
-def _numbers(values: object) -> list[float] | None:
-    """Three numbers, or None."""
-    if isinstance(values, list | tuple) and len(values) == 3 and all(type(value) in (int, float) for value in values):
-        return [float(value) for value in values]
-    return None

@@ -18,11 +18,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from convert.names import kind_of
+from convert.naming.rules import kind_of
+from convert.own_code import own_feature
 from convert.reader import Checkpoint, compare_shapes, network_of
 from convert.safe_files import read_file
 from convert.targets import Outgoing, Target, Verified
-from pretrain.backbones import Backbone, stage_features
+from pretrain.backbones import Backbone, meta_backbone, own_size, stage_features
 from sslight.core.errors import InputError
 
 TOLERANCE = 1e-5  # of the largest magnitude of a stage's features
@@ -53,7 +54,15 @@ def verify(
         verified.differences["timm's network from the source's tensors"] = require_equal(
             "timm's network", reference, timm_features(network_of(checkpoint), images), than=definition
         )
-    if not installed(target.name):
+    own = own_feature(checkpoint, images)
+    if own:
+        words = f"the source's tensors in {own[1]}"
+        verified.differences[f"timm's network from {words}"] = compared = require_equal(
+            "timm's network", {"pooled": own[0]}, {"pooled": reference["pooled"]}, than=words
+        )
+        verified.steps.append(f"pooled feature of timm's network against {words}: {compared['pooled']:.2g}")
+        definition = definition.replace(NOT_OWN, f" (which computes as {own[1]})")
+    if not installed(target.package or target.name):
         verified.steps.append(
             f"NOT verified: {target.name} is not installed, so it has not loaded the file; "
             "its names were checked as said above"
@@ -76,7 +85,7 @@ def installed(framework: str) -> bool:
 
 def verify_file(target: Target, path: Path, outgoing: Outgoing) -> str:
     """Read the file back as the framework would and compare every tensor, bit for bit."""
-    content, _ = read_file(path, mapped=True, checksums=False)
+    content, _ = read_file(path / target.weights, mapped=True, checksums=False)
     if not isinstance(content, dict):
         raise InputError(f"{path}: the file just written does not read back")
     content = target.tensors(content)
@@ -98,8 +107,11 @@ def verify_list(target: Target, outgoing: Outgoing, checkpoint: Checkpoint) -> s
     if shipped.is_file():
         expected = {key: tuple(shape) for key, shape in json.loads(shipped.read_text()).items()}
         source = f"the shipped list of {target.name}"
-    elif installed(target.name):
-        expected, source = _shapes(target.expected(checkpoint, **options)), f"the installed {target.name}"
+    elif installed(target.package or target.name):
+        expected, source = (
+            _shapes(target.expected(checkpoint, **options)),
+            f"the installed {target.package or target.name}",
+        )
     else:
         return "the target's full list of tensors was not compared (neither shipped nor installed)"
     prefix = options.get("prefix", "")
@@ -141,10 +153,15 @@ def fixed_image(height: int, width: int) -> Tensor:
 def image_for(checkpoint: Checkpoint, picture: Path | str | None = None) -> Tensor:
     """The image to compare features on: the fixed one, or `picture` resized and normalised as the network expects.
 
-    A ViT gets the size its positions were trained for; a CNN 96 x 128, so that swapped axes show.
+    A network with positions gets the size that they are of, which frameworks take without resizing them, also where it
+    was trained on another one; a CNN gets 96 x 128, so that swapped axes show.
     """
-    size = int(checkpoint.preprocess["size"])
-    height, width = (96, 128) if checkpoint.kind in ("resnet", "mobilenetv2") else (size, size)
+    height = width = int(checkpoint.preprocess["size"])
+    network = meta_backbone(checkpoint.arch, **checkpoint.options)
+    if checkpoint.kind in ("resnet", "mobilenetv2"):
+        height, width = 96, 128
+    elif getattr(getattr(network, "patch_embed", None), "img_size", None):
+        height, width = own_size(network)
     if picture is None:
         return fixed_image(height, width)
     return _normalised(picture, height, width, checkpoint.preprocess)
@@ -268,7 +285,8 @@ _LIKE_TORCHVISION = {
     "torchvision ViT",
 }
 TORCHVISION = "the source network (torchvision's)"
-TIMM = "timm's reading of the file (not the project's own network)"
+NOT_OWN = " (not the project's own network)"
+TIMM = f"timm's reading of the file{NOT_OWN}"
 
 
 def source_features(checkpoint: Checkpoint, images: Tensor) -> tuple[dict[str, Tensor], str]:

@@ -150,7 +150,7 @@ def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, str, st
 
 def conversion_page() -> str:
     from convert.families import FAMILIES
-    from convert.names import CLASSES
+    from convert.naming.rules import CLASSES
     from convert.targets import TARGETS
 
     text = "# Checkpoint families and targets\n\n## Families\n\n"

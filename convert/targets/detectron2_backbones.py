@@ -125,7 +125,7 @@ def build_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeature
         drop_path_rate=options.DROP_PATH_RATE,
         mlp_ratio=block.mlp.fc1.out_features / model.embed_dim,
         qkv_bias=block.attn.qkv.bias is not None,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        norm_layer=partial(nn.LayerNorm, eps=block.norm1.eps),
         window_size=options.WINDOW_SIZE,
         window_block_indexes=[i for i in range(depth) if (i + 1) % every],
         use_rel_pos=options.USE_REL_POS,

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert import names
 from convert.families import Checkpoint
-from convert.names import Rule, kind_of
+from convert.naming import resnet
+from convert.naming.rules import Rule, kind_of
 from convert.targets import Outgoing, Target, origin, pixels, refuse_options, refuse_vit_extras, renamed, writing
 from sslight.core import compat
 from sslight.core.errors import InputError
@@ -63,7 +63,7 @@ class Detectron2(Target):
         refuse_options(checkpoint, "detectron2's ResNet")
         last = "roi_heads." if model == "c4" else start  # C4 keeps the last stage in the box head
         return renamed(
-            checkpoint, names.RESNET_DETECTRON2, lambda name: (last if name.startswith("res5.") else start) + name
+            checkpoint, resnet.RESNET_DETECTRON2, lambda name: (last if name.startswith("res5.") else start) + name
         )
 
     def save(self, path, outgoing, checkpoint, picture):
@@ -114,7 +114,7 @@ class Detectron2(Target):
 def _vitdet_names(checkpoint: Checkpoint) -> Outgoing:
     """ViTDet keeps positions, patch embedding and blocks. It has no class token and no final norm."""
     refuse_vit_extras(checkpoint, "ViTDet")
-    refuse_options(checkpoint, "ViTDet", {"num_heads", "patch_size", "img_size", "no_embed_class"})
+    refuse_options(checkpoint, "ViTDet", {"num_heads", "patch_size", "img_size", "no_embed_class", "norm_eps"})
     dropped = [key for key in checkpoint.state if key == "cls_token" or key.startswith("norm.")]
     [start] = MODELS["vitdet"]
     outgoing = renamed(checkpoint, (Rule(start + "{rest}", "{rest}"),), without=dropped)
@@ -205,7 +205,7 @@ def _vitdet(checkpoint: Checkpoint) -> nn.Module:
         embed_dim=width,
         depth=12,
         num_heads=heads,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        norm_layer=partial(nn.LayerNorm, eps=checkpoint.options.get("norm_eps", 1e-6)),
         pretrain_img_size=side * patch,
         pretrain_use_cls_token=positions != side * side,
     )
@@ -323,11 +323,15 @@ def _vitdet_snippet(out: Path, checkpoint: Checkpoint) -> str:
     positions = checkpoint.state["pos_embed"].shape[1]
     side = int(positions**0.5)
     heads = checkpoint.options.get("num_heads") or vit_heads(checkpoint.arch)
+    norm, imports = "", ""
+    if "norm_eps" in checkpoint.options:
+        imports = "import functools\n\nimport torch\n\n"
+        norm = f"    norm_layer=functools.partial(torch.nn.LayerNorm, eps={checkpoint.options['norm_eps']}),\n"
     return f'''# {origin(checkpoint)} for ViTDet: paste into a LazyConfig after its `model` is defined.
-model.backbone.net.update(
+{imports}model.backbone.net.update(
     patch_size={patch}, embed_dim={width}, depth=12, num_heads={heads},
     pretrain_img_size={side * patch}, pretrain_use_cls_token={positions != side * side},
-)
+{norm})
 model.pixel_mean = {mean}
 model.pixel_std = {std}
 model.input_format = "{checkpoint.preprocess["color_order"]}"

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from convert import names
-from convert.names import Rule, kind_of
+from convert.naming import mobilenet, resnet
+from convert.naming.rules import Rule, kind_of
 from convert.targets import Target, origin, pixels, refuse_options, renamed
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Mmdet(Target):
     def rename(self, checkpoint, prefix=""):
         if _own(checkpoint.arch, checkpoint.kind):
             refuse_options(checkpoint, "mmdet's own network")
-            tables = {"resnet": names.RESNET_TIMM, "mobilenetv2": names.MOBILENET_OPENMMLAB}
+            tables = {"resnet": resnet.RESNET_TIMM, "mobilenetv2": mobilenet.MOBILENET_OPENMMLAB}
             table = tables[checkpoint.kind]
         else:
             table = (Rule("model.{rest}", "{rest}"),)

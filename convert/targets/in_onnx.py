@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.families import Checkpoint
-from convert.names import CLASSES, IDENTITY
+from convert.naming.rules import CLASSES, IDENTITY
 from convert.targets import Target, Verified, origin, renamed, transform
 from sslight.core.errors import InputError
 
@@ -127,8 +127,9 @@ def _outputs(network: Any, stages: bool) -> nn.Module:
 
 
 def _step(checkpoint: Checkpoint) -> int:
-    """Image sides are multiples of this: a ViT's patch, else 1."""
-    return checkpoint.state["patch_embed.proj.weight"].shape[-1] if checkpoint.kind == "vit" else 1
+    """Image sides are multiples of this: a network's patch, else 1."""
+    weight = checkpoint.state.get("patch_embed.proj.weight")
+    return 1 if weight is None else weight.shape[-1]
 
 
 def _other(example: Tensor, step: int) -> Tensor:

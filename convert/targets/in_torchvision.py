@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convert import names
+from convert.naming import mobilenet, resnet, vit
 from convert.targets import Target, origin, refuse_options, refuse_vit_extras, renamed, transform
 from sslight.core.errors import InputError
 
@@ -23,7 +23,7 @@ class Torchvision(Target):
         from convert.reader import vit_heads
 
         kind, state = checkpoint.kind, checkpoint.state
-        usual: tuple[str, ...] = ()
+        usual: tuple[str, ...] = ("norm_eps",)
         if kind == "vit":
             refuse_vit_extras(checkpoint, "torchvision's ViT")
             patch, positions = state["patch_embed.proj.weight"].shape[-1], state["pos_embed"].shape[1]
@@ -33,12 +33,12 @@ class Torchvision(Target):
                     f"197 positions, not patch {patch} and {positions}"
                 )
             if checkpoint.options.get("num_heads") == vit_heads(checkpoint.arch):
-                usual = ("num_heads",)
+                usual = ("norm_eps", "num_heads")
         refuse_options(checkpoint, "torchvision's network", usual)
         tables = {
-            "resnet": names.RESNET_TIMM,
-            "mobilenetv2": names.MOBILENET_TORCHVISION,
-            "vit": names.VIT_TORCHVISION,
+            "resnet": resnet.RESNET_TIMM,
+            "mobilenetv2": mobilenet.MOBILENET_TORCHVISION,
+            "vit": vit.VIT_TORCHVISION,
         }
         return renamed(checkpoint, tables[kind])
 
@@ -54,25 +54,30 @@ class Torchvision(Target):
         import torch
 
         from convert.verify import torchvision_features, torchvision_network
+        from pretrain.backbones import set_norm_eps
 
         network, stages, view = torchvision_network(checkpoint.arch)
+        if "norm_eps" in checkpoint.options:
+            set_norm_eps(network, checkpoint.options["norm_eps"])
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
         return torchvision_features(network, stages, view, images), "loaded by torchvision's network, strictly"
 
     def snippet(self, out, checkpoint):
         arch, kind = checkpoint.arch, checkpoint.kind
+        norm, given, imports = "LayerNorm" if kind == "vit" else "BatchNorm2d", [], ""
+        if "norm_eps" in checkpoint.options:
+            imports = "import functools\n\n"
+            given = [f"norm_layer=functools.partial(torch.nn.{norm}, eps={checkpoint.options['norm_eps']})"]
         if kind == "mobilenetv2":
-            build, head = f"torchvision.models.mobilenet_v2(width_mult={int(arch[-3:]) / 100})", "classifier"
-        elif kind == "vit":
-            build, head = "torchvision.models.vit_b_16()", "heads"
+            build, head, given = "mobilenet_v2", "classifier", [f"width_mult={int(arch[-3:]) / 100}", *given]
         else:
-            build, head = f"torchvision.models.{arch}()", "fc"
+            build, head = ("vit_b_16", "heads") if kind == "vit" else (arch, "fc")
         text = f'''# {origin(checkpoint)} for torchvision.
-import torch
+{imports}import torch
 import torchvision
 from torchvision import transforms
 
-model = {build}
+model = torchvision.models.{build}({", ".join(given)})
 model.{head} = torch.nn.Identity()
 model.load_state_dict(torch.load("{out.resolve()}", weights_only=True), strict=True)
 model.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,76 @@ def moco(own: Own) -> dict:
     }
 
 
+def _mlp(prefix: str, *numbers: int, norm: int | None = None) -> dict[str, Tensor]:
+    """Layers of a projection head, with a norm in place `norm`."""
+    layers = {f"{prefix}{number}.{name}": torch.randn(4) for number in numbers for name in ("weight", "bias")}
+    return layers | ({} if norm is None else {f"{prefix}{norm}.running_mean": torch.randn(4)})
+
+
+def byol_learner(own: Own) -> dict:
+    return {
+        **under("net.", own.state),
+        **under("online_encoder.net.", own.state),
+        **_mlp("online_encoder.projector.", 0, 3, norm=1),
+        **under("target_encoder.net.", _other(own.state)),
+        **_mlp("online_predictor.", 0, 3, norm=1),
+    }
+
+
+def byol_networks(own: Own) -> dict:
+    """PyTorch-BYOL's; `projetion` is its own spelling."""
+    return {
+        "online_network_state_dict": {**under("encoder.", own.state), **_mlp("projetion.net.", 0, 3, norm=1)},
+        "target_network_state_dict": {**under("encoder.", _other(own.state)), **_mlp("projetion.net.", 0, 3, norm=1)},
+        "optimizer_state_dict": _rest()["optimizer"],
+    }
+
+
+def seed(own: Own) -> dict:
+    networks = {**under("student.", own.state), **under("teacher.", _other(own.state))}
+    state = {**networks, "queue": torch.randn(4, 8), "queue_ptr": torch.zeros(1, dtype=torch.int64)}
+    return {**_rest(), "arch": "own", "state_dict": under("module.", state)}
+
+
+def simreg(own: Own) -> dict:
+    networks = {**under("encoder_q.module.", own.state), **under("encoder_t.module.", _other(own.state))}
+    return {**_rest(), "opt": argparse.Namespace(x=1), "state_dict": {**networks, **_mlp("predict_q.module.", 0, 2)}}
+
+
+def ressl(own: Own) -> dict:
+    networks = {**under("encoder_q.net.", own.state), **under("encoder_k.net.", _other(own.state))}
+    heads = {**_mlp("encoder_q.head.linear", 1, 2), **_mlp("encoder_k.head.linear", 1, 2)}
+    return {**_rest(), "model": under("module.", {**networks, **heads, "queue": torch.randn(4, 8)})}
+
+
+def pixpro(own: Own) -> dict:
+    networks = {**under("encoder.", own.state), **under("encoder_k.", _other(own.state))}
+    heads = {**_mlp("projector.linear", 1, 2), **_mlp("projector_k.linear", 1, 2)}
+    return {**_rest(), "opt": argparse.Namespace(x=1), "model": under("module.", {**networks, **heads})}
+
+
+def simsiam(own: Own) -> dict:
+    state = {**under("encoder.", own.state), **_mlp("encoder.fc.", 0, 3, 6, norm=7), **_mlp("predictor.", 0, 3)}
+    return {**_rest(), "arch": "own", "state_dict": under("module.", state)}
+
+
+def barlowtwins(own: Own) -> dict:
+    state = {**under("backbone.", own.state), **_mlp("projector.", 0, 3), "bn.running_mean": torch.randn(4)}
+    return {**_rest(), "model": under("module.", state)}
+
+
+def vicreg(own: Own) -> dict:
+    return {**_rest(), "model": under("module.", {**under("backbone.", own.state), **_mlp("projector.", 0, norm=1)})}
+
+
+def simclr(own: Own) -> dict:
+    return {**_rest(), "arch": "own", "state_dict": under("backbone.", {**own.state, **_mlp("fc.", 0, 2)})}
+
+
+def simclr_encoder(own: Own) -> dict:
+    return {**under("encoder.", own.state), **_mlp("projector.", 0, 2)}
+
+
 def mocov3(own: Own) -> dict:
     head = "head" if "cls_token" in own.state else "fc"
     mlp = {f"{head}.0.weight": torch.randn(4, 4), f"{head}.1.running_mean": torch.randn(4)}
@@ -187,11 +258,11 @@ def lightly(own: Own) -> dict:
     )
 
 
-def lightly_student(own: Own) -> dict:
+def lightly_teacher(own: Own) -> dict:
     return _lightning(
         {
-            **under("student_backbone.", own.state),
-            **under("teacher_backbone.", _other(own.state)),
+            **under("student_backbone.", _other(own.state)),
+            **under("teacher_backbone.", own.state),
             "student_head.layers.0.weight": torch.randn(4, 4),
             "criterion.center": torch.randn(4),
         }
@@ -334,6 +405,25 @@ def mm_vit_own() -> Own:
 
 
 # Name -> (family, how the file is laid out, the network in it)
+def huggingface(own: Own) -> dict:
+    """transformers' ResNet with its classifier, as `save_pretrained` names its tensors."""
+
+    def renamed(key: str) -> str:
+        stem = re.sub(
+            r"^conv1\b", "embedder.embedder.convolution", re.sub(r"^bn1\b", "embedder.embedder.normalization", key)
+        )
+        place = re.match(r"layer(\d)\.(\d+)\.(conv|bn|downsample\.)(\d)\.(.+)", key)
+        if not place:
+            return "resnet." + stem
+        stage, block, layer, number, last = place.groups()
+        second = layer == "bn" or (layer, number) == ("downsample.", "1")
+        inner = "shortcut" if layer == "downsample." else f"layer.{int(number) - 1}"
+        kind = "normalization" if second else "convolution"
+        return f"resnet.encoder.stages.{int(stage) - 1}.layers.{block}.{inner}.{kind}.{last}"
+
+    return {renamed(key): value for key, value in own.state.items()} | {"classifier.1.weight": torch.ones(2, 512)}
+
+
 CASES: dict[str, tuple[str, Callable[[Own], dict], Callable[[], Own]]] = {
     **{
         f"sslight {arch}": ("sslight", sslight, lambda arch=arch: timm_own(arch))
@@ -382,6 +472,17 @@ CASES: dict[str, tuple[str, Callable[[Own], dict], Callable[[], Own]]] = {
     "moco resnet50": ("moco", moco, lambda: torchvision_own("resnet50")),
     "moco resnet18": ("moco", moco, lambda: torchvision_own("resnet18")),
     "moco mobilenetv2": ("moco", moco, lambda: torchvision_own("mobilenetv2_100")),
+    "byol resnet18": ("byol", byol_learner, lambda: torchvision_own("resnet18")),
+    "byol networks resnet18": ("byol", byol_networks, lambda: children_own("resnet18")),
+    "seed resnet18": ("distillation", seed, lambda: torchvision_own("resnet18")),
+    "simreg mobilenetv2": ("distillation", simreg, lambda: torchvision_own("mobilenetv2_100")),
+    "ressl resnet18": ("ressl", ressl, lambda: torchvision_own("resnet18")),
+    "pixpro resnet18": ("pixpro", pixpro, lambda: torchvision_own("resnet18")),
+    "simsiam resnet18": ("simsiam", simsiam, lambda: torchvision_own("resnet18")),
+    "barlowtwins resnet18": ("barlowtwins", barlowtwins, lambda: torchvision_own("resnet18")),
+    "vicreg resnet18": ("vicreg", vicreg, lambda: torchvision_own("resnet18")),
+    "simclr resnet18": ("simclr", simclr, lambda: torchvision_own("resnet18")),
+    "simclr encoder resnet18": ("simclr", simclr_encoder, lambda: torchvision_own("resnet18")),
     "mocov3 resnet50": ("mocov3", mocov3, lambda: torchvision_own("resnet50")),
     "mocov3 vit-s": ("mocov3", mocov3, lambda: vit_own(384, 16, 12, "vit_small_patch16_224")),
     "mocov3 vit-b": ("mocov3", mocov3, lambda: vit_own(768, 16, 12, "vit_base_patch16_224")),
@@ -391,7 +492,7 @@ CASES: dict[str, tuple[str, Callable[[Own], dict], Callable[[], Own]]] = {
     "solo-learn old resnet50": ("solo-learn", solo_learn_old, lambda: torchvision_own("resnet50")),
     "solo-learn vit-ti": ("solo-learn", solo_learn, lambda: timm_own("vit_tiny_patch16_224")),
     "lightly resnet18": ("lightly", lightly, lambda: children_own("resnet18")),
-    "lightly resnet34 student": ("lightly", lightly_student, lambda: children_own("resnet34")),
+    "lightly resnet34 teacher": ("lightly", lightly_teacher, lambda: children_own("resnet34")),
     "lightly mobilenetv2": ("lightly", lightly, lambda: children_own("mobilenetv2_100")),
     "lightly timm resnet18": ("lightly", lightly_wrapped, lambda: timm_own("resnet18")),
     "lightly timm vit-ti": ("lightly", lightly, lambda: timm_own("vit_tiny_patch16_224")),
@@ -400,6 +501,7 @@ CASES: dict[str, tuple[str, Callable[[Own], dict], Callable[[], Own]]] = {
     "openmmlab resnet50": ("openmmlab", openmmlab, lambda: openmmlab_own("resnet50")),
     "openmmlab mobilenetv2": ("openmmlab", openmmlab, lambda: openmmlab_own("mobilenetv2_100")),
     "openmmlab vit-s": ("openmmlab", openmmlab, mm_vit_own),
+    "huggingface resnet18": ("huggingface", huggingface, lambda: torchvision_own("resnet18")),
     "backbone resnet18": ("backbone", bare_backbone, lambda: torchvision_own("resnet18")),
     "backbone mobilenetv2": ("backbone", bare_backbone, lambda: features_own("mobilenetv2_100")),
     "backbone vit-ti": ("backbone", bare_backbone, lambda: timm_own("vit_tiny_patch16_224")),

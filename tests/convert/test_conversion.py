@@ -13,7 +13,7 @@ from PIL import Image
 from convert import verify
 from convert.convert_ckpt import convert, main
 from convert.families import FAMILIES
-from convert.names import CLASSES, class_of
+from convert.naming.rules import CLASSES, class_of
 from convert.targets import TARGETS, matrix_text
 from sslight.core.errors import InputError
 from tests.convert.family_files import sslight

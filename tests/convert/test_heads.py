@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from convert.convert_ckpt import convert, main
 from convert.reader import load_network, network_of, read_checkpoint, read_content
+from convert.targets import TARGETS
 from convert.verify import fixed_image
 from sslight.core.errors import InputError
 from tests.convert import family_files
@@ -142,7 +143,9 @@ def test_a_named_assumption_in_the_output_the_record_and_the_file(twelve, tmp_pa
     source, out, record = tmp_path / "plain.pth", tmp_path / "out.safetensors", tmp_path / "record.json"
     torch.save(twelve(192).state, source)
     assert main([str(source), "--to", "timm", "-o", str(out), "--report", str(record)]) == 0
-    said = "heads are not recorded in the file: 3 assumed (timm's vit_tiny_patch16_224); MoCo v3's have 12"
+    said = (
+        "heads are not recorded in the file: 3 assumed (timm's vit_tiny_patch16_224); MoCo v3's and MAE-Lite's have 12"
+    )
     printed = capsys.readouterr().out
     assert f"assumed   {said}: --set num_heads=12\n" in printed
     assert "against timm's reading of the file (not the project's own network)" in printed
@@ -194,7 +197,7 @@ def test_files_converted_before_heads_were_recorded_are_not_trusted(twelve, tmp_
     [
         (["heads=12"], "no build option 'heads' (did you mean 'num_heads'?)"),
         (["num_heads"], "as KEY=VALUE"),
-        (["num_heads=7"], "timm builds no vit_tiny_patch16_224 with num_heads=7"),
+        (["num_heads=7"], "num_heads=7 (AssertionError"),
         *(([f"num_heads={value}"], "expects a whole number") for value in ("0", "-3", "2.5", "True")),
         (["act_layer=none_such"], "timm builds no"),
         (["num_heads=3", "num_heads=12"], "each once"),
@@ -240,11 +243,50 @@ def test_registered_backbones_are_built_with_the_options(to, tmp_path):
     assert {"mmdet": "options={'act_layer': 'relu'}", "detectron2": 'OPTIONS: "act_layer=relu"'}[to] in snippet
 
 
+@pytest.mark.parametrize(
+    "to, arch",
+    [
+        ("timm", "resnet18"),
+        ("timm", "vit_tiny_patch16_224"),
+        ("torchvision", "resnet18"),
+        ("torchvision", "mobilenetv2_100"),
+        ("torchvision", "vit_base_patch16_224"),
+        ("mmdet", "mobilenetv3_small_050"),
+        ("detectron2", "mobilenetv3_small_050"),
+        ("detectron2", "vit_tiny_patch16_224"),
+        ("onnx", "resnet18"),
+    ],
+)
+def test_an_epsilon_goes_where_the_network_goes(to, arch, tmp_path):
+    """Features after loading agree, and where the snippet is a program its network's norms all have the epsilon."""
+    pytest.importorskip(to)
+    torch.save(timm_own(arch).state, tmp_path / "plain.pth")
+    out = tmp_path / f"out{TARGETS[to].suffixes[0]}"
+    report = convert(tmp_path / "plain.pth", to, out, arch=arch, options=["norm_eps=0.001"])
+    assert max(value for seen in report["differences"].values() for value in seen.values()) <= 1e-4
+    snippets = [file.read_text() for file in tmp_path.iterdir() if file.suffix in (".py", ".yaml")]
+    assert to == "onnx" or "0.001" in snippets[0]
+    if to in ("timm", "torchvision"):
+        names: dict = {}
+        exec(compile(snippets[0], "snippet", "exec"), names)
+        assert {module.eps for module in names["model"].modules() if hasattr(module, "eps")} == {0.001}
+    with torch.no_grad():
+        images = fixed_image(224, 224)
+        usual, other = (
+            load_network(tmp_path / "plain.pth", arch=arch, options=options)[0].eval()(images)
+            for options in ({}, {"norm_eps": 0.001})
+        )
+        assert relative(usual, other) > 1e-4
+
+
 @pytest.mark.parametrize("to", ["torchvision", "mmdet", "detectron2"])
 def test_a_target_that_cannot_be_built_so_is_refused(to, tmp_path):
     torch.save(timm_own("resnet18").state, tmp_path / "plain.pth")
     with pytest.raises(InputError, match="resnet18 with output_stride=16 cannot go there"):
         convert(tmp_path / "plain.pth", to, tmp_path / "out.pth", options=["output_stride=16"])
+    if to != "torchvision":
+        with pytest.raises(InputError, match="resnet18 with norm_eps=0.001 cannot go there"):
+            convert(tmp_path / "plain.pth", to, tmp_path / "out.pth", options=["norm_eps=0.001"])
 
 
 def deit3(names):

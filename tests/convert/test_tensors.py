@@ -70,7 +70,7 @@ GOOD = {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "color_order": "RGB", "
         ({"preprocess": "{"}, "header is damaged"),
         ({"preprocess": "3"}, "'preprocess' is damaged"),
         ({"preprocess": json.dumps({**GOOD, "std": [0, 1, 1]})}, "'preprocess' is damaged"),
-        ({"options": '{"checkpoint_path": "other.pth"}'}, "options that no conversion writes"),
+        ({"options": '{"checkpoint_path": "other.pth"}'}, "options that this project never writes"),
         ({"options": '{"num_heads": 7}'}, "no build option 'num_heads'"),
         ({"arch": "resnet19"}, "did you mean"),
     ],

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.detection.framework import FRAMEWORKS
 from benchmarks.evaluation import EVALUATIONS
 from convert.families import FAMILIES
-from convert.names import CLASSES
+from convert.naming.rules import CLASSES
 from convert.targets import TARGETS
 from pretrain.data.sources import FORMATS
 from pretrain.methods.base import METHODS
