@@ -105,7 +105,7 @@ def evaluate(
     Parameters
     ----------
     name: one of `benchmarks.evaluation.EVALUATIONS`: "knn", "linear", "semisup", "coco", "cost".
-    weights: a checkpoint of any family that `convert` reads, or "random" with `arch`; for "cost" one or several
+    weights: a checkpoint as `convert.sources` names it, or "random" with `arch`; for "cost" one or several
         checkpoints or architectures.
     data: the data directory. `out`: where everything is written; a finished or stopped run there goes on.
     cfg: a YAML file, e.g. "configs/classification/knn.yaml".

@@ -15,7 +15,7 @@ from sslight.core.errors import InputError
 
 COMMON = {
     "PROTOCOL": "",  # the name in the result; by default the config file's
-    "WEIGHTS": "",  # a checkpoint of any family that convert reads, or random
+    "WEIGHTS": "",  # a checkpoint as `convert.sources` names it, or random
     "NAME": "",  # what the report calls the network; by default its method
     "MODEL": {
         "BACKBONE_ARCH": "",  # needed for random weights, and where a checkpoint does not tell

@@ -70,6 +70,7 @@ def load_subject(cfg: CfgNode) -> Subject:
         about = {
             "path": str(cfg.WEIGHTS),
             "sha256": read.sha256,
+            **({"revision": read.revision} if read.revision else {}),
             "arch": read.arch,
             "method": read.method,
             "family": read.family,

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from convert.deployment import deployed_form, multiply_adds
 from convert.reader import load_network
+from convert.sources import names_checkpoint
 from pretrain.backbones import build_backbone, canonical_arch, check_options, read_options
 from sslight.core import devices
 from sslight.core.result import command, environment, git_state
 
-CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".safetensors")  # no architecture ends so
 LEAST = 3  # repetitions, however long they take
 
 
@@ -29,7 +29,7 @@ def architectures(networks: Sequence[str], words: Sequence[str] = ()) -> list[tu
     """
     asked, seen = read_options(words), []
     for name in networks:
-        if Path(name).is_file() or Path(name).suffix in CHECKPOINTS or "/" in name:
+        if names_checkpoint(name):
             read = load_network(name, options=asked)[1]
             network = read.arch, {key: value for key, value in read.options.items() if key != "img_size"}
         else:

@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 
 from benchmarks.detection.framework import FRAMEWORKS, NECKS, SCHEDULES
 from benchmarks.evaluation import Context, Plan, result_fault
-from sslight.core.arguments import Parser
+from sslight.core.arguments import CHECKPOINT, Parser
 from sslight.core.config import check_numbers, flatten, load_config
 from sslight.core.errors import InputError
 from sslight.core.result import read_result
@@ -96,8 +96,7 @@ def parser() -> Parser:
     )
     parser.add_argument(
         "--weights",
-        help="a checkpoint that `sslight convert` reads, random, or SUPERVISED (torchvision's ImageNet "
-        "ones; timm's where torchvision has none)",
+        help=f"{CHECKPOINT} (torchvision's ImageNet ones; timm's where torchvision has none); or random",
     )
     parser.add_argument("--schedule", choices=list(SCHEDULES), default="1x", help="times the iterations of 1x, 90,000")
     parser.add_argument("--arch", help="backbone; a checkpoint's own by default")

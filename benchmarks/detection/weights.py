@@ -8,28 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import timm
 import torch
-import torchvision
 from torch import Tensor
 
 from benchmarks.detection.framework import FRAMEWORKS, Weights
 from convert.families import IMAGENET, Checkpoint
 from convert.reader import read_checkpoint
+from convert.sources import RANDOM, SUPERVISED
 from convert.targets import rename
 from pretrain.backbones import build_backbone, canonical_arch, check_options, read_options
 from sslight.core.checkpoint import save_backbone, sha256
 from sslight.core.errors import InputError
 from sslight.core.files import write_atomically
 
-RANDOM, SUPERVISED = "random", "SUPERVISED"
-
 
 def find_source(weights: str, arch: str | None, seed: int, out_dir: Path, options: str = "") -> Checkpoint:
     """The backbone that `weights` names, in timm's names.
 
-    weights: a checkpoint file, "random", or "SUPERVISED": torchvision's first ImageNet weights, from which the
-        frameworks' own recipes start; timm's for a network that torchvision lacks. Downloaded if not cached.
+    weights: "random", or a checkpoint as `convert.sources` names it. "SUPERVISED" is written into the run's directory.
     arch: required for the last two; otherwise the checkpoint's own, and an error if it differs.
     options: build options that the checkpoint does not tell, as `num_heads=12`.
     """
@@ -42,7 +38,11 @@ def find_source(weights: str, arch: str | None, seed: int, out_dir: Path, option
         name = "_".join([weights.lower(), arch, *options.split(), f"seed{seed}"])
         file = out_dir / "weights" / f"{name}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
-        state, preprocess = _random(arch, seed, given) if weights == RANDOM else _supervised(arch)
+        if weights == RANDOM:
+            state, preprocess = _random(arch, seed, given)
+        else:
+            read = read_checkpoint(SUPERVISED, arch=arch, options=given)
+            state, preprocess = read.state, read.preprocess
         save_backbone(
             file,
             state,
@@ -77,6 +77,7 @@ def prepare(weights: str, source: Checkpoint, framework: str, model: str | None,
     described = {
         "path": str(weights),
         "sha256": source.sha256,
+        **({"revision": source.revision} if source.revision else {}),
         "arch": source.arch,
         "method": source.method,
         "family": str(weights).lower() if weights in (RANDOM, SUPERVISED) else source.family,
@@ -92,32 +93,6 @@ def _random(arch: str, seed: int, options: dict) -> tuple[dict[str, Tensor], dic
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_backbone(arch, **options).state_dict(), {**IMAGENET, "size": 224}
-
-
-def _supervised(arch: str) -> tuple[dict[str, Tensor], dict]:
-    """Tensors in timm's names and the preprocessing they were trained with."""
-    name = arch.replace("mobilenetv2_100", "mobilenet_v2")
-    try:
-        if name in torchvision.models.list_models(torchvision.models):
-            chosen = torchvision.models.get_model_weights(name).IMAGENET1K_V1
-            chosen.get_state_dict(progress=False, check_hash=True)  # into torch's cache, where it is read from
-            file = Path(torch.hub.get_dir()) / "checkpoints" / Path(chosen.url).name
-            return read_checkpoint(file).state, {**IMAGENET, "size": 224}
-        model = timm.create_model(arch, pretrained=True, num_classes=0)
-    except InputError:
-        raise
-    except Exception as error:  # noqa: BLE001  (hub and network libraries raise many kinds)
-        raise InputError(
-            f"no ImageNet weights for {arch} can be reached ({str(error).splitlines()[0]}): pass a "
-            "downloaded file as --weights"
-        ) from None
-    trained = timm.data.resolve_model_data_config(model)
-    return model.state_dict(), {
-        "mean": list(trained["mean"]),
-        "std": list(trained["std"]),
-        "color_order": "RGB",
-        "size": trained["input_size"][-1],
-    }
 
 
 SHOWN = 12  # differences spelled out in the error; the rest is counted

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.deployment.cost import label
-from benchmarks.detection.weights import RANDOM, SUPERVISED, find_source
+from benchmarks.detection.weights import find_source
 from benchmarks.evaluation import EVALUATIONS
 from benchmarks.suite.settings import SuiteEntry, resolve_settings
 from convert.reader import read_checkpoint
+from convert.sources import RANDOM, SUPERVISED, short_name
 from pretrain.backbones import canonical_arch, check_options, read_options, write_options
 from sslight.core.errors import InputError
 
@@ -54,7 +55,7 @@ class Part:
 
 
 def find_networks(words: Sequence[str], arch: str | None, out_dir: Path, options: str = "") -> list[Candidate]:
-    """The networks that --weights names: `FILE`, `NAME=FILE`, `random` or `SUPERVISED`.
+    """The networks that --weights names: `random`, or what `convert.sources` names, also as `NAME=CHECKPOINT`.
 
     The baselines come once for every architecture among the checkpoints, or for `arch`. Supervised weights are written
     to `out_dir/weights`. `options`: MODEL.OPTIONS of them all. Raises InputError for an unreadable file, or one name
@@ -63,10 +64,10 @@ def find_networks(words: Sequence[str], arch: str | None, out_dir: Path, options
     networks, given = [], read_options(options.split())
     for word in words:
         if word not in (RANDOM, SUPERVISED):
-            name, _, file = ("", "", word) if Path(word).is_file() else word.rpartition("=")
+            name, _, file = ("", "", word) if Path(word).exists() else word.rpartition("=")
             read = read_checkpoint(file, arch=arch, options=given)
             of_cost = write_options({key: value for key, value in read.options.items() if key != "img_size"})
-            networks.append(Candidate(name or name_of(Path(file)), file, read.arch, not arch, bool(name), of_cost))
+            networks.append(Candidate(name or short_name(file), file, read.arch, not arch, bool(name), of_cost))
     archs = dict.fromkeys(network.arch for network in networks) or ([canonical_arch(arch)] if arch else [])
     for word in (RANDOM, SUPERVISED):
         if word in words and not archs:
@@ -87,14 +88,6 @@ def find_networks(words: Sequence[str], arch: str | None, out_dir: Path, options
                 f"two checkpoints would be called '{network.name}': name them, as in --weights NAME={network.weights}"
             )
     return networks
-
-
-def name_of(file: Path) -> str:
-    """A checkpoint's name: its file's, and in a run directory the run's before it, as in `r18-last`."""
-    file = file.resolve()
-    if file.parent.name == "checkpoints":
-        return f"{file.parents[1].name}-{file.stem}"
-    return f"{file.parent.name}-{file.stem}" if (file.parent / "config.yaml").is_file() else file.stem
 
 
 def make_parts(

@@ -181,7 +181,7 @@ def parser() -> Parser:
         nargs="+",
         required=True,
         metavar="CKPT",
-        help="checkpoints that `sslight convert` reads, each FILE or NAME=FILE; baselines: random, "
+        help="checkpoints, each as `sslight convert` takes them or NAME=CHECKPOINT; baselines: random, "
         "SUPERVISED (ImageNet weights of torchvision or timm)",
     )
     parser.add_argument("--suite", required=True, help="a file, or the name of one in configs/suites: paper, demo")

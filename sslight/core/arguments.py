@@ -38,11 +38,13 @@ class Imported:
         return load(self.main)(argv)
 
 
+CHECKPOINT = "a checkpoint: a file or directory, timm:NAME, hf:ORG/NAME[@REVISION], or SUPERVISED with --arch"
+
 # One vocabulary over all commands: option -> its other spellings, the config key that says the same, and the help. A
 # command has those whose key it knows; what the published system and the frameworks' scripts call a key stays a key.
 # docs/options.md shows them.
 OPTIONS = {
-    "--weights": ((), "WEIGHTS", "a checkpoint that `sslight convert` reads, or random"),
+    "--weights": ((), "WEIGHTS", f"{CHECKPOINT}; or random"),
     "--arch": ((), "MODEL.BACKBONE_ARCH", "backbone, by timm's name or an alias such as resnet18"),
     "--data": ((), "DATA.PATH_TO_DATA_DIR", "the data directory"),
     "--out": (("-o",), "OUTPUT_DIR", "where everything is written"),

@@ -107,10 +107,7 @@ def load_checkpoint(path: Path | str) -> dict:
         raise InputError(f"not a readable checkpoint: {path} ({reason})") from None
     missing = [key for key in REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing or checkpoint["format"] != FORMAT:
-        raise InputError(
-            f"not a checkpoint of this project: {path} (lacks {', '.join(missing) or FORMAT}); "
-            "foreign checkpoints go through `sslight convert`"
-        )
+        raise InputError(f"not a checkpoint of this project: {path} (lacks {', '.join(missing) or FORMAT})")
     return checkpoint
 
 
@@ -138,12 +135,14 @@ def save_backbone(
     converted: str = "",
     options: dict | None = None,
     assumed: dict[str, str] | None = None,
+    revision: str = "",
 ) -> None:
     """Write a backbone file: timm's key names, and a header that says what it is and how to feed it.
 
     `preprocess` holds mean and std (in the order of color_order), color_order and size; `converted` says how the file
     came about; `options` are `build_backbone` arguments that the tensors need beside `arch`; `assumed` says by topic
-    what the source did not tell. `safetensors` metadata is text, so these dicts are stored as JSON.
+    what the source did not tell; `revision` is the commit of the hub's repository that it came from. `safetensors`
+    metadata is text, so these dicts are stored as JSON.
     """
     header = {
         "format": "pt",
@@ -155,6 +154,8 @@ def save_backbone(
     }
     if options:
         header["options"] = json.dumps(options)
+    if revision:
+        header["source_revision"] = revision
     if assumed is not None:
         header["assumed"] = json.dumps(assumed)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}

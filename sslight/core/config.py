@@ -7,7 +7,7 @@ import errno
 import io
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -44,12 +44,28 @@ def load_config(
     checked; `whole_file` tells the file from the overrides.
     Raises InputError for an unknown key (naming the nearest), a value of the wrong type, or an unreadable file.
     """
-    cfg = CfgNode(defaults)
+    return configure(defaults, read_given(file, overrides, translate))
+
+
+def read_given(
+    file: str | Path | None,
+    overrides: Sequence[str] = (),
+    translate: Callable[[dict, bool], dict] | None = None,
+) -> list[tuple[str, object, str]]:
+    """What a user has set, as (dotted key, value, where), a later one counts; arguments as of `load_config`."""
+    given = []
     for settings, where in ((read_settings(file), str(file)), (_read_overrides(overrides), "command line")):
         if translate:
             settings = translate(settings, where != "command line")
-        for key, value in settings.items():
-            _set(cfg, key, value, where)
+        given += [(key, value, where) for key, value in settings.items()]
+    return given
+
+
+def configure(defaults: Mapping, given: Iterable[tuple[str, object, str]]) -> CfgNode:
+    """The defaults with what `read_given` returned, frozen; raises as `load_config`."""
+    cfg = CfgNode(defaults)
+    for key, value, where in given:
+        _set(cfg, key, value, where)
     cfg.freeze()
     return cfg
 

@@ -134,7 +134,7 @@ def test_truncated_missing_directory_and_foreign(tmp_path):
     with pytest.raises(InputError, match="is a directory"):
         load_checkpoint(tmp_path)
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(InputError, match="not a checkpoint of this project.*sslight convert"):
+    with pytest.raises(InputError, match="not a checkpoint of this project.*lacks format"):
         load_checkpoint(path)
 
 

@@ -52,7 +52,9 @@ def test_means_of_the_configuration_are_of_rgb(tmp_path):
 def test_heads_are_an_option_and_else_a_named_assumption(tmp_path, capsys):
     torch.save(timm_own("vit_tiny_patch16_224", 64, img_size=64, num_heads=12).state, tmp_path / "vit.pth")
     assumed = load_subject(configured(tmp_path / "vit.pth"))
-    said = "heads are not recorded in the file: 3 assumed (timm's vit_tiny_patch16_224); MoCo v3's have 12"
+    said = (
+        "heads are not recorded in the file: 3 assumed (timm's vit_tiny_patch16_224); MoCo v3's and MAE-Lite's have 12"
+    )
     assert said in assumed.about["assumed"]
     assert f"warning: {tmp_path / 'vit.pth'}: {said}: MODEL.OPTIONS num_heads=12\n" in capsys.readouterr().err
     told = load_subject(configured(tmp_path / "vit.pth", "MODEL.OPTIONS", "num_heads=12"))

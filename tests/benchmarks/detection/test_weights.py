@@ -2,8 +2,8 @@
 
 import urllib.error
 
+import huggingface_hub
 import pytest
-import timm
 import torch
 import torchvision
 
@@ -48,13 +48,6 @@ def test_supervised_weights_are_torchvisions(arch, name, tmp_path, monkeypatch):
         assert torch.allclose(ours.eval()(images), theirs.flatten(1), atol=1e-5)
 
 
-def test_supervised_weights_bring_timms_own_preprocessing(tmp_path, monkeypatch):
-    build = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda arch, pretrained, **options: build(arch, **options))  # no download
-    source = find_source("SUPERVISED", "vit_tiny", 0, tmp_path)
-    assert source.preprocess["mean"] == source.preprocess["std"] == [0.5, 0.5, 0.5]  # as the ViT's were trained
-
-
 @pytest.mark.parametrize("arch", ["resnet18", "vit_tiny"])
 def test_without_a_network_one_line_says_what_to_do(arch, tmp_path, monkeypatch):
     def unreachable(*args, **options):
@@ -63,8 +56,10 @@ def test_without_a_network_one_line_says_what_to_do(arch, tmp_path, monkeypatch)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(InputError, match="no ImageNet weights for .* can be reached .*as --weights") as error:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(
+        InputError, match="SUPERVISED .*fetch.*put it into|hf:timm/vit_tiny.* cannot be fetched"
+    ) as error:
         find_source("SUPERVISED", arch, 0, tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.rglob("*.safetensors"))
 

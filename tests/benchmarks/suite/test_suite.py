@@ -20,9 +20,10 @@ from benchmarks.evaluation import main
 from benchmarks.report import report
 from benchmarks.suite import suite
 from benchmarks.suite.estimate import seconds_per_image
-from benchmarks.suite.parts import Part, find_networks, make_parts, name_of
+from benchmarks.suite.parts import Part, find_networks, make_parts
 from benchmarks.suite.settings import SUITES, read_suite
 from convert.reader import read_checkpoint
+from convert.sources import short_name
 from pretrain.backbones import build_backbone
 from sslight.core.checkpoint import save_backbone
 from sslight.core.errors import EXIT_PARTS_FAILED, InputError, Stopped
@@ -339,7 +340,8 @@ def test_two_checkpoints_of_one_name_are_told_apart_by_hand(place, words, tmp_pa
         suite.main(["--dry-run", "--weights", *map(str, two), *words])
     with pytest.raises(InputError, match="'a/b' is to name a folder"):
         suite.main(["--dry-run", "--weights", f"a/b={place / 'one.safetensors'}", *words])
-    assert name_of(Path("runs/r18/checkpoints/epoch_0020.pth")) == "r18-epoch_0020" and name_of(Path("x.pth")) == "x"
+    assert short_name("runs/r18/checkpoints/epoch_0020.pth") == "r18-epoch_0020" and short_name("x.pth") == "x"
+    assert short_name("timm:resnet18.a1_in1k") == "resnet18.a1_in1k" and short_name("hf:org/net@v1") == "net"
 
 
 def test_a_name_that_was_given_goes_with_the_network_and_no_other_does(place):
