@@ -15,7 +15,11 @@ DEFAULTS = {
     "OUTPUT_DIR": "",
     "DEVICE": "auto",  # auto: a GPU of its own for every process where there are GPUs; cpu
     "MODEL": {
-        "BACKBONE_ARCH": "mobilenet_v2",  # an alias of pretrain.backbones or a timm name
+        "BACKBONE_ARCH": "mobilenet_v2",  # an alias of pretrain.backbones or a timm name; empty: that of INIT_WEIGHTS
+        "OPTIONS": "",  # build options of the network, such as num_heads=12; those of INIT_WEIGHTS come by themselves
+        "INIT_WEIGHTS": "",  # a file or word that `sslight convert` reads; every network starts from its backbone
+        "INIT_SHA256": "",  # of INIT_WEIGHTS: written by the run; where it is set, the file must have it
+        "NETWORK": "",  # of INIT_WEIGHTS, where it holds several
         "DROP_PATH_RATE": 0.0,  # of the trained network; rises linearly over depth
         "POS_RESIZE": "published",  # how a ViT's positions follow the views' size: published, or timm (antialiased)
     },
@@ -106,7 +110,7 @@ DEFAULTS = {
         "CHANNELS_LAST": True,  # the faster memory layout; FP32 stays FP32 (on a CPU: pretrain/batch_norm.py)
         "COMPILE": False,
         "AUTO_RESUME": True,
-        "CHECKPOINT_FILE_PATH": "",  # start from this checkpoint
+        "CHECKPOINT_FILE_PATH": "",  # go on with the run that this checkpoint of it holds, optimizer and all
         "ALLOW_CHANGES": False,  # go on under a recipe other than the one that the run or checkpoint began with
         "CHECKPOINT_PERIOD": 20,  # epochs between kept checkpoints; the last one is always kept
         "SAVE_SECONDS": 600.0,  # at most this much work is lost in a crash
@@ -178,6 +182,7 @@ def pretrain() -> Parser:
         help="build everything, take one batch, print the resolved configuration, stop",
     )
     parser.add_argument("--show-views", metavar="PNG", help="write a picture of one batch of views, and stop")
+    parser.add_build_options()
     parser.add_overrides(DEFAULTS)
     return parser
 

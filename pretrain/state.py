@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from pretrain.backbones import read_options
 from pretrain.data.sources import open_source
 from pretrain.methods import Method, Progress
 from pretrain.optim import global_batch
@@ -61,6 +62,7 @@ class State:
     scaler: torch.amp.GradScaler
     step: int = 0
     epoch_open: bool = False  # an epoch's last step is done, its measuring and keeping are not
+    start: dict = field(default_factory=dict)  # `Start.about` of the weights that the run began with
 
 
 def last_checkpoint(out_dir: Path) -> Path:
@@ -82,6 +84,8 @@ def save(cfg: CfgNode, state: State, out_dir: Path, steps_per_epoch: int, keep: 
         "format": FORMAT,
         "method": cfg.METHOD,
         "arch": method.backbone.arch,
+        "options": read_options(cfg.MODEL.OPTIONS.split()),
+        "start": state.start,
         "epoch": epoch,
         "step": state.step,
         "model": model,
@@ -143,7 +147,15 @@ def resume(cfg: CfgNode, state: State, out_dir: Path, log: RunLog, free: Collect
                 f"{out_dir} already holds a run and TRAIN.AUTO_RESUME is off: choose another OUTPUT_DIR or turn it on"
             )
         return
-    checkpoint = load_checkpoint(path)
+    try:
+        checkpoint = load_checkpoint(path)
+    except InputError as error:
+        if path == last:
+            raise
+        raise InputError(
+            f"TRAIN.CHECKPOINT_FILE_PATH goes on with a run of this project: {error}; to start a new run from a "
+            f"checkpoint's backbone: MODEL.INIT_WEIGHTS {path}"
+        ) from None
     arch = state.objective.method.backbone.arch
     if (checkpoint["method"], checkpoint["arch"]) != (cfg.METHOD, arch):
         raise InputError(
@@ -174,9 +186,19 @@ def resume(cfg: CfgNode, state: State, out_dir: Path, log: RunLog, free: Collect
         if "cuda" in rng and torch.cuda.is_available():
             torch.cuda.set_rng_state(rng["cuda"])
     state.step, state.epoch_open = checkpoint["step"], checkpoint["epoch_open"]
+    state.start = checkpoint.get("start", {})
     if path != last and distributed.is_main():  # the run owns what it stands on, also before it saves for itself
         write_atomically(last, lambda temporary: shutil.copyfile(path, temporary))
     log(f"continuing from {path} at step {state.step}")
+
+
+def describe(start: dict) -> str:
+    """`Start.about` in words."""
+    revision = f"revision {start['revision']}, " if start["revision"] else ""
+    return (
+        f"{start['path']} ({start['arch']}, {start['method']}; {start['family']}, network {start['network']}, "
+        f"{revision}sha256 {start['sha256']})"
+    )
 
 
 IN_MMDET = ("resnet18", "resnet34", "resnet50", "mobilenetv2_100")
@@ -186,6 +208,7 @@ def export_backbone(out_dir: Path) -> str:
     """Write `backbone.safetensors` from `last.pth`; returns a closing message with the next commands."""
     last, target = last_checkpoint(out_dir), out_dir / "backbone.safetensors"
     checkpoint = load_checkpoint(last)
+    start, options = checkpoint.get("start", {}), checkpoint.get("options", {})
     save_backbone(
         target,
         backbone_state(checkpoint),
@@ -193,16 +216,19 @@ def export_backbone(out_dir: Path) -> str:
         method=checkpoint["method"],
         preprocess=checkpoint["preprocess"],
         source_sha256=sha256(last),
-        converted="exported by pretrain",
+        converted="exported by pretrain" + (f", which started from {describe(start)}" if start else ""),
+        options=options,
+        assumed=start.get("assumed"),
     )
-    commands = next_commands(out_dir, checkpoint["arch"], checkpoint["config"]["DATA"]["PATH_TO_DATA_DIR"])
+    in_mmdet = checkpoint["arch"] in IN_MMDET and not options
+    commands = next_commands(out_dir, in_mmdet, checkpoint["config"]["DATA"]["PATH_TO_DATA_DIR"])
     return f"done: {target}\nnext:\n" + "".join(f"  {shlex.join(words)}\n" for words in commands).rstrip()
 
 
-def next_commands(out_dir: Path, arch: str, data: str) -> list[list[str]]:
+def next_commands(out_dir: Path, in_mmdet: bool, data: str) -> list[list[str]]:
     """Commands that work as they stand, one after the other: k-NN and the report only where the images have classes."""
     last = str(last_checkpoint(out_dir))
-    target, name = ("mmdet", "mmdet.pth") if arch in IN_MMDET else ("timm", "timm.safetensors")
+    target, name = ("mmdet", "mmdet.pth") if in_mmdet else ("timm", "timm.safetensors")
     convert = ["sslight", "convert", last, "--to", target, "-o", str(out_dir / name)]
     try:
         for split in ("train", "val"):

@@ -32,9 +32,10 @@ from pretrain.neighbours import knn_top1
 from pretrain.optim import build_optimizer, global_batch, hyperparameters, peak_learning_rate, set_hyperparameters
 from pretrain.original import translate
 from pretrain.settings import DEFAULTS, LENGTHS, MOST, POSITIVE
+from pretrain.start import AT_RANDOM, Start, begin
 from pretrain.state import Objective, State, export_backbone, last_checkpoint, resume, save
 from sslight.core import distributed
-from sslight.core.config import check_numbers, dump, load_config
+from sslight.core.config import check_numbers, configure, dump, read_given
 from sslight.core.devices import channels_last
 from sslight.core.errors import InputError, Stopped
 from sslight.core.logs import Bar, Meter, MetricsLog, RunLog
@@ -46,6 +47,7 @@ CONSENT = "TRAIN.ALLOW_CHANGES"
 FREE_KEYS = (
     "OUTPUT_DIR",
     "DEVICE",
+    "MODEL.INIT_WEIGHTS",  # MODEL.INIT_SHA256 says what it holds
     "DATA.PATH_TO_DATA_DIR",
     "DATA.WORKERS",
     "DATA.MAX_CORRUPT",
@@ -66,23 +68,25 @@ COLLAPSED = 0.01  # std of unit-length outputs times sqrt(width): 1 spread over 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = command_line.pretrain().parse_intermixed_args(argv)
-    cfg = load_config(DEFAULTS, args.cfg, args.overrides, translate)
+    given = read_given(args.cfg, args.overrides, translate)
+    cfg = configure(DEFAULTS, given)
     if args.show_views:
         write_views(cfg, args.show_views)
         return 0
     device = distributed.start(cfg.DEVICE)
     try:
+        cfg, start = begin(cfg, {key for key, *_ in given})
         if args.dry_run:
-            dry_run(cfg, device)
+            dry_run(cfg, device, start)
         else:
-            train(cfg, device)
+            train(cfg, device, start)
         distributed.barrier()  # a rank that leaves early can strand the others in their last collective
     finally:
         distributed.stop()
     return 0
 
 
-def build(cfg: CfgNode, device: torch.device) -> tuple[State, Source, Source | None, int]:
+def build(cfg: CfgNode, device: torch.device, start: Start = AT_RANDOM) -> tuple[State, Source, Source | None, int]:
     """(state, train source, validation source or None, optimizer steps per epoch), after every check of the input."""
     check(cfg, device)
     where, max_value = cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.MAX_VALUE
@@ -106,6 +110,8 @@ def build(cfg: CfgNode, device: torch.device) -> tuple[State, Source, Source | N
         )
     torch.manual_seed(cfg.SEED)  # the same initial weights on every rank
     method = build_method(cfg)
+    if start.state:
+        method.start_from(start.state)
     classes = len(source.classes) if cfg.TRAIN.JOINT_LINEAR_PROBE else 0
     objective = Objective(method, classes).to(device)
     if cfg.TRAIN.CHANNELS_LAST:
@@ -114,7 +120,7 @@ def build(cfg: CfgNode, device: torch.device) -> tuple[State, Source, Source | N
     optimizer = build_optimizer(cfg, objective, method.constant_rate())
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.TRAIN.AMP == "fp16")
     torch.manual_seed(cfg.SEED + distributed.rank())
-    return State(objective, optimizer, scaler), source, val, steps_per_epoch
+    return State(objective, optimizer, scaler, start=start.about), source, val, steps_per_epoch
 
 
 def check(cfg: CfgNode, device: torch.device) -> None:
@@ -142,9 +148,9 @@ def needs_train_labels(cfg: CfgNode) -> bool:
     return cfg.TRAIN.JOINT_LINEAR_PROBE or bool(cfg.KNN.PERIOD and cfg.KNN.MODE == "train")
 
 
-def train(cfg: CfgNode, device: torch.device) -> None:
+def train(cfg: CfgNode, device: torch.device, start: Start = AT_RANDOM) -> None:
     """Run, or go on with, the whole recipe. Raises Stopped after saving when a signal asks for it."""
-    state, source, val, steps_per_epoch = build(cfg, device)
+    state, source, val, steps_per_epoch = build(cfg, device, start)
     knn_bank = source if cfg.KNN.MODE == "train" else None
     views, corrupt = view_set(cfg), CorruptCounter(len(source), cfg.DATA.MAX_CORRUPT)
     loader = TrainLoader(source, views, cfg, rank=distributed.rank(), world=distributed.world_size())
@@ -152,6 +158,8 @@ def train(cfg: CfgNode, device: torch.device) -> None:
     with open_run(cfg, free, CONSENT) as out_dir, StopSignal() as stop:
         log = RunLog(out_dir)
         resume(cfg, state, out_dir, log, free, CONSENT)
+        for line in start.lines if state.step == 0 else ():
+            log(line)
         for split in (source, *([val] if val else [])):
             if split.note:
                 log(split.note)
@@ -316,13 +324,15 @@ def parallel(objective: Objective, device: torch.device) -> nn.Module:
     )
 
 
-def dry_run(cfg: CfgNode, device: torch.device) -> None:
+def dry_run(cfg: CfgNode, device: torch.device, start: Start = AT_RANDOM) -> None:
     """Build everything, take one batch, print the resolved configuration."""
-    state, source, _, steps_per_epoch = build(cfg, device)
+    state, source, _, steps_per_epoch = build(cfg, device, start)
     with contextlib.closing(TrainLoader(source, view_set(cfg), cfg).epoch(0)) as batches:
         views = to_device(next(batches), cfg, device)
     if distributed.is_main():
         print(dump(cfg))
+        for line in start.lines:
+            print(f"# {line}")
         parameters = sum(parameter.numel() for parameter in state.objective.parameters())
         print(
             f"# {len(source)} images ({source.kind}), {steps_per_epoch} steps an epoch, views "

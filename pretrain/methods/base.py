@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.backbones import Backbone
+from pretrain.backbones import Backbone, build_backbone, own_size, read_options
 from sslight.core.errors import InputError
 from sslight.core.registry import Registry
 
@@ -64,6 +64,11 @@ class Method(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Called after the optimizer's step."""
 
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Give each of the networks these backbone weights, in timm's names; heads stay as they are."""
+        for prefix in self.networks.values():
+            self.get_submodule(prefix.rstrip(".")).load_state_dict(state, strict=True)
+
     @property
     def backbone(self) -> Backbone:
         """The network that is evaluated (state dict prefix: the first of `networks`)."""
@@ -80,6 +85,12 @@ METHODS: Registry[type[Method]] = Registry(
         "simsiam": ("views predict each other's projections, nothing else", "pretrain.methods.simsiam:SimSiam"),
     },
 )
+
+
+def new_backbone(cfg, drop_path_rate: float) -> Backbone:
+    """The backbone that `cfg.MODEL` describes, freshly initialised."""
+    model = cfg.MODEL
+    return build_backbone(model.BACKBONE_ARCH, drop_path_rate, model.POS_RESIZE, **read_options(model.OPTIONS.split()))
 
 
 def build_method(cfg) -> Method:
@@ -122,10 +133,11 @@ def check_view_sizes(backbone: Backbone, sizes: set[int], bf16_on_cpu: bool) -> 
             try:
                 backbone(torch.zeros(1, 3, size, size))
             except (AssertionError, RuntimeError, ValueError) as error:  # each of timm's families has its own way
-                own = backbone.default_cfg["input_size"][-1]
+                dynamic = getattr(backbone, "dynamic_img_size", False)  # of a ViT
+                fitting = f"multiples of {backbone.patch_embed.patch_size[0]}" if dynamic else own_size(backbone)[-1]
                 raise InputError(
                     f"backbone '{backbone.arch}' does not take views of {size} px ({error}): choose one "
-                    f"that takes any image size, or set VIEWS.GLOBAL_SIZE and VIEWS.LOCAL_SIZE to {own}"
+                    f"that takes any image size, or set VIEWS.GLOBAL_SIZE and VIEWS.LOCAL_SIZE to {fitting}"
                 ) from None
             if strided and bf16_on_cpu:
                 raise InputError(

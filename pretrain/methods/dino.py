@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.backbones import build_backbone
 from pretrain.heads import init_linear, mlp, unit
-from pretrain.methods.base import Method, Progress
+from pretrain.methods.base import Method, Progress, new_backbone
 from pretrain.methods.multicrop import Network, multicrop_cross_entropy, spread
 from pretrain.optim import cosine, ema_update, linear
 from sslight.core import distributed
@@ -65,7 +64,7 @@ class DINO(Method):
 
     @staticmethod
     def _network(cfg, drop_path_rate: float) -> Network[DINOHead]:
-        backbone, dino = build_backbone(cfg.MODEL.BACKBONE_ARCH, drop_path_rate, cfg.MODEL.POS_RESIZE), cfg.DINO
+        backbone, dino = new_backbone(cfg, drop_path_rate), cfg.DINO
         return Network(
             backbone,
             DINOHead(

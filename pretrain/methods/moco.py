@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.backbones import build_backbone
 from pretrain.heads import Projection
-from pretrain.methods.base import Method, Progress
+from pretrain.methods.base import Method, Progress, new_backbone
 from pretrain.methods.multicrop import Network, spread
 from pretrain.optim import ema_update, global_batch
 from sslight.core import distributed
@@ -56,7 +55,7 @@ class MoCo(Method):
 
     @staticmethod
     def _network(cfg, drop_path_rate: float) -> Network[Projection]:
-        backbone, moco = build_backbone(cfg.MODEL.BACKBONE_ARCH, drop_path_rate, cfg.MODEL.POS_RESIZE), cfg.MOCO
+        backbone, moco = new_backbone(cfg, drop_path_rate), cfg.MOCO
         return Network(
             backbone,
             Projection(backbone.feature_dim, moco.HIDDEN_SIZE, moco.OUTPUT_DIM, moco.NUM_LAYERS, norm=moco.HEAD_BN),

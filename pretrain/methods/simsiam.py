@@ -7,9 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pretrain.backbones import build_backbone
 from pretrain.heads import mlp, unit
-from pretrain.methods.base import Method, Progress
+from pretrain.methods.base import Method, Progress, new_backbone
 from pretrain.methods.multicrop import Network, pair_weights, spread
 
 
@@ -33,8 +32,8 @@ class SimSiam(Method):
 
     def __init__(self, cfg):
         super().__init__()
-        self.weights, model, simsiam = cfg.LOSS.WEIGHTS, cfg.MODEL, cfg.SIMSIAM
-        backbone = build_backbone(model.BACKBONE_ARCH, model.DROP_PATH_RATE, model.POS_RESIZE)
+        self.weights, simsiam = cfg.LOSS.WEIGHTS, cfg.SIMSIAM
+        backbone = new_backbone(cfg, cfg.MODEL.DROP_PATH_RATE)
         for block in backbone.modules():
             if hasattr(block, "zero_init_last"):  # timm's residual blocks: the last norm's scale (appendix A)
                 block.zero_init_last()  # type: ignore[operator]  # a method of these blocks

@@ -7,9 +7,8 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from pretrain.backbones import build_backbone
 from pretrain.heads import Projection, init_linear, unit
-from pretrain.methods.base import Method, Progress
+from pretrain.methods.base import Method, Progress, new_backbone
 from pretrain.methods.multicrop import Network, multicrop_cross_entropy, spread
 from pretrain.optim import global_batch
 from sslight.core import distributed
@@ -59,8 +58,7 @@ class SwAV(Method):
     def __init__(self, cfg):
         super().__init__()
         self.settings, self.weights = cfg.SWAV, cfg.LOSS.WEIGHTS
-        model, swav = cfg.MODEL, cfg.SWAV
-        backbone = build_backbone(model.BACKBONE_ARCH, model.DROP_PATH_RATE, model.POS_RESIZE)
+        backbone, swav = new_backbone(cfg, cfg.MODEL.DROP_PATH_RATE), cfg.SWAV
         self.network = Network(
             backbone,
             SwAVHead(

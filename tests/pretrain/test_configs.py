@@ -53,6 +53,10 @@ OURS = {
 # Ours alone, with the value that leaves the published recipe as it is.
 NEW = {
     "DEVICE": "auto",
+    "MODEL.OPTIONS": "",
+    "MODEL.INIT_WEIGHTS": "",
+    "MODEL.INIT_SHA256": "",
+    "MODEL.NETWORK": "",
     "MODEL.POS_RESIZE": "published",
     "DATA.PIPELINE": "fast",
     "DATA.COLOR_ON_DEVICE": False,
