@@ -20,8 +20,8 @@ if __name__ == "__main__":  # as a script, the project's root takes the place of
 
 from convert.families import FAMILIES, recognise, spelled
 from convert.targets import TARGETS, Target, chosen, matrix_text, rename
-from sslight.core.arguments import Parser
-from sslight.core.errors import InputError
+from sslight.core.arguments import CHECKPOINT, Parser
+from sslight.core.errors import InputError, listed
 from sslight.core.files import write_json
 from sslight.core.processes import run_command
 
@@ -38,6 +38,7 @@ def convert(
     prefix: str = "",
     from_detector: bool = False,
     stages: bool = False,
+    results: Path | str = "",
     verify: bool = True,
     verify_with: Path | str | None = None,
     force: bool = False,
@@ -48,11 +49,12 @@ def convert(
 
     Parameters
     ----------
-    src: a checkpoint of any family. `family`, `arch`, `network` override what is recognised.
-    to, out: the target framework and the file to write. A config snippet is written beside it.
+    src: a checkpoint, as `convert.sources` names it. `family`, `arch`, `network` override what is recognised.
+    to, out: the target framework and the file to write (huggingface: the folder). A config snippet is written beside.
     model: detectron2 only: "fpn", "c4" or "vitdet". `prefix`: mmdet only, e.g. "backbone." for `load_from`.
     from_detector: `src` is a trained detector, whose backbone is taken.
     stages: ONNX only: output the stage features, too.
+    results: huggingface only: a folder whose results of this network go into the model card.
     verify: load the file in the framework and compare features (reading back and the full list are always checked).
     verify_with: compare on this picture instead of the built-in image.
     report: write the report here as JSON.
@@ -66,7 +68,7 @@ def convert(
 
     started = time.monotonic()
     out, picture = Path(out), verify_with and Path(verify_with)
-    asked = {"model": model, "prefix": prefix, "stages": stages}
+    asked = {"model": model, "prefix": prefix, "stages": stages, "results": results and str(results)}
     target, _ = chosen(to, asked)
     build_options = read_options(options)
     if family:
@@ -85,20 +87,21 @@ def convert(
     )
     outgoing = rename(checkpoint, to, **asked)
     snippet, suffix = target.snippet(out, checkpoint, **outgoing.options)
-    beside = out.with_suffix(suffix)
-    _check_output(out, target, [beside, *reports], force)
+    beside = out / suffix if target.files else out.with_suffix(suffix)
+    _check_output(out, target, reports if target.files else [beside, *reports], force)
 
     with _staged(out) as path:
         verified = target.save(path, outgoing, checkpoint, picture)
         with ThreadPoolExecutor(1) as pool:
-            sealing = pool.submit(_seal, path)  # beside the verification, which takes as long
+            sealing = pool.submit(_seal, path / target.weights)  # beside the verification, which takes as long
             verified = verified or verify_written(target, path, outgoing, checkpoint, picture, verify)
             digest = sealing.result()
-        path.with_name(beside.name).write_text(snippet, encoding="utf-8")
+        (path.parent / beside.relative_to(out.parent)).write_text(snippet, encoding="utf-8")
         done = {
             "source": {
                 "path": str(src),
                 "sha256": checkpoint.sha256,
+                **({"revision": checkpoint.revision} if checkpoint.revision else {}),
                 "family": checkpoint.family,
                 "rule": checkpoint.rule,
                 "naming": checkpoint.layout,
@@ -113,7 +116,7 @@ def convert(
                 "path": str(out),
                 "model": outgoing.options.get("model"),
                 "sha256": digest,
-                "bytes": path.stat().st_size,
+                "bytes": (path / target.weights).stat().st_size,
                 "snippet": str(beside),
             },
             "rules": {"reading": checkpoint.counts, "writing": outgoing.counts},
@@ -122,7 +125,7 @@ def convert(
             "parameters": _parameters(checkpoint.state),
             "verified": verified.steps,
             "differences": verified.differences,
-            "notes": checkpoint.notes,
+            "notes": checkpoint.notes + outgoing.notes,
             "assumed": checkpoint.assumed,
             **verified.facts,
             "seconds": round(time.monotonic() - started, 3),
@@ -134,14 +137,18 @@ def convert(
 
 def _check_output(out: Path, target: Target, beside: list[Path], force: bool) -> None:
     """Raise InputError unless `out` and what lies beside it are new files, of the right kind, in writable folders."""
-    if out.suffix not in target.suffixes:
+    if not target.files and out.suffix not in target.suffixes:
         raise InputError(f"-o {out}: a file for {target.name} ends in {' or '.join(target.suffixes)}")
     paths = [out, *beside]
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and not (target.files and path == out):
             raise InputError(f"-o {out}: {path} is a directory; name a file")
         if path.exists() and not force:
             raise InputError(f"{path} exists; give another -o, or --force to replace it")
+        others = {file.name for file in path.iterdir()} - set(target.files) if path.is_dir() else ()
+        if others or (target.files and path == out and path.is_file()):
+            what = f"holds {listed(sorted(others), between=', ')}, too" if others else "is a file"
+            raise InputError(f"-o {out}: {path} {what}; only a folder of an earlier conversion is replaced")
         if paths.count(path) > 1:
             raise InputError(f"{path} would be written twice; give --report another name")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
@@ -151,7 +158,7 @@ def _check_output(out: Path, target: Target, beside: list[Path], force: bool) ->
 
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
-    """A path of `out`'s name in a temporary folder beside it. On success all files there move beside `out`."""
+    """A path of `out`'s name in a temporary folder beside it. On success all that is there moves beside `out`."""
     folder = out.parent / f".{out.name}.{os.getpid()}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +167,10 @@ def _staged(out: Path) -> Iterator[Path]:
     try:
         yield folder / out.name
         for path in sorted(folder.iterdir(), key=lambda path: path.name == out.name):
-            os.replace(path, out.parent / path.name)  # `out` itself comes last
+            place = out.parent / path.name
+            if place.is_dir():  # replaced as a whole, and removed with the temporary folder
+                os.replace(place, folder / f"{path.name}.replaced")
+            os.replace(path, place)  # `out` itself comes last
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -204,7 +214,8 @@ def _batch_norms(state: dict) -> dict:
 def summary(report: dict) -> Iterator[str]:
     """The report as lines for a terminal."""
     source, target = report["source"], report["target"]
-    yield f"read      {source['path']}"
+    revision = f" at {source['revision']}" if "revision" in source else ""
+    yield f"read      {source['path']}{revision}"
     yield f"family    {source['family']}: {source['rule']}"
     options = f" with {report['options']}" if report["options"] else ""
     yield f"network   {source['network']} ({source['method']}): {report['arch']}{options}, named as {source['naming']}"
@@ -236,9 +247,9 @@ def parser() -> Parser:
         "sslight convert my_checkpoint.pth --to mmdet -o net.pth",
         epilog=f"\n{matrix_text()}",
     )
-    words.add_place("src", "--weights", metavar="SRC", help=".pth, .pth.tar, .pt, .ckpt, .pkl or .safetensors")
+    words.add_place("src", "--weights", metavar="SRC", help=CHECKPOINT)
     words.add_argument("--to", required=True, choices=tuple(TARGETS))
-    words.add_option("--out", required=True, metavar="OUT", help="the file to write")
+    words.add_option("--out", required=True, metavar="OUT", help="the file to write, or huggingface's folder")
     words.add_argument(
         "--family", choices=tuple(FAMILIES), metavar="NAME", help="instead of recognising it from the keys"
     )
@@ -253,6 +264,9 @@ def parser() -> Parser:
     )
     words.add_argument("--from-detector", action="store_true", help="take the backbone out of a trained detector")
     words.add_argument("--stages", action="store_true", help="ONNX: output the stage features, too")
+    words.add_argument(
+        "--results", default="", metavar="DIR", help="huggingface: results of this network for the model card"
+    )
     words.add_argument(
         "--no-verify",
         dest="verify",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from convert.families import FAMILIES, Checkpoint
-from convert.names import CLASSES, Rule, apply_table, class_of
+from convert.naming.rules import CLASSES, Rule, apply_table, class_of
 from sslight.core.errors import InputError
 from sslight.core.registry import Registry
 
@@ -23,13 +23,14 @@ REFUSED = "no: "  # starts the reason in a matrix
 @dataclass(frozen=True)
 class Outgoing:
     """Tensors as they will stand in the file, keys per rule, source keys the framework has no place for, and the
-    target's options with defaults filled in.
+    target's options with defaults filled in; notes for the report.
     """
 
     tensors: dict[str, Tensor]
     counts: dict[str, int]
     dropped: dict[str, list[str]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -50,17 +51,26 @@ class Target(Protocol):
     Commands, verification, `--help` and the documentation use only this. A target derives from it, so what it leaves
     out is as below. Modules of targets import torch and their framework inside functions only: `--help` reads them.
 
-    name: as in TARGETS; also the package that must be installed for the file to be loaded.
+    name: as in TARGETS. package: what must be installed for the file to be loaded, if it is not called so.
     suffixes: of the files that it reads.
-    matrix: class of architectures (`convert.names.CLASSES`) -> what becomes of it, or "no: " and the reason.
-    options: those of `--model`, `--prefix` and `--stages` that it takes; each method gets by name what the user gave,
-        else what is in `defaults`. Below, `*_: Any, **options: Any` stands for them: a target's methods name its own.
+    files: of a target that is a folder (`path` and `out` below), the files in it, that with the tensors first.
+    matrix: class of architectures (`convert.naming.rules.CLASSES`) -> what becomes of it, or "no: " and the reason.
+    options: those of `--model`, `--prefix`, `--stages` and `--results` that it takes; each method gets by name what the
+        user gave, else what is in `defaults`. Below, `*_: Any, **options: Any` stands for them: a target's methods name
+        its own.
     """
 
     name: str
-    suffixes: Sequence[str]
+    package: str = ""
+    suffixes: Sequence[str] = ()
+    files: Sequence[str] = ()
     matrix: Mapping[str, str]
     options: Sequence[str] = ()
+
+    @property
+    def weights(self) -> str:
+        """The file with the tensors in a folder, "" for a target that is one file."""
+        return self.files[0] if self.files else ""
 
     def defaults(self, arch: str) -> dict[str, object]:
         """The options of an architecture that were not given."""
@@ -110,7 +120,7 @@ class Target(Protocol):
 
     def snippet(self, out: Path, checkpoint: Checkpoint, *_: Any, **options: Any) -> tuple[str, str]:
         """The config or code that feeds the network in `out` right (preprocessing, strides, norms, frozen stages), and
-        the suffix of its file.
+        the suffix of its file; in a folder, its name.
         """
         ...
 
@@ -119,6 +129,7 @@ TARGETS: Registry[Target] = Registry(
     "target",
     {
         "timm": ("a backbone file for timm.create_model", "convert.targets.in_timm:TARGET"),
+        "huggingface": ("a directory for transformers, timm and the hub", "convert.targets.in_huggingface:TARGET"),
         "torchvision": ("a state dict of torchvision's network", "convert.targets.in_torchvision:TARGET"),
         "detectron2": ("the backbone of a detectron2 model", "convert.targets.in_detectron2:TARGET"),
         "mmdet": ("the backbone of an mmdet detector", "convert.targets.in_mmdet:TARGET"),
