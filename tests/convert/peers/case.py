@@ -7,6 +7,7 @@ Both fill tensors by a formula on whole numbers, the same on every machine and i
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import importlib.util
 import json
@@ -125,7 +126,8 @@ def fill(module: nn.Module, prefix: str = "") -> nn.Module:
     for name, value in module.state_dict().items():
         if value.is_floating_point() or name.endswith("num_batches_tracked"):
             value.copy_(formula(prefix + name, value.shape))
-    return module.eval()
+    module.eval()  # returns nothing in some projects
+    return module
 
 
 def image(size: int, number: int = 1) -> Tensor:
@@ -143,8 +145,11 @@ def write_record(name: str, record: dict) -> None:
 def describe(content: object, name: str = "") -> object:
     """A file's content as JSON: a tensor becomes {"tensor": shape, "name": what `formula` takes, "dtype": ...}.
 
-    Every floating-point tensor in it must hold what `formula` gives for the dotted path to it.
+    Every floating-point tensor in it must hold what `formula` gives for the dotted path to it; of another one, whose
+    values matter, {"values": nested lists, "dtype": ...} is written by hand.
     """
+    if isinstance(content, argparse.Namespace):
+        return {"namespace": describe(vars(content), name)}
     if isinstance(content, Tensor):
         return {"tensor": list(content.shape), "name": name, "dtype": str(content.dtype).removeprefix("torch.")}
     if isinstance(content, Mapping):
@@ -158,9 +163,13 @@ def describe(content: object, name: str = "") -> object:
 
 def rebuild(told: Any) -> Any:
     """The content that `describe` wrote down."""
-    [kind] = told.keys() & {"tensor", "dict", "list", "value"}
+    [kind] = told.keys() & {"tensor", "values", "namespace", "dict", "list", "value"}
     if kind == "tensor":
         return formula(told["name"], told["tensor"]).to(getattr(torch, told["dtype"]))
+    if kind == "values":
+        return torch.tensor(told["values"], dtype=getattr(torch, told["dtype"]))
+    if kind == "namespace":
+        return argparse.Namespace(**rebuild(told["namespace"]))
     if kind == "dict":
         return {key: rebuild(value) for key, value in told["dict"]}
     return [rebuild(value) for value in told["list"]] if kind == "list" else told["value"]
