@@ -79,24 +79,17 @@ def test_the_new_method_trains_and_converts(extended, image_folder, tmp_path):
 
 def test_the_new_family_is_recognised_and_its_heads_are_dropped_by_name(extended, tmp_path):
     state = CASES["torchvision training resnet18"][2]().state
-    torch.save(
-        {
-            "epoch": 1,
-            "model": under(
-                "module.",
-                {
-                    **under("backbone.", state),
-                    "projector.0.weight": torch.randn(4, 4),
-                    "bn.running_mean": torch.randn(4),
-                },
-            ),
-        },
-        tmp_path / "checkpoint.pth",
-    )
+    weights = {
+        **under("module.trunk_ema.", {key: value + 1 for key, value in state.items()}),
+        **under("module.trunk.", state),
+        "module.rotation_head.weight": torch.randn(4, 4),
+    }
+    torch.save({"epoch": 1, "weights": weights}, tmp_path / "checkpoint.pth")
     said = extended("family")(
         "-m", "sslight", "convert", tmp_path / "checkpoint.pth", "--to", "timm", "-o", tmp_path / "backbone.safetensors"
     )
-    assert "barlow-twins: " in said and "2 projector and its norm" in said and "difference 0" in said
+    assert "rotnet: " in said and "network   trunk (rotnet)" in said and "difference 0" in said
+    assert "1 classifier of rotations" in said and "other network 'trunk_ema'" in said
 
 
 def test_the_new_framework_gets_its_file_and_its_snippet(extended, tmp_path):
