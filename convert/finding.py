@@ -50,8 +50,8 @@ class Found:
 
     @property
     def exact(self) -> bool:
-        """Whether it is just one named network of timm's, of whatever image size, no variant of one."""
-        return self.complete and len(self.identity.archs) == 1 and not self.identity.options.keys() - {"img_size"}
+        """Whether it is a network of timm's by its name, of whatever image size, and no variant of one."""
+        return self.complete and not self.identity.options.keys() - {"img_size"}
 
     @property
     def telling(self) -> tuple:

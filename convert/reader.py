@@ -174,7 +174,7 @@ def choose(
         as_said = networks_of(family, flat, source, replace(known, arch=own_arch))
         found = as_said if any(one.complete for one in as_said.values()) else found
     if family.framework == "detectron2" and any(
-        one.layout.kind == "vit" and "cls_token" not in one.state for one in found.values()
+        "blocks.0.attn.qkv.weight" in one.state and "cls_token" not in one.state for one in found.values()
     ):
         raise InputError(
             f"{source} is a ViTDet backbone: it has no 'cls_token' and no final norm, so it is no whole ViT "
