@@ -31,7 +31,7 @@ class Checkpoint:
 
     The record that passes through the steps of `convert.reader`, each of which fills its fields. `source` is the path,
     for messages. `state` has timm's names; `body` the same tensors in the file's own naming, called `layout`; `arch` is
-    timm's name (until the network is identified: the file's own word for it, or ""), `kind` as of `names.kind_of`,
+    timm's name (until the network is identified: the file's own word for it, or ""), `kind` as `rules.kind_of` says,
     `options` are `build_backbone` arguments beside `arch`; `head` holds DINO's projection head (`mlp.N.*`) or None;
     `dropped` maps a reason to the file's keys; `counts` says how many keys each renaming rule took; `assumed` says by
     topic what neither the file nor the user states; `own` maps a package to the recorded settings that its code builds

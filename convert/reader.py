@@ -25,6 +25,7 @@ from torch import Tensor
 
 from convert.families import AS_TIMM, FAMILIES, IMAGENET, PLAIN, Checkpoint, Family, brief, compiled, of_run, recognise
 from convert.finding import Known, dropped_keys, networks_of, pick
+from convert.hub_config import HubConfig
 from convert.identify import FOREIGN, Identity, mismatches
 from convert.naming.rules import Layout, kind_of
 from convert.recorded import hub_config, own_settings, recorded, recorded_arch
@@ -82,7 +83,7 @@ def read_checkpoint(
     mapped: leave tensors on the disk until they are used; for a short life, while nobody writes into the file.
 
     Raises InputError if the file is unsafe, unreadable, of no known layout, if its settings record what timm's network
-    cannot do, or if any tensor is missing, unexpected or mis-shaped, naming every one.
+    cannot do, or if any tensor is missing, unexpected or mis-shaped, naming the first ones.
     """
     source = locate(path, arch)
     hashing = ThreadPoolExecutor(1).submit(_digest, source)  # beside all that follows: it takes as long as the rest
@@ -147,7 +148,7 @@ def read_content(
             "without --family it is recognised from its keys"
         )
     checkpoint, identity, layout = choose(entry, flat, network, known, source)
-    checkpoint = settle(checkpoint, identity, entry, flat, layout, known)
+    checkpoint = settle(checkpoint, identity, entry, flat, layout, known, hub)
     assumed = {topic: text for topic, text in checkpoint.assumed.items() if topic not in (options or {})}
     return check(_in_order(replace(checkpoint, assumed=assumed)))
 
@@ -214,13 +215,19 @@ def _dino_head(flat: Flat, prefix: str) -> dict[str, Tensor] | None:
 
 
 def settle(
-    checkpoint: Checkpoint, identity: Identity, family: Family, flat: Flat, layout: Layout, known: Known
+    checkpoint: Checkpoint,
+    identity: Identity,
+    family: Family,
+    flat: Flat,
+    layout: Layout,
+    known: Known,
+    hub: HubConfig | None,
 ) -> Checkpoint:
     """What shapes do not show: which of several networks with these tensors, how it is built, how images are fed to it.
 
     Raises InputError for what no timm network has, and where nothing tells which network it is.
     """
-    facts = recorded(family, flat, layout, checkpoint)
+    facts = recorded(family, flat, layout, checkpoint, hub)
     arch, assumed = _among_twins(checkpoint, identity, family)
     heads = facts.heads
     if heads is None and checkpoint.arch and kind_of(arch) in ("vit", None):
@@ -278,7 +285,7 @@ def _in_order(checkpoint: Checkpoint) -> Checkpoint:
 def check(checkpoint: Checkpoint) -> Checkpoint:
     """The record, whose tensors are all of the network's and nothing else.
 
-    Raises InputError listing every missing, extra and mis-shaped tensor, and every one that is not finite.
+    Raises InputError naming missing, extra and mis-shaped tensors, and every one that is not finite.
     """
     shapes = {key: tuple(value.shape) for key, value in checkpoint.state.items()}
     expected = backbone_shapes(checkpoint.arch, **checkpoint.options)

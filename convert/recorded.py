@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from convert.families import AS_TIMM, IMAGENET, Checkpoint, Family
 from convert.hub_config import CONFIG, PROCESSOR, HubConfig, read_hub_config
 from convert.naming.resnet import RESNET_DETECTRON2
@@ -74,7 +72,7 @@ def recorded_arch(flat: Flat) -> str:
 
 def own_settings(flat: Flat) -> dict[str, dict]:
     """What the source's own package builds its network from: package -> settings, as recorded."""
-    beside, backbone = flat.beside.get("config.json"), flat.openmmlab_setting("model", "backbone")
+    beside, backbone = flat.beside.get(CONFIG), flat.openmmlab_setting("model", "backbone")
     settings = {"mmpretrain": backbone, "transformers": beside}
     return {package: dict(found) for package, found in settings.items() if isinstance(found, Mapping) and found}
 
@@ -85,13 +83,15 @@ def hub_config(flat: Flat) -> HubConfig | None:
     return read_hub_config(flat.tensors, config, processor)
 
 
-def recorded(family: Family, flat: Flat, layout: Layout, checkpoint: Checkpoint) -> Recorded:
+def recorded(
+    family: Family, flat: Flat, layout: Layout, checkpoint: Checkpoint, hub: HubConfig | None = None
+) -> Recorded:
     """What the file's settings, or else its family's own code, say of the network that shapes do not show.
 
+    `hub`: what `hub_config` says of the file.
     Raises InputError for a network that timm's cannot be, e.g. by its strides.
     """
     preprocess, assumed = _preprocess(family, flat)
-    hub = hub_config(flat)
     if hub and hub.impossible:
         raise InputError(
             f"{checkpoint.source}: its {CONFIG} says {' and '.join(hub.impossible)}; timm's network, through which "
@@ -104,40 +104,9 @@ def recorded(family: Family, flat: Flat, layout: Layout, checkpoint: Checkpoint)
     heads = None if resnet else _heads(family, flat, checkpoint.state)
     if heads is None and has_mocov3_positions(checkpoint.state):
         heads = 12
-    options = dict(family.options.get(layout.name, {}))
-    if layout.name == "CLIP ViT":
-        options |= _activation(flat, assumed)
-    if layout.name == "DINOv3 ViT":
-        options |= _rotation(flat, assumed, checkpoint.source)
-    return Recorded(heads, preprocess, strides | assumed, options)
-
-
-def _rotation(flat: Flat, assumed: dict[str, str], source: str) -> dict[str, float]:
-    """DINOv3's rotary positions by the periods in the file: powers of a base, which timm calls a temperature.
-
-    Raises InputError for periods between a least and a greatest one, which timm's network cannot have.
-    """
-    assumed["norm_eps"] = (
-        "the norms' epsilon is not recorded in the file: 1e-5 assumed, as released; the training's default is 1e-6"
-    )
-    stored = next(value for key, value in flat.tensors.items() if key.endswith("rope_embed.periods"))
-    periods = stored.float()
-    base = float(periods[-1]) ** (len(periods) / max(len(periods) - 1, 1))
-    powers = base ** (torch.arange(len(periods)) / len(periods))
-    if not torch.allclose(periods, powers, rtol=0.02):
-        raise InputError(f"{source}: its rotary positions have periods that are no powers of one base; timm's are")
-    if stored.dtype == torch.bfloat16:
-        assumed["rope"] = "the network was trained with rotary positions in bfloat16; float32 assumed, as timm computes"
-    nearest = float(f"{base:.2g}") if abs(float(f"{base:.2g}") / base - 1) < 0.02 else base
-    return {} if nearest == 100 else {"rope_temperature": nearest}
-
-
-def _activation(flat: Flat, assumed: dict[str, str]) -> dict[str, str]:
-    """OpenAI's CLIP has QuickGELU and half precision, OpenCLIP by default neither; no tensor shows an activation."""
-    half = any(key.endswith("visual.conv1.weight") and value.itemsize == 2 for key, value in flat.tensors.items())
-    name, other = ("QuickGELU", "GELU (act_layer=gelu)") if half else ("GELU", "QuickGELU (act_layer=quick_gelu)")
-    assumed["act_layer"] = f"activation is not recorded in the file: {name} assumed, by the precision; else {other}"
-    return {"act_layer": "quick_gelu"} if half else {}
+    told, of_naming = layout.tells(flat.tensors, checkpoint.source) if layout.tells else ({}, {})
+    options = {**family.options.get(layout.name, {}), **told}
+    return Recorded(heads, preprocess, strides | assumed | of_naming, options)
 
 
 def _heads(family: Family, flat: Flat, state: Mapping[str, Tensor]) -> int | None:

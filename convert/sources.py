@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from convert.families import IMAGENET
 from sslight.core.errors import InputError, listed, nearest
 
 RANDOM, SUPERVISED, TIMM, HUB = "random", "SUPERVISED", "timm:", "hf:"
@@ -268,7 +269,7 @@ def _supervised(arch: str | None) -> Source:
     url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
     cached = _in_torchs_cache(url)
     file = cached if cached.is_file() else _download(f"{SUPERVISED} ({arch})", url)
-    usual = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_size": [3, 224, 224]}
+    usual = {"mean": IMAGENET["mean"], "std": IMAGENET["std"], "input_size": [3, 224, 224]}
     return Source(SUPERVISED, (file,), {"config.json": {"architecture": arch, "pretrained_cfg": usual}})
 
 

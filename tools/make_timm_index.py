@@ -48,7 +48,7 @@ def _matters(key: str, value: object) -> bool:
 
 
 def main() -> None:
-    """Build every network twice, with and without its classifier, and write the index."""
+    """Build every network, one of each kind also with its classifier, and write the index."""
     groups: dict[tuple[str, int], int] = {}
     networks: dict[tuple[int, ...], dict] = {}
     anchors: dict[str, None] = {}

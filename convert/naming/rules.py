@@ -176,6 +176,8 @@ class Layout:
     table: the rules. drops: (reason, pattern) of what the naming stores in the network itself and no backbone needs.
     prepare: from tensors in foreign names to such as the table knows, with notes: joined or renumbered.
     finish: from tensors in timm's names to those of timm's network, with notes.
+    tells: from all tensors of the file and its name, for messages, build options that other numbers than shapes show,
+        and what is assumed, by topic.
     options: build options that timm's network needs to compute what such a one does.
     twin: a pattern in the name of the network that is meant, where several of timm's have the same tensors.
     """
@@ -188,5 +190,6 @@ class Layout:
     signs: tuple[str, ...] = ()
     prepare: Step | None = None
     finish: Step | None = None
+    tells: Callable[[State, str], tuple[dict[str, Any], dict[str, str]]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     twin: str = ""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convert.naming.rules import HEAD, Layout, Rule
+from sslight.core.errors import InputError
 
 if TYPE_CHECKING:
     from convert.naming.rules import State
@@ -204,6 +205,37 @@ def as_rotary(state: State) -> tuple[State, list[str]]:
     return split, notes
 
 
+def _rotation(tensors: State, source: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """DINOv3's rotary positions by the periods in the file: powers of a base, which timm calls a temperature.
+
+    Raises InputError for periods between a least and a greatest one, which timm's network cannot have.
+    """
+    import torch
+
+    assumed = {
+        "norm_eps": "the norms' epsilon is not recorded in the file: 1e-5 assumed, as released; the training's default "
+        "is 1e-6"
+    }
+    stored = next(value for key, value in tensors.items() if key.endswith("rope_embed.periods"))
+    periods = stored.float()
+    base = float(periods[-1]) ** (len(periods) / max(len(periods) - 1, 1))
+    powers = base ** (torch.arange(len(periods)) / len(periods))
+    if not torch.allclose(periods, powers, rtol=0.02):
+        raise InputError(f"{source}: its rotary positions have periods that are no powers of one base; timm's are")
+    if stored.dtype == torch.bfloat16:
+        assumed["rope"] = "the network was trained with rotary positions in bfloat16; float32 assumed, as timm computes"
+    nearest = float(f"{base:.2g}") if abs(float(f"{base:.2g}") / base - 1) < 0.02 else base
+    return {} if nearest == 100 else {"rope_temperature": nearest}, assumed
+
+
+def _activation(tensors: State, source: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """OpenAI's CLIP has QuickGELU and half precision, OpenCLIP by default neither; no tensor shows an activation."""
+    half = any(key.endswith("visual.conv1.weight") and value.itemsize == 2 for key, value in tensors.items())
+    name, other = ("QuickGELU", "GELU (act_layer=gelu)") if half else ("GELU", "QuickGELU (act_layer=quick_gelu)")
+    assumed = {"act_layer": f"activation is not recorded in the file: {name} assumed, by the precision; else {other}"}
+    return {"act_layer": "quick_gelu"} if half else {}, assumed
+
+
 _HEAD = (
     (HEAD, r"(head|heads|head_dist|fc|classifier|pre_logits)\..+"),
     ("mask token of masked-image training", r"mask(_token|ed_embed)"),
@@ -231,6 +263,7 @@ LAYOUTS = (
         (("projection to the common space", r"proj"),),
         signs=("class_embedding",),
         finish=with_batch,
+        tells=_activation,
     ),
     Layout(
         "DINOv3 ViT",
@@ -245,6 +278,7 @@ LAYOUTS = (
         ),
         signs=("rope_embed.periods",),
         prepare=as_rotary,
+        tells=_rotation,
         options={"global_pool": "token"},
         twin="dinov3",
     ),
